@@ -1,0 +1,7 @@
+"""`python -m srft_ray`."""
+import sys
+
+from srft_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Ray: connecting to a cluster or starting one here, and whether a run can ever be placed on it."""
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from srft_ray.config import Config, bounds
+from srft_ray.data.pipeline import engine_gpus
+from srft_ray.errors import UserError
+
+SPARE_CPUS = 2.0  # readers, the judge, and Ray Data's own tasks
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run needs at least."""
+    learners: int
+    engines: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.learners} learners and {self.engines} engines, together {self.cpus:g} CPUs{gpus}"
+
+
+def demand(config: Config, uses_rollouts: bool, device: str) -> Demand:
+    learners = bounds(config.learner.num_workers, "learner.num_workers")[0]
+    engines = bounds(config.rollout.num_engines, "rollout.num_engines")[0] if uses_rollouts else 0
+    cpus = learners * config.learner.cpus_per_worker + engines * config.rollout.cpus_per_engine + SPARE_CPUS
+    gpus = learners + engines * engine_gpus(config) if device == "cuda" else 0.0
+    return Demand(learners, engines, cpus, gpus)
+
+
+def start_ray(config: Config, cpus: float) -> bool:
+    """Connects to the Ray of `cluster.address` or RAY_ADDRESS, else starts one here; True if it was started here.
+
+    One that is started here offers the logical CPUs that the run asks for: with only the machine's own, learners, engines
+    and Ray Data's tasks would wait for each other for ever on a small machine.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        return False
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **quiet)
+        return False
+    ray.init(num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, int(-(-cpus // 1))), include_dashboard=False, **quiet)
+    return True
+
+
+def check_placement(needed: Demand) -> None:
+    """Raises UserError if the cluster can never place what the run asks for."""
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if needed.cpus > cpus or needed.gpus > gpus:
+        raise UserError(f"The run asks for {needed}, but the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs: lower "
+                        "learner.num_workers or rollout.num_engines (or their cpus_per_…), or add nodes.")

@@ -1,0 +1,152 @@
+"""The stream on Ray Data: read -> roll out -> judge and credit. One long execution; the gate paces it."""
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+
+from algorithms import Algorithm, Completion, Group
+from srft_ray.checkpoint import latest_step
+from srft_ray.config import Config, bounds
+from srft_ray.data.blocks import as_block, groups_of
+from srft_ray.data.plan import Segment, StreamPlan
+from srft_ray.data.store import PreparedData, shuffled
+from srft_ray.rollout.stage import Rollout
+from srft_ray.verify import Item, Judge
+
+
+@dataclass(frozen=True)
+class StreamFactory:
+    """Builds the stream from the newest checkpoint on; Ray Train calls it each time that it starts the learners."""
+    config: Config
+    algorithm: Algorithm
+    plan: StreamPlan
+    train: PreparedData
+    evaluation: dict[str, PreparedData]
+    gate: Any
+    device: str
+    dtype: str
+
+    def __call__(self) -> Dataset:
+        start = latest_step(self.config.run_dir)
+        ray.get(self.gate.restart.remote(start))
+        return self.stream(start)
+
+    def stream(self, start: int) -> Dataset:
+        segments = list(self.plan.segments(start))
+        total = sum(segment.padded for segment in segments)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options = execution_options()
+        reader = ReadGroups(self.config, self.algorithm, segments, self.train, self.evaluation)
+        stream = ray.data.range(total, override_num_blocks=total // self.plan.block)
+        stream = stream.map_batches(reader, batch_size=None, batch_format="numpy", num_cpus=0.1, concurrency=1)
+        if self.algorithm.uses_rollouts:
+            stream = self._judge(self._roll_out(stream))
+        return stream
+
+    def _roll_out(self, stream: Dataset) -> Dataset:
+        rollout, (low, high) = self.config.rollout, bounds(self.config.rollout.num_engines, "rollout.num_engines")
+        blocks_per_step = self.plan.groups_per_step // self.plan.block
+        in_flight = max(2, math.ceil(blocks_per_step * (rollout.max_staleness + 2) / low))
+        pool = ActorPoolStrategy(min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=in_flight,
+                                 max_concurrent_calls_per_actor=in_flight, enable_true_multi_threading=True)
+        return stream.map_batches(
+            Rollout, fn_constructor_args=(self.config, self.gate, self.device, self.dtype), batch_size=None, batch_format="numpy",
+            compute=pool, num_cpus=rollout.cpus_per_engine, num_gpus=engine_gpus(self.config) if self.device == "cuda" else 0)
+
+    def _judge(self, stream: Dataset) -> Dataset:
+        return stream.map_batches(JudgeAndCredit, fn_constructor_args=(self.config, self.algorithm), batch_size=None,
+                                  batch_format="numpy", compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=4), num_cpus=0.1)
+
+
+def execution_options() -> ExecutionOptions:
+    """In order, because groups must reach the gate in the order in which learners take them."""
+    return ExecutionOptions(preserve_order=True)
+
+
+def engine_gpus(config: Config) -> float:
+    parallel = config.rollout.tensor_parallel
+    return config.rollout.gpus_per_engine if parallel == 1 else float(parallel)
+
+
+class ReadGroups:
+    """Positions of the stream -> groups with their prompts and demonstrations."""
+
+    def __init__(self, config: Config, algorithm: Algorithm, segments: list[Segment], train: PreparedData,
+                 evaluation: dict[str, PreparedData]) -> None:
+        self.config, self.algorithm, self.segments, self.train, self.evaluation = config, algorithm, segments, train, evaluation
+        self.ends = np.cumsum([segment.padded for segment in segments])
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return as_block([self._group(int(position)) for position in batch["id"]])
+
+    def _group(self, position: int) -> Group:
+        index = int(np.searchsorted(self.ends, position, side="right"))
+        segment = self.segments[index]
+        offset = position - int(self.ends[index]) + segment.padded
+        if segment.dataset == "train":
+            return self._training_group(segment.step, offset)
+        return self._evaluation_group(segment, offset)
+
+    def _training_group(self, step: int, offset: int) -> Group:
+        group_id = step * self.config.trainer.groups_per_step + offset
+        epoch, index = shuffled(group_id, self.train.counts.kept, self.config.run.seed)
+        row, algorithm = self.train.row(index), self.algorithm.stage(step, self.config.trainer.steps).algorithm
+        num_rollouts = self.config.rollout.num_rollouts if algorithm.uses_rollouts else 0
+        group = Group(step, group_id, row["prompt"], row["prompt_ids"], row["reference"], row["metadata"], num_rollouts=num_rollouts)
+        if algorithm.uses_demonstrations:
+            group.completions = demonstrations(row, num_rollouts, epoch, self.config.data.max_demonstrations)
+        return group
+
+    def _evaluation_group(self, segment: Segment, offset: int) -> Group:
+        if offset >= segment.groups:
+            return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
+        row = self.evaluation[segment.dataset].row(offset)
+        return Group(segment.step, offset, row["prompt"], row["prompt_ids"], row["reference"], row["metadata"],
+                     dataset=segment.dataset, num_rollouts=self.config.evaluation.samples)
+
+
+def demonstrations(row: dict[str, Any], first_sample: int, epoch: int, most: int) -> list[Completion]:
+    """At most `most` of the row's demonstrations; of more, each epoch takes the next ones in turn."""
+    given = row["demonstrations"]
+    chosen = given if len(given) <= most else [given[(epoch * most + i) % len(given)] for i in range(most)]
+    return [Completion(first_sample + i, "demo", d["text"], d["ids"]) for i, d in enumerate(chosen)]
+
+
+class JudgeAndCredit:
+    """Verdicts and rewards for rollouts, then the algorithm's advantages over each group."""
+
+    def __init__(self, config: Config, algorithm: Algorithm) -> None:
+        self.algorithm, self.steps = algorithm, config.trainer.steps
+        self.judge = make_judge(config)
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        groups: list[Group] = groups_of(block)
+        judge_groups(self.judge, groups)
+        for group in groups:
+            if group.dataset == "train":
+                self._credit(group)
+        return as_block(groups)
+
+    def _credit(self, group: Group) -> None:
+        group.completions.sort(key=lambda completion: completion.sample)
+        algorithm = self.algorithm.stage(group.step, self.steps).algorithm
+        for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
+            completion.advantage = advantage
+
+
+def make_judge(config: Config) -> Judge:
+    verifier = config.verifier
+    return Judge(verifier.name, verifier.path, verifier.timeout_s, verifier.num_workers, verifier.memory_mb)
+
+
+def judge_groups(judge: Judge, groups: list[Group]) -> None:
+    """Sets verdict, reward and answer of every rollout."""
+    pairs = [(group, completion) for group in groups for completion in group.rollouts]
+    verdicts = judge.judge([Item(completion.text, group.reference, group.metadata) for group, completion in pairs])
+    for (_, completion), verdict in zip(pairs, verdicts, strict=True):
+        completion.verdict, completion.reward, completion.answer = verdict.verdict, verdict.reward, verdict.answer

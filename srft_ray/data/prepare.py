@@ -1,0 +1,121 @@
+"""Prepares a data set once: reads, tokenizes, drops what is over-long, and stores rows for access by number.
+
+Afterwards every group of the stream is a pure function of (seed, position).
+"""
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from srft_ray.config import DataSection
+from srft_ray.data.rows import Row, data_format, read_rows
+from srft_ray.data.store import BATCH, SCHEMA, Counts, PreparedData
+from srft_ray.data.tokenize import Template
+from srft_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Tokens that fit: a prompt, and a prompt with a demonstration. `demonstrations_only` drops rows without one."""
+    prompt: int
+    sequence: int
+    demonstrations_only: bool = False
+
+
+def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Limits, folder: Path, seed: int) -> PreparedData:
+    """Prepares the data set, or finds it prepared in `folder`.
+
+    Raises:
+        UserError: bad rows (see `read_rows`), an over-long row with data.overlong=error, or nothing left.
+    """
+    template = Template(tokenizer, section)
+    target = folder / f"{_fingerprint(section, template, limits, seed)}.arrow"
+    record = target.with_suffix(".json")
+    if not record.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        try:
+            counts = _write(part, read_rows(section, seed), template, limits, section.overlong == "error")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        record.write_text(json.dumps(dataclasses.asdict(counts)))
+    return PreparedData(str(target), Counts(**json.loads(record.read_text())))
+
+
+def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, strict: bool) -> Counts:
+    counts, buffer = Counts(), []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for row in rows:
+            prepared = _tokenize(row, template, limits, counts, strict)
+            if prepared:
+                buffer.append(prepared)
+            if len(buffer) == BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(buffer, SCHEMA))
+                buffer.clear()
+        if buffer:
+            writer.write_batch(pa.RecordBatch.from_pylist(buffer, SCHEMA))
+    if not counts.kept:
+        raise UserError(_nothing_left(counts, limits))
+    return counts
+
+
+def _tokenize(row: Row, template: Template, limits: Limits, counts: Counts, strict: bool) -> dict[str, Any] | None:
+    counts.rows += 1
+    text, prompt_ids = template.prompt(row)
+    if len(prompt_ids) > limits.prompt:
+        counts.overlong_prompts += 1
+        return _reject(strict, f"prompt of {len(prompt_ids)} tokens", limits.prompt, counts.rows)
+    demonstrations = []
+    for demonstration in row.demonstrations:
+        ids = template.demonstration(demonstration, text)
+        if len(prompt_ids) + len(ids) > limits.sequence:
+            counts.overlong_demonstrations += 1
+            _reject(strict, f"prompt with demonstration of {len(prompt_ids) + len(ids)} tokens", limits.sequence, counts.rows)
+            continue
+        demonstrations.append({"text": demonstration, "ids": ids})
+        counts.longest_demonstration = max(counts.longest_demonstration, len(prompt_ids) + len(ids))
+        counts.demonstration_tokens += len(ids)
+    if limits.demonstrations_only and not demonstrations:
+        counts.dropped_without_demonstration += 1
+        return None
+    counts.kept += 1
+    counts.demonstrations += len(demonstrations)
+    counts.without_answer += not row.reference
+    counts.longest_prompt = max(counts.longest_prompt, len(prompt_ids))
+    counts.prompt_tokens += len(prompt_ids)
+    return {"prompt": text, "prompt_ids": prompt_ids, "reference": row.reference, "metadata": json.dumps(row.metadata),
+            "demonstrations": demonstrations}
+
+
+def _reject(strict: bool, what: str, limit: int, number: int) -> None:
+    if strict:
+        raise UserError(f"Row {number} has a {what}, above the limit of {limit}: raise model.max_length, lower "
+                        "rollout.max_new_tokens, or set data.overlong=drop.")
+
+
+def _nothing_left(counts: Counts, limits: Limits) -> str:
+    if counts.overlong_prompts + counts.overlong_demonstrations == 0:
+        return f"None of the {counts.rows} rows has a demonstration, which this algorithm needs: set data.demonstration_field."
+    return (f"All {counts.rows} rows were dropped: {counts.overlong_prompts} prompts are above {limits.prompt} tokens and "
+            f"{counts.overlong_demonstrations} demonstrations above {limits.sequence}; raise model.max_length.")
+
+
+def _fingerprint(section: DataSection, template: Template, limits: Limits, seed: int) -> str:
+    """Changes with anything that changes the prepared rows: the source, the template, the tokenizer, the limits."""
+    parts: list[Any] = [dataclasses.asdict(section), dataclasses.asdict(limits), template.tokenizer.name_or_path,
+                        template.tokenizer.chat_template, len(template.tokenizer), template.tokenizer.eos_token_id]
+    if data_format(section) == "tasks":
+        parts.append(seed)
+    else:
+        path = Path(section.path).expanduser()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        parts += [(str(f.resolve()), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""Evaluation of a model on disk by the engine and the verifier that training uses."""
+import dataclasses
+from typing import Any
+
+import ray
+
+from algorithms import GRPO
+from srft_ray import metrics
+from srft_ray.cluster import check_placement, demand, start_ray
+from srft_ray.config import Config
+from srft_ray.data.blocks import groups_of
+from srft_ray.data.pipeline import StreamFactory
+from srft_ray.data.plan import StreamPlan, make_plan
+from srft_ray.data.tokenize import load_tokenizer
+from srft_ray.models import load_model_config, resolve_device, resolve_dtype
+from srft_ray.preflight import data_folder, evaluation_sizes, prepare_evaluation, resolve_settings
+from srft_ray.rollout.gate import Gate
+
+
+def evaluate(config: Config) -> list[dict[str, Any]]:
+    """Samples `evaluation.samples` responses for each prompt of each set; one record a set: avg@k, pass@k, intervals.
+
+    Raises:
+        UserError: bad config, model or data.
+    """
+    resolve_settings(config)
+    load_model_config(config)
+    sets = prepare_evaluation(config, load_tokenizer(config.model), data_folder(config))
+    plan = make_plan(config, evaluation_sizes(config, sets))
+    device = resolve_device(config)
+    needed = demand(config, True, device)
+    ours = start_ray(config, needed.cpus)
+    try:
+        check_placement(needed)
+        gate = ray.remote(Gate).options(num_cpus=0).remote(0)
+        plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
+        nothing = next(iter(sets.values()))
+        factory = StreamFactory(config, GRPO(), plan, nothing, sets, gate, device, resolve_dtype(config, device))
+        return _collect(factory, plan)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _collect(factory: StreamFactory, plan: StreamPlan) -> list[dict[str, Any]]:
+    rewards: dict[str, list[list[float]]] = {name: [] for name in plan.evaluation_sizes}
+    for batch in factory.stream(0).iter_batches(batch_size=plan.block, batch_format="numpy", prefetch_batches=0):
+        for group in groups_of(batch):
+            if group.group_id >= 0:
+                rewards[group.dataset].append(group.rewards)
+    return [metrics.evaluation_record(name, 0, found) for name, found in rewards.items()]

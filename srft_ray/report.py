@@ -1,0 +1,78 @@
+"""What a finished run leaves for readers: plots, summary.json, and the before/after table."""
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srft_ray.checkpoint import checkpoint_folder, latest_step
+from srft_ray.metrics import read_json_lines
+
+PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "reward": ("mean reward of the rollouts", ("reward/mean",)),
+    "entropy": ("policy entropy, nats", ("entropy/rollout", "entropy/demo")),
+    "weights": ("mean weight of a term's tokens", ("weight/",)),
+    "loss": ("loss of each term", ("loss/",)),
+    "length": ("response length, tokens", ("length/mean",)),
+}
+
+
+def write(run_dir: Path, seconds: float) -> dict[str, Any]:
+    """Writes plots and summary.json; returns the summary."""
+    records = read_json_lines(run_dir / "metrics.jsonl")
+    evaluations = read_json_lines(run_dir / "evaluations.jsonl")
+    write_plots(run_dir / "plots", records, evaluations)
+    summary = summarize(run_dir, records, evaluations, seconds)
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def summarize(run_dir: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    step = latest_step(run_dir)
+    return {
+        "run": run_dir.name, "steps": step, "seconds": round(seconds, 1), "model": str(checkpoint_folder(run_dir, step) / "hf"),
+        "tokens": sum(r["tokens"] for r in records), "tokens_generated": sum(r["tokens/generated"] for r in records),
+        "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
+        "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),
+        "final": records[-1] if records else {}, "evaluations": list(evaluations)}
+
+
+def write_plots(folder: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, (label, keys) in PLOTS.items():
+        found = sorted({k for r in records for k in r if any(k == key or (key.endswith("/") and k.startswith(key)) for key in keys)})
+        series = {k: [(r["step"], r[k]) for r in records if k in r] for k in found}
+        _plot(folder / f"{name}.png", label, series)
+    sets = sorted({e["set"] for e in evaluations})
+    if sets:
+        _plot(folder / "evaluation.png", "accuracy avg@k, %", {s: [(e["step"], e["avg"]) for e in evaluations if e["set"] == s] for s in sets})
+
+
+def _plot(path: Path, label: str, series: dict[str, list[tuple[float, float]]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 5 else None)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    if len(series) > 1:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def table(evaluations: Sequence[dict[str, Any]]) -> str:
+    """First and last evaluation of each set side by side, as Markdown."""
+    lines = ["| set | before: avg@k | after: avg@k | gain | before: pass@k | after: pass@k |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(e["set"] for e in evaluations):
+        mine = [e for e in evaluations if e["set"] == name]
+        first, last = mine[0], mine[-1]
+        lines.append(f"| {name} (k = {last['samples']}, {last['prompts']} prompts) | {_figure(first, 'avg')} | {_figure(last, 'avg')} | "
+                     f"{last['avg'] - first['avg']:+.1f} | {_figure(first, 'pass')} | {_figure(last, 'pass')} |")
+    return "\n".join(lines)
+
+
+def _figure(record: dict[str, Any], key: str) -> str:
+    return f"{record[key]:.1f} ± {record[key + '_interval']:.1f} %"
