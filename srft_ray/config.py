@@ -133,7 +133,7 @@ class Config:
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.run.dir).expanduser().absolute() / self.run.name
+        return Path(self.run.dir).expanduser() / self.run.name
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -170,17 +170,20 @@ def _override(text: str) -> tuple[str, DictConfig]:
 
 def _typed(parts: list[tuple[str, DictConfig]]) -> Config:
     merged = OmegaConf.structured(Config)
-    for where, part in parts:
+    for where, name, part in ((where, name, OmegaConf.masked_copy(part, name)) for where, part in parts for name in part):
         try:
             merged = OmegaConf.merge(merged, part)
         except (ConfigKeyError, ConfigAttributeError) as error:
             raise UserError(_unknown_key(where, str(error.full_key))) from error
-        except OmegaConfBaseException as error:
-            raise UserError(f"Wrong value for '{error.full_key}' in {where}: {_one_line(error)}.") from error
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"Config key '{missing[0]}' has no value; set it in the YAML file or as {missing[0]}=… .")
-    config = OmegaConf.to_object(merged)
+        except (OmegaConfBaseException, TypeError) as error:  # a section in place of a value, or the reverse, has no full_key
+            raise UserError(f"Wrong value for '{getattr(error, 'full_key', None) or name}' in {where}: {_one_line(error)}.") from error
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"Config key '{missing[0]}' has no value; set it in the YAML file or as {missing[0]}=… .")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"Wrong value for '{error.full_key}': {_one_line(error)}.") from error
     assert isinstance(config, Config)
     check_values(config)
     return config
@@ -215,10 +218,10 @@ def bounds(value: Any, key: str) -> tuple[int, int]:
 
 
 def _unknown_key(where: str, key: str) -> str:
-    leaf, keys = key.split(".")[-1], all_keys()
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    close = close or [k for k in keys if k.split(".")[-1] == leaf]
-    close = close or difflib.get_close_matches(leaf, [k.split(".")[-1] for k in keys], n=1, cutoff=0.5)
+    (section, _, leaf), keys = key.rpartition("."), all_keys()
+    siblings = [k for k in keys if section and k.startswith(f"{section}.")] or keys
+    names = {k.rpartition(".")[2]: k for k in reversed(siblings)}
+    close = [k for k in keys if k.endswith(f".{leaf}")] or [names[n] for n in difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)]
     hint = f"did you mean '{close[0]}'?" if close else f"sections are {', '.join(f.name for f in dataclasses.fields(Config))}."
     return f"Unknown config key '{key}' in {where}: {hint}"
 
@@ -260,10 +263,10 @@ def check_values(config: Config) -> None:
         if value(key) not in choices:
             raise UserError(f"{key} is {value(key)!r}: {nearest(str(value(key)), [str(c) for c in choices])}")
     for key, least in _AT_LEAST.items():
-        if value(key) is not None and value(key) < least:
+        if value(key) is not None and not value(key) >= least:  # nor NaN
             raise UserError(f"{key} must be at least {least}, not {value(key)}.")
     for key in _POSITIVE:
-        if value(key) <= 0:
+        if not value(key) > 0:
             raise UserError(f"{key} must be above 0, not {value(key)}.")
     bounds(config.rollout.num_engines, "rollout.num_engines")
     _check_learners(config)
@@ -271,6 +274,9 @@ def check_values(config: Config) -> None:
 
 
 def _check_learners(config: Config) -> None:
+    betas = config.learner.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"learner.betas must be two numbers in [0, 1), not {betas}.")
     low, high = bounds(config.learner.num_workers, "learner.num_workers")
     for workers in range(low, high + 1):
         if config.trainer.groups_per_step % workers:

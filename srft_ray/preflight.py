@@ -1,18 +1,18 @@
 """Everything that can be known to be wrong before anything is started or written."""
 import dataclasses
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from algorithms import Algorithm
 from srft_ray.checkpoint import latest_step
-from srft_ray.config import Config, DataSection, nearest, to_yaml
+from srft_ray.config import Config, DataSection, check_values, nearest, to_yaml
 from srft_ray.data.plan import StreamPlan, make_plan
-from srft_ray.data.prepare import Limits, prepare
+from srft_ray.data.prepare import Limits, prepare, remove
 from srft_ray.data.rows import data_format
 from srft_ray.data.store import PreparedData
 from srft_ray.data.tokenize import load_tokenizer
@@ -44,20 +44,42 @@ def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
     algorithm = resolve_settings(config, algorithm)
     load_model_config(config)
     check_run_directory(config)
+    make_plan(config, {})  # its errors come before data are prepared
     train, evaluation = resolve_data(config, algorithm)
     return Resolved(config, algorithm, train, evaluation, make_plan(config, evaluation_sizes(config, evaluation)))
 
 
 def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algorithm:
-    """Checks what needs neither model nor data; fills in verifier.name=auto; returns the algorithm."""
+    """Checks what needs neither model nor data; fills in verifier.name=auto and makes paths absolute; returns the algorithm."""
+    _make_paths_absolute(config)
     if config.verifier.path is None and config.verifier.name == "auto":
         config.verifier.name = "tasks" if data_format(config.data) == "tasks" else "math"
     resolve_verifier(config.verifier.name, config.verifier.path)
+    for name in config.evaluation.data:
+        evaluation_section(config, name)
     check_loggers(config.run.loggers)
     if config.learner.offload_optimizer and config.learner.zero_stage == 0:
         raise UserError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: ZeRO 0 has no partitioned optimizer.")
     check_deepspeed(version("deepspeed"))
     return algorithm or make_algorithm(config.algorithm)
+
+
+def _make_paths_absolute(config: Config) -> None:
+    """Ray's workers run in other directories than the driver."""
+    config.run.dir = _absolute(config.run.dir)
+    if Path(config.model.path).expanduser().exists():
+        config.model.path = _absolute(config.model.path)
+    if data_format(config.data) != "tasks":
+        config.data.path = _absolute(config.data.path)
+    config.verifier.path = config.verifier.path and _absolute(config.verifier.path)
+    if ":" in config.rollout.transport:
+        config.rollout.transport = _absolute(config.rollout.transport)
+    if config.algorithm.get("path"):
+        config.algorithm["path"] = _absolute(config.algorithm["path"])
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def check_deepspeed(installed: str) -> None:
@@ -80,24 +102,24 @@ def check_run_directory(config: Config) -> None:
 
 
 def resolve_data(config: Config, algorithm: Algorithm) -> tuple[PreparedData, dict[str, PreparedData]]:
+    if config.trainer.evaluate_every and algorithm.uses_rollouts and not config.evaluation.data:
+        raise UserError("trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
     tokenizer, folder = load_tokenizer(config.model), data_folder(config)
     room = config.model.max_length - (config.rollout.max_new_tokens if algorithm.uses_rollouts else 1)
     only = algorithm.uses_demonstrations and not algorithm.uses_rollouts
+    created: list[Path] = []
     try:
-        train = prepare(config.data, tokenizer, Limits(room, config.model.max_length, only), folder, config.run.seed)
+        train = prepare(config.data, tokenizer, Limits(room, config.model.max_length, only), folder, config.run.seed, created)
         _check_data(config, algorithm, train)
-        evaluation = prepare_evaluation(config, tokenizer, folder) if algorithm.uses_rollouts else {}
+        return train, prepare_evaluation(config, tokenizer, folder, created) if algorithm.uses_rollouts else {}
     except UserError:
-        _remove_if_empty((folder, folder.parent))
+        remove(created)
         raise
-    if config.trainer.evaluate_every and algorithm.uses_rollouts and not evaluation:
-        raise UserError("trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
-    return train, evaluation
 
 
-def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, PreparedData]:
+def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path, created: list[Path] | None = None) -> dict[str, PreparedData]:
     limits = Limits(config.model.max_length - config.rollout.max_new_tokens, config.model.max_length)
-    return {name: prepare(evaluation_section(config, name), tokenizer, limits, folder, config.run.seed) for name in config.evaluation.data}
+    return {name: prepare(evaluation_section(config, name), tokenizer, limits, folder, config.run.seed, created) for name in config.evaluation.data}
 
 
 def evaluation_sizes(config: Config, evaluation: dict[str, PreparedData]) -> dict[str, int]:
@@ -119,7 +141,12 @@ def evaluation_section(config: Config, name: str) -> DataSection:
         if key not in keys:
             raise UserError(f"Unknown config key 'evaluation.data.{name}.{key}': {nearest(key, keys)}")
     base = dataclasses.replace(config.data, format="auto") if "path" in given and config.data.format != "tasks" else config.data
-    return dataclasses.replace(base, **given)
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), given))
+    except OmegaConfBaseException as error:
+        raise UserError(f"Wrong value for 'evaluation.data.{name}.{error.full_key}': {str(error).splitlines()[0]}.") from error
+    check_values(dataclasses.replace(config, data=section))
+    return section
 
 
 def _check_data(config: Config, algorithm: Algorithm, train: PreparedData) -> None:
@@ -135,9 +162,3 @@ def _check_data(config: Config, algorithm: Algorithm, train: PreparedData) -> No
     if config.learner.micro_batch_tokens < longest:
         raise UserError(f"learner.micro_batch_tokens={config.learner.micro_batch_tokens} is below the longest sequence of {longest} tokens: "
                         f"set it to at least {longest}.")
-
-
-def _remove_if_empty(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()

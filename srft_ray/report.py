@@ -37,30 +37,36 @@ def summarize(run_dir: Path, records: Sequence[dict[str, Any]], evaluations: Seq
 
 
 def write_plots(folder: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, (label, keys) in PLOTS.items():
-        found = sorted({k for r in records for k in r if any(k == key or (key.endswith("/") and k.startswith(key)) for key in keys)})
-        series = {k: [(r["step"], r[k]) for r in records if k in r] for k in found}
-        _plot(folder / f"{name}.png", label, series)
-    sets = sorted({e["set"] for e in evaluations})
-    if sets:
-        _plot(folder / "evaluation.png", "accuracy avg@k, %", {s: [(e["step"], e["avg"]) for e in evaluations if e["set"] == s] for s in sets})
-
-
-def _plot(path: Path, label: str, series: dict[str, list[tuple[float, float]]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """One picture per entry of PLOTS and of the evaluations, and overview.png with all of them."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    folder.mkdir(exist_ok=True)
+    panels = {name: (label, _series(records, keys)) for name, (label, keys) in PLOTS.items()}
+    if evaluations:
+        panels["evaluation"] = ("accuracy avg@k, %", {s: [(e["step"], e["avg"]) for e in evaluations if e["set"] == s]
+                                                      for s in dict.fromkeys(e["set"] for e in evaluations)})
+    for name, panel in panels.items():
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        _draw(figure.add_subplot(), *panel)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    for axes, panel in zip(figure.subplots(2, 3).flat, panels.values(), strict=False):
+        _draw(axes, *panel)
+    figure.savefig(folder / "overview.png", dpi=120)
+
+
+def _series(records: Sequence[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
+    """The metrics that are named, or begin with a key that ends in '/'."""
+    found = sorted({k for r in records for k in r if any(k == key or (key.endswith("/") and k.startswith(key)) for key in keys)})
+    return {name: [(r["step"], r[name]) for r in records if name in r] for name in found}
+
+
+def _draw(axes: Any, label: str, series: dict[str, list[tuple[float, float]]]) -> None:
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 5 else None)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(label)
+    axes.set(xlabel="optimizer step", ylabel=label)
     axes.grid(alpha=0.3)
     if len(series) > 1:
-        axes.legend()
-    figure.savefig(path, dpi=120)
+        axes.legend(fontsize="small")
 
 
 def table(evaluations: Sequence[dict[str, Any]]) -> str:

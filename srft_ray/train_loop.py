@@ -5,6 +5,7 @@ from typing import Any
 from algorithms import Algorithm
 from srft_ray.config import Config
 from srft_ray.data.plan import StreamPlan
+from srft_ray.errors import UserError
 
 ABORTED = "aborted.txt"
 
@@ -25,12 +26,14 @@ def train_loop(settings: dict[str, Any]) -> None:
     from srft_ray.learner import ParityError
     from srft_ray.worker import LearnerWorker
     job: Job = settings["job"]
-    worker = LearnerWorker(job)
     try:
-        worker.run()
-    except ParityError as error:
-        if worker.rank == 0:
-            (job.config.run_dir / ABORTED).write_text(str(error))
-        worker.save(worker.step)
-    finally:
-        worker.close()
+        worker = LearnerWorker(job)
+        try:
+            worker.run()
+        except ParityError:
+            worker.save(worker.step)
+            raise
+        finally:
+            worker.close()
+    except (ParityError, UserError) as error:
+        (job.config.run_dir / ABORTED).write_text(str(error))

@@ -5,12 +5,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from srft_ray.config import Config
-from srft_ray.data.pipeline import make_judge
 from srft_ray.data.prepare import Limits, prepare
 from srft_ray.data.store import Counts, PreparedData
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model_config
 from srft_ray.preflight import resolve_settings
+from srft_ray.rollout.stage import make_judge
 from srft_ray.verify import Item, Judge
 
 AT_ONCE = 512

@@ -1,4 +1,4 @@
-"""The stream on Ray Data: read -> roll out -> judge and credit. One long execution; the gate paces it."""
+"""The stream on Ray Data: read -> roll out, judge and credit. One long execution; the gate paces it."""
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,10 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 from algorithms import Algorithm, Completion, Group
 from srft_ray.checkpoint import latest_step
 from srft_ray.config import Config, bounds
-from srft_ray.data.blocks import as_block, groups_of
+from srft_ray.data.blocks import as_block
 from srft_ray.data.plan import Segment, StreamPlan
 from srft_ray.data.store import PreparedData, shuffled
 from srft_ray.rollout.stage import Rollout
-from srft_ray.verify import Item, Judge
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class StreamFactory:
         stream = ray.data.range(total, override_num_blocks=total // self.plan.block)
         stream = stream.map_batches(reader, batch_size=None, batch_format="numpy", num_cpus=0.1, concurrency=1)
         if self.algorithm.uses_rollouts:
-            stream = self._judge(self._roll_out(stream))
+            stream = self._roll_out(stream)
         return stream
 
     def _roll_out(self, stream: Dataset) -> Dataset:
@@ -55,12 +54,8 @@ class StreamFactory:
         pool = ActorPoolStrategy(min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=in_flight,
                                  max_concurrent_calls_per_actor=in_flight, enable_true_multi_threading=True)
         return stream.map_batches(
-            Rollout, fn_constructor_args=(self.config, self.gate, self.device, self.dtype), batch_size=None, batch_format="numpy",
+            Rollout, fn_constructor_args=(self.config, self.algorithm, self.gate, self.device, self.dtype), batch_size=None, batch_format="numpy",
             compute=pool, num_cpus=rollout.cpus_per_engine, num_gpus=engine_gpus(self.config) if self.device == "cuda" else 0)
-
-    def _judge(self, stream: Dataset) -> Dataset:
-        return stream.map_batches(JudgeAndCredit, fn_constructor_args=(self.config, self.algorithm), batch_size=None,
-                                  batch_format="numpy", compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=4), num_cpus=0.1)
 
 
 def execution_options() -> ExecutionOptions:
@@ -115,38 +110,3 @@ def demonstrations(row: dict[str, Any], first_sample: int, epoch: int, most: int
     given = row["demonstrations"]
     chosen = given if len(given) <= most else [given[(epoch * most + i) % len(given)] for i in range(most)]
     return [Completion(first_sample + i, "demo", d["text"], d["ids"]) for i, d in enumerate(chosen)]
-
-
-class JudgeAndCredit:
-    """Verdicts and rewards for rollouts, then the algorithm's advantages over each group."""
-
-    def __init__(self, config: Config, algorithm: Algorithm) -> None:
-        self.algorithm, self.steps = algorithm, config.trainer.steps
-        self.judge = make_judge(config)
-
-    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        groups: list[Group] = groups_of(block)
-        judge_groups(self.judge, groups)
-        for group in groups:
-            if group.dataset == "train":
-                self._credit(group)
-        return as_block(groups)
-
-    def _credit(self, group: Group) -> None:
-        group.completions.sort(key=lambda completion: completion.sample)
-        algorithm = self.algorithm.stage(group.step, self.steps).algorithm
-        for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
-            completion.advantage = advantage
-
-
-def make_judge(config: Config) -> Judge:
-    verifier = config.verifier
-    return Judge(verifier.name, verifier.path, verifier.timeout_s, verifier.num_workers, verifier.memory_mb)
-
-
-def judge_groups(judge: Judge, groups: list[Group]) -> None:
-    """Sets verdict, reward and answer of every rollout."""
-    pairs = [(group, completion) for group in groups for completion in group.rollouts]
-    verdicts = judge.judge([Item(completion.text, group.reference, group.metadata) for group, completion in pairs])
-    for (_, completion), verdict in zip(pairs, verdicts, strict=True):
-        completion.verdict, completion.reward, completion.answer = verdict.verdict, verdict.reward, verdict.answer

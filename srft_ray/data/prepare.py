@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ class Limits:
     demonstrations_only: bool = False
 
 
-def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Limits, folder: Path, seed: int) -> PreparedData:
-    """Prepares the data set, or finds it prepared in `folder`.
+def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Limits, folder: Path, seed: int,
+            created: list[Path] | None = None) -> PreparedData:
+    """Prepares the data set, or finds it prepared in `folder`. What it had to create is added to `created`.
 
     Raises:
         UserError: bad rows (see `read_rows`), an over-long row with data.overlong=error, or nothing left.
@@ -39,15 +41,26 @@ def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Li
     target = folder / f"{_fingerprint(section, template, limits, seed)}.arrow"
     record = target.with_suffix(".json")
     if not record.exists():
+        new = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
         folder.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}")
         try:
             counts = _write(part, read_rows(section, seed), template, limits, section.overlong == "error")
             part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        except BaseException:
+            remove([*new, part])
+            raise
         record.write_text(json.dumps(dataclasses.asdict(counts)))
+        if created is not None:
+            created += [*new, target, record]
     return PreparedData(str(target), Counts(**json.loads(record.read_text())))
+
+
+def remove(paths: Sequence[Path]) -> None:
+    """Removes files, and folders that are empty then, the last first."""
+    for path in reversed(paths):
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, strict: bool) -> Counts:

@@ -2,6 +2,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def data_format(section: DataSection) -> str:
 def to_row(record: dict[str, Any], section: DataSection, where: str) -> Row:
     """Maps a record's fields to a Row. GSM8K's `answer` (a worked solution that ends in `#### 72`) is both."""
     prompt = _field(record, section.prompt_field, PROMPT_FIELDS, where, "prompt")
-    if not prompt or not isinstance(prompt, str | list):
+    if not prompt or not (isinstance(prompt, str) or _is_messages(prompt)):
         raise UserError(f"The prompt in {where} must be a text or a list of messages that is not empty, not {prompt!r}.")
     answer = _field(record, section.answer_field, ANSWER_FIELDS, where, "answer", required=section.answer_field is not None)
     given = _field(record, section.demonstration_field, DEMONSTRATION_FIELDS, where, "demonstration",
@@ -86,13 +87,17 @@ def _field(record: dict[str, Any], name: str | None, usual: tuple[str, ...], whe
     raise UserError(f"No {role} field {looked} in {where}; fields found: {', '.join(sorted(record))}. Set data.{role}_field.")
 
 
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in value)
+
+
 def _is_several(value: Any) -> bool:
     return isinstance(value, list) and not (value and isinstance(value[0], dict) and "role" in value[0])
 
 
 def _content(demonstration: Any, where: str) -> str:
     """The text of a demonstration: itself, or the last message of a conversation."""
-    if isinstance(demonstration, list):
+    if isinstance(demonstration, list) and demonstration:
         demonstration = demonstration[-1]
     if isinstance(demonstration, dict):
         demonstration = demonstration.get("content")
@@ -101,15 +106,25 @@ def _content(demonstration: Any, where: str) -> str:
     return demonstration
 
 
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow as pa
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:  # damaged pages are an OSError
+        raise UserError(f"{path} is not a readable {kind} file: {str(error).splitlines()[0]}.") from error
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
+    with _readable(path, "JSONL"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path} line {number}", _record(_parse(line, f"{path} line {number}"), f"{path} line {number}")
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = path.read_bytes()
+    with _readable(path, "JSON"):
+        text = path.read_bytes()
     if not text.strip():
         return
     records = _parse(text, str(path))
@@ -127,6 +142,8 @@ def _parse(text: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}" if " line " not in where else ""
         raise UserError(f"{where}{line} is not valid JSON: {error.msg} at column {error.colno}.") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{where} is not valid JSON: {error}.") from error
 
 
 def _record(value: Any, where: str) -> dict[str, Any]:
@@ -136,36 +153,42 @@ def _record(value: Any, where: str) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
     for part in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        try:
+        with _readable(part, "Parquet"):
             number, file = 0, pq.ParquetFile(part)
             for batch in file.iter_batches(batch_size=256):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{part} row {number}", record
-        except pa.ArrowException as error:
-            raise UserError(f"{part} is not a readable Parquet file: {str(error).splitlines()[0]}.") from error
 
 
 def _read_hf(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """A directory of `Dataset.save_to_disk`; of a `DatasetDict` the split `train`."""
     import pyarrow as pa
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        splits = _parse((path / "dataset_dict.json").read_bytes(), str(path / "dataset_dict.json"))["splits"]
         if "train" not in splits:
             raise UserError(f"{path} holds the splits {', '.join(splits)}: set data.path to one of them, such as {path / splits[0]}.")
         path = path / "train"
-    files = sorted(path.glob("*.arrow")) if path.is_dir() else []
+    files = _hf_files(path)
     if not files:
         raise UserError(f"{path} is no dataset on disk: it holds no .arrow file. Write one with Dataset.save_to_disk, or pass a Parquet or JSONL file.")
     for part in files:
-        number = 0
-        for batch in pa.ipc.open_stream(pa.memory_map(str(part))):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{part} row {number}", record
+        with _readable(part, "Arrow"):
+            number = 0
+            for batch in pa.ipc.open_stream(pa.memory_map(str(part))):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{part} row {number}", record
+
+
+def _hf_files(path: Path) -> list[Path]:
+    """Those that state.json names: `Dataset.map` leaves its caches beside them."""
+    state = path / "state.json"
+    if not state.is_file():
+        return sorted(path.glob("*.arrow")) if path.is_dir() else []
+    return [path / part["filename"] for part in _parse(state.read_bytes(), str(state)).get("_data_files", [])]
 
 
 def _task_rows(section: DataSection, seed: int) -> Iterator[Row]:

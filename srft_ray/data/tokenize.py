@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from srft_ray.config import DataSection, ModelSection
@@ -20,6 +21,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of {Path(model.path)} has no eos token, so that no response could ever end: set eos_token in its "
                         "tokenizer_config.json.")
+    if not tokenizer("1 + 1", add_special_tokens=False).input_ids:  # what transformers makes of a model directory without tokenizer files
+        raise UserError(f"The tokenizer of {model.path} has no vocabulary: put the model's tokenizer files (such as tokenizer.json) beside its weights.")
     return tokenizer
 
 
@@ -50,7 +53,10 @@ class Template:
         messages: list[dict[str, Any]] = row.prompt if isinstance(row.prompt, list) else [{"role": "user", "content": row.prompt}]
         if self.system_prompt and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:  # templates refuse roles that they do not know or that do not alternate
+            raise UserError(f"The tokenizer's chat template refuses a prompt ({error}): correct it, or set data.template to a text with {{prompt}}.") from error
         return text, self.tokenizer(text, add_special_tokens=False).input_ids
 
     def demonstration(self, text: str, prompt: str) -> list[int]:

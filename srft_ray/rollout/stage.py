@@ -1,4 +1,4 @@
-"""The rollout stage of the stream: one engine of the actor pool, its policy version, and the gate."""
+"""The rollout stage of the stream: one engine of the actor pool with its policy version and its judge."""
 import hashlib
 import threading
 import time
@@ -6,10 +6,11 @@ from typing import Any
 
 import ray
 
-from algorithms import Completion, Group
+from algorithms import Algorithm, Completion, Group
 from srft_ray.config import Config
 from srft_ray.data.blocks import as_block, groups_of
 from srft_ray.rollout.engine import Engine, Sampling
+from srft_ray.verify import Item, Judge
 from srft_ray.weights import make_transport
 
 
@@ -20,14 +21,15 @@ def sequence_seed(run_seed: int, dataset: str, step: int, group_id: int, sample:
 
 
 class Rollout:
-    """Ray Data calls it from several threads with blocks of groups; every sequence is sampled by one policy version.
+    """Blocks of groups -> the same with rollouts, verdicts and advantages. Ray Data calls it from several threads.
 
-    Newer weights are loaded when the gate demands them, or when they are there and the engine is idle; sequences in
-    flight finish first.
+    Every sequence is sampled by one policy version. Newer weights are loaded when the gate demands them, or when they
+    are there and the engine is idle; sequences in flight finish first.
     """
 
-    def __init__(self, config: Config, gate: Any, device: str, dtype: str) -> None:
-        self.config, self.gate = config, gate
+    def __init__(self, config: Config, algorithm: Algorithm, gate: Any, device: str, dtype: str) -> None:
+        self.config, self.algorithm, self.gate = config, algorithm, gate
+        self.judge = make_judge(config)
         self.transport = make_transport(gate, config.rollout)
         self.engine = Engine(config, device, dtype)
         self.version, self.in_flight = 0, 0
@@ -37,6 +39,10 @@ class Rollout:
         groups = groups_of(block)
         if any(group.num_rollouts for group in groups):
             self._roll_out(groups)
+            judge_groups(self.judge, groups)
+        for group in groups:
+            if group.dataset == "train":
+                credit(group, self.algorithm.stage(group.step, self.config.trainer.steps).algorithm)
         return as_block(groups)
 
     def _roll_out(self, groups: list[Group]) -> None:
@@ -77,3 +83,23 @@ class Rollout:
         with self._changed:
             self.in_flight -= 1
             self._changed.notify_all()
+
+
+def make_judge(config: Config) -> Judge:
+    verifier = config.verifier
+    return Judge(verifier.name, verifier.path, verifier.timeout_s, verifier.num_workers, verifier.memory_mb)
+
+
+def judge_groups(judge: Judge, groups: list[Group]) -> None:
+    """Sets verdict, reward and answer of every rollout."""
+    pairs = [(group, completion) for group in groups for completion in group.rollouts]
+    verdicts = judge.judge([Item(completion.text, group.reference, group.metadata) for group, completion in pairs])
+    for (_, completion), verdict in zip(pairs, verdicts, strict=True):
+        completion.verdict, completion.reward, completion.answer = verdict.verdict, verdict.reward, verdict.answer
+
+
+def credit(group: Group, algorithm: Algorithm) -> None:
+    """Orders the group's completions and gives each its advantage."""
+    group.completions.sort(key=lambda completion: completion.sample)
+    for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
+        completion.advantage = advantage
