@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except UserError as error:
-        print(f"srft-ray: {error}", file=sys.stderr)
+        print(f"srft-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("srft-ray: interrupted; the run directory keeps every finished step, and the same command continues from the newest "

@@ -2,6 +2,7 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,11 @@ def make_config(values: dict[str, Any]) -> Config:
     return _typed([("the dictionary", OmegaConf.create(values))])
 
 
+@lru_cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(Config)
+
+
 def _override(text: str) -> tuple[str, DictConfig]:
     if "=" not in text or text.startswith("="):
         raise UserError(f"Override '{text}' is not of the form key=value, such as trainer.steps=10.")
@@ -169,14 +175,15 @@ def _override(text: str) -> tuple[str, DictConfig]:
 
 
 def _typed(parts: list[tuple[str, DictConfig]]) -> Config:
-    merged = OmegaConf.structured(Config)
-    for where, name, part in ((where, name, OmegaConf.masked_copy(part, name)) for where, part in parts for name in part):
+    merged = _schema()
+    for where, part in parts:
         try:
             merged = OmegaConf.merge(merged, part)
         except (ConfigKeyError, ConfigAttributeError) as error:
             raise UserError(_unknown_key(where, str(error.full_key))) from error
-        except (OmegaConfBaseException, TypeError) as error:  # a section in place of a value, or the reverse, has no full_key
-            raise UserError(f"Wrong value for '{getattr(error, 'full_key', None) or name}' in {where}: {_one_line(error)}.") from error
+        except (OmegaConfBaseException, TypeError) as error:
+            key = getattr(error, "full_key", None) or _misfit(merged, part)
+            raise UserError(f"Wrong value for '{key}' in {where}: {_one_line(error)}.") from error
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -187,6 +194,16 @@ def _typed(parts: list[tuple[str, DictConfig]]) -> Config:
     assert isinstance(config, Config)
     check_values(config)
     return config
+
+
+def _misfit(base: DictConfig, part: DictConfig) -> str:
+    """The section of `part` that cannot be merged: OmegaConf does not say which, where a list stands in place of keys or the reverse."""
+    for name in part:
+        try:
+            OmegaConf.merge(base, OmegaConf.masked_copy(part, name))
+        except (OmegaConfBaseException, TypeError):
+            return str(name)
+    return "the whole"
 
 
 def to_yaml(config: Config) -> str:

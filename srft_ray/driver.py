@@ -43,35 +43,36 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
         UserError: bad config, model or data, before anything is written.
         RunFailed: the run could not finish; its directory is usable.
     """
+    device = resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
-    device = resolve_device(config)
     needed = demand(config, resolved.algorithm.uses_rollouts, device)
     ours = start_ray(config, needed.cpus)
     try:
         device = resolve_device(config)
         check_placement(needed)
-        return _run(resolved, device, ours)
+        cores_each = (os.cpu_count() or 1) // (needed.learners + needed.engines) if ours else math.ceil(config.learner.cpus_per_worker)
+        return _run(resolved, device, max(1, cores_each) if device == "cpu" else None)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _run(resolved: Resolved, device: str, ours: bool) -> Result:
+def _run(resolved: Resolved, device: str, threads: int | None) -> Result:
     config, started = resolved.config, time.time()
     run_dir = config.run_dir
     (run_dir / "groups").mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     progress = Progress(config, resume_from=latest_step(run_dir))
     with progress:
-        _train(resolved, device, ours)
+        _train(resolved, device, threads)
     if latest_step(run_dir) < config.trainer.steps:
         raise RunFailed(_abort_message(run_dir))
     summary = report.write(run_dir, time.time() - started)
     return Result(run_dir, summary)
 
 
-def _train(resolved: Resolved, device: str, ours: bool) -> None:
-    trainer, started = make_trainer(resolved, device, ours), time.time()
+def _train(resolved: Resolved, device: str, threads: int | None) -> None:
+    trainer, started = make_trainer(resolved, device, threads), time.time()
     try:
         trainer.fit()
     except Exception as error:
@@ -80,7 +81,7 @@ def _train(resolved: Resolved, device: str, ours: bool) -> None:
                         f"{resolved.config.run_dir / 'failure.txt'})") from error
 
 
-def make_trainer(resolved: Resolved, device: str, ours: bool) -> Any:
+def make_trainer(resolved: Resolved, device: str, threads: int | None) -> Any:
     """The Ray Train trainer with the stream as its dataset; the gate outlives every restart of either."""
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -91,8 +92,7 @@ def make_trainer(resolved: Resolved, device: str, ours: bool) -> Any:
     gate = ray.remote(Gate).options(num_cpus=0).remote(config.rollout.max_staleness)
     low, high = bounds(config.learner.num_workers, "learner.num_workers")
     stream = StreamFactory(config, resolved.algorithm, resolved.plan, resolved.train, resolved.evaluation, gate, device, dtype)
-    threads = max(1, (os.cpu_count() or 1) // high) if ours else math.ceil(config.learner.cpus_per_worker)
-    job = Job(config, resolved.algorithm, resolved.plan, gate, dtype, threads if device == "cpu" else None)
+    job = Job(config, resolved.algorithm, resolved.plan, gate, dtype, threads)
     return TorchTrainer(
         train_loop, train_loop_config={"job": job}, torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(num_workers=low if low == high else (low, high), use_gpu=device == "cuda",

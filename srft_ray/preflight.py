@@ -90,6 +90,10 @@ def check_deepspeed(installed: str) -> None:
 
 def check_run_directory(config: Config) -> None:
     """A directory that holds the same run unfinished is continued; any other run in it is an error."""
+    blocked = [str(path) for path in (config.run_dir, *config.run_dir.parents) if path.exists() and not path.is_dir()]
+    if blocked:
+        raise UserError(f"{blocked[0]} is not a directory, so that the run directory {config.run_dir} cannot be made: choose another "
+                        "run.dir or run.name.")
     record = config.run_dir / "config.yaml"
     if not record.exists():
         if config.run_dir.exists() and any(config.run_dir.iterdir()):
@@ -117,7 +121,8 @@ def resolve_data(config: Config, algorithm: Algorithm) -> tuple[PreparedData, di
         raise
 
 
-def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path, created: list[Path] | None = None) -> dict[str, PreparedData]:
+def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path,
+                       created: list[Path] | None = None) -> dict[str, PreparedData]:
     limits = Limits(config.model.max_length - config.rollout.max_new_tokens, config.model.max_length)
     return {name: prepare(evaluation_section(config, name), tokenizer, limits, folder, config.run.seed, created) for name in config.evaluation.data}
 
@@ -143,10 +148,12 @@ def evaluation_section(config: Config, name: str) -> DataSection:
     base = dataclasses.replace(config.data, format="auto") if "path" in given and config.data.format != "tasks" else config.data
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), given))
+        check_values(dataclasses.replace(config, data=section))
+        return section
     except OmegaConfBaseException as error:
         raise UserError(f"Wrong value for 'evaluation.data.{name}.{error.full_key}': {str(error).splitlines()[0]}.") from error
-    check_values(dataclasses.replace(config, data=section))
-    return section
+    except UserError as error:
+        raise UserError(f"In evaluation.data.{name}: {error}") from error
 
 
 def _check_data(config: Config, algorithm: Algorithm, train: PreparedData) -> None:

@@ -30,9 +30,10 @@ def make_algorithm(section: Mapping[str, Any], key: str = "algorithm") -> Algori
 
 def _construct(cls: type[Algorithm], settings: dict[str, Any], key: str) -> Algorithm:
     fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    title = getattr(cls, "name", cls.__name__)
     for name, value in settings.items():
         if name not in fields:
-            raise UserError(f"Unknown config key '{key}.{name}' for {cls.name}: {nearest(name, list(fields)) if fields else 'it has no settings.'}")
+            raise UserError(f"Unknown config key '{key}.{name}' for {title}: {nearest(name, list(fields)) if fields else 'it has no settings.'}")
         if isinstance(value, Mapping):
             settings[name] = make_algorithm(value, f"{key}.{name}")
         else:
@@ -42,12 +43,14 @@ def _construct(cls: type[Algorithm], settings: dict[str, Any], key: str) -> Algo
         if cls.terms is not Algorithm.terms and not hasattr(algorithm, "first"):
             algorithm.terms()
     except (ValueError, TypeError) as error:
-        raise UserError(f"The settings of {key} do not fit {cls.name}: {error}.") from error
+        raise UserError(f"The settings of {key} do not fit {title}: {error}.") from error
     return algorithm
 
 
 def _check_type(field: dataclasses.Field[Any], value: Any, key: str) -> None:
     wanted = str(field.type if isinstance(field.type, str) else getattr(field.type, "__name__", field.type))
+    if "Algorithm" in wanted:
+        raise UserError(f"Wrong value for '{key}': {value!r} must be the keys of an algorithm, such as {key}.name={value}.")
     kinds = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
     allowed = tuple(kind for name in wanted.replace(" ", "").split("|") for kind in kinds.get(name, ()))
     if value is None and "None" in wanted:

@@ -1,9 +1,10 @@
-"""The stream on Ray Data: read -> roll out, judge and credit. One long execution; the gate paces it."""
+"""The stream on Ray Data: positions -> groups, rolled out, judged and credited. One long execution; the gate paces it."""
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
@@ -41,20 +42,21 @@ class StreamFactory:
         context.enable_progress_bars = False
         context.execution_options = execution_options()
         reader = ReadGroups(self.config, self.algorithm, segments, self.train, self.evaluation)
-        stream = ray.data.range(total, override_num_blocks=total // self.plan.block)
-        stream = stream.map_batches(reader, batch_size=None, batch_format="numpy", num_cpus=0.1, concurrency=1)
-        if self.algorithm.uses_rollouts:
-            stream = self._roll_out(stream)
-        return stream
+        blocks = [pa.table({"position": np.arange(first, first + self.plan.block)}) for first in range(0, total, self.plan.block)]
+        stream = ray.data.from_arrow(blocks)
+        if not self.algorithm.uses_rollouts:
+            return stream.map_batches(lambda block: as_block(reader(block)), batch_size=None, batch_format="numpy", num_cpus=0.1)
+        return self._roll_out(stream, reader)
 
-    def _roll_out(self, stream: Dataset) -> Dataset:
+    def _roll_out(self, stream: Dataset, reader: "ReadGroups") -> Dataset:
         rollout, (low, high) = self.config.rollout, bounds(self.config.rollout.num_engines, "rollout.num_engines")
         blocks_per_step = self.plan.groups_per_step // self.plan.block
-        in_flight = max(2, math.ceil(blocks_per_step * (rollout.max_staleness + 2) / low))
+        # At staleness 0 no task waits at the gate while others run: Ray Data's loop would look for results only every 0.1 s.
+        in_flight = math.ceil(blocks_per_step * (rollout.max_staleness + 1) / low)
         pool = ActorPoolStrategy(min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=in_flight,
                                  max_concurrent_calls_per_actor=in_flight, enable_true_multi_threading=True)
         return stream.map_batches(
-            Rollout, fn_constructor_args=(self.config, self.algorithm, self.gate, self.device, self.dtype), batch_size=None, batch_format="numpy",
+            Rollout, fn_constructor_args=(self.config, self.algorithm, reader, self.gate, self.device, self.dtype), batch_size=None, batch_format="numpy",
             compute=pool, num_cpus=rollout.cpus_per_engine, num_gpus=engine_gpus(self.config) if self.device == "cuda" else 0)
 
 
@@ -76,8 +78,8 @@ class ReadGroups:
         self.config, self.algorithm, self.segments, self.train, self.evaluation = config, algorithm, segments, train, evaluation
         self.ends = np.cumsum([segment.padded for segment in segments])
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return as_block([self._group(int(position)) for position in batch["id"]])
+    def __call__(self, block: dict[str, np.ndarray]) -> list[Group]:
+        return [self._group(int(position)) for position in block["position"]]
 
     def _group(self, position: int) -> Group:
         index = int(np.searchsorted(self.ends, position, side="right"))

@@ -52,12 +52,12 @@ def make_plan(config: Config, evaluation_sizes: dict[str, int]) -> StreamPlan:
 
 
 def _block(config: Config, per_learner: int, engines: int) -> int:
-    """Groups per task of the rollout stage: few enough that every engine has two tasks a step, and a divisor of each
+    """Groups per task of the rollout stage: few enough that every engine has one each step, and a divisor of each
     learner's share, so that no block spans two steps or two learners."""
     given = config.rollout.groups_per_task
     if given is not None and per_learner % given:
         raise UserError(f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes in a step.")
     if given is not None:
         return given
-    most = max(1, config.trainer.groups_per_step // (2 * engines))
+    most = max(1, config.trainer.groups_per_step // engines)
     return max(d for d in range(1, per_learner + 1) if per_learner % d == 0 and d <= most)

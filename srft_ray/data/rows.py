@@ -173,7 +173,8 @@ def _read_hf(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         path = path / "train"
     files = _hf_files(path)
     if not files:
-        raise UserError(f"{path} is no dataset on disk: it holds no .arrow file. Write one with Dataset.save_to_disk, or pass a Parquet or JSONL file.")
+        raise UserError(f"{path} is no dataset on disk: it holds no .arrow file. Write one with Dataset.save_to_disk, or pass a Parquet or "
+                        "JSONL file.")
     for part in files:
         with _readable(part, "Arrow"):
             number = 0

@@ -58,17 +58,17 @@ def _worked(lines: list[str], answer: int) -> str:
     return "\n".join([*lines, f"#### {answer}"])
 
 
-def _arithmetic(terms: int, operators: str) -> dict[str, Any]:
-    return {"min_terms": terms, "max_terms": terms, "min_digits": 2, "max_digits": 2,
+def _arithmetic(terms: int, operators: str, min_digits: int) -> dict[str, Any]:
+    return {"min_terms": terms, "max_terms": terms, "min_digits": min_digits, "max_digits": 2,
             "operators": list(operators), "allow_parentheses": False}
 
 
 FAMILIES: dict[str, Family] = {
-    "sums": Family("basic_arithmetic", _arithmetic(3, "+-"), solve_sum),
-    "products": Family("basic_arithmetic", _arithmetic(2, "*"), solve_product),
+    "sums": Family("basic_arithmetic", _arithmetic(3, "+-", 1), solve_sum),
+    "products": Family("basic_arithmetic", _arithmetic(2, "*", 2), solve_product),
     "equations": Family("simple_equations", {"min_terms": 2, "max_terms": 2, "max_value": 12,
                                              "operators_weights": [0.5, 0.5, 0.0]}, solve_equation),
-    "long_sums": Family("basic_arithmetic", _arithmetic(4, "+-"), solve_sum),
+    "long_sums": Family("basic_arithmetic", _arithmetic(4, "+-", 1), solve_sum),
 }
 
 

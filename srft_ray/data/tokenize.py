@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from srft_ray.config import DataSection, ModelSection
 from srft_ray.data.rows import Row
@@ -18,12 +18,18 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise UserError(f"No tokenizer could be loaded from model.path {model.path}: {str(error).splitlines()[0]}") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"The tokenizer of {Path(model.path)} has no eos token, so that no response could ever end: set eos_token in its "
-                        "tokenizer_config.json.")
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= _vocabulary(model):
+        raise UserError(f"The tokenizer of {Path(model.path)} has no eos token that the model knows, so that no response could ever end: "
+                        "set eos_token in its tokenizer_config.json.")
     if not tokenizer("1 + 1", add_special_tokens=False).input_ids:  # what transformers makes of a model directory without tokenizer files
-        raise UserError(f"The tokenizer of {model.path} has no vocabulary: put the model's tokenizer files (such as tokenizer.json) beside its weights.")
+        raise UserError(f"The tokenizer of {model.path} has no vocabulary: put the model's tokenizer files, such as tokenizer.json, "
+                        "beside its weights.")
     return tokenizer
+
+
+def _vocabulary(model: ModelSection) -> int:
+    """Tokens that the model has. transformers gives a tokenizer without eos token its family's, even as a token too many."""
+    return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).get_text_config().vocab_size
 
 
 class Template:
@@ -56,7 +62,8 @@ class Template:
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except TemplateError as error:  # templates refuse roles that they do not know or that do not alternate
-            raise UserError(f"The tokenizer's chat template refuses a prompt ({error}): correct it, or set data.template to a text with {{prompt}}.") from error
+            raise UserError(f"The tokenizer's chat template refuses a prompt ({error}): correct it, or set data.template to a text "
+                            "with {prompt}.") from error
         return text, self.tokenizer(text, add_special_tokens=False).input_ids
 
     def demonstration(self, text: str, prompt: str) -> list[int]:

@@ -2,13 +2,14 @@
 import hashlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from algorithms import Algorithm, Completion, Group
 from srft_ray.config import Config
-from srft_ray.data.blocks import as_block, groups_of
+from srft_ray.data.blocks import as_block
 from srft_ray.rollout.engine import Engine, Sampling
 from srft_ray.verify import Item, Judge
 from srft_ray.weights import make_transport
@@ -21,14 +22,15 @@ def sequence_seed(run_seed: int, dataset: str, step: int, group_id: int, sample:
 
 
 class Rollout:
-    """Blocks of groups -> the same with rollouts, verdicts and advantages. Ray Data calls it from several threads.
+    """Blocks of positions -> groups with rollouts, verdicts and advantages. Ray Data calls it from several threads.
 
     Every sequence is sampled by one policy version. Newer weights are loaded when the gate demands them, or when they
     are there and the engine is idle; sequences in flight finish first.
     """
 
-    def __init__(self, config: Config, algorithm: Algorithm, gate: Any, device: str, dtype: str) -> None:
-        self.config, self.algorithm, self.gate = config, algorithm, gate
+    def __init__(self, config: Config, algorithm: Algorithm, read: Callable[[dict[str, Any]], list[Group]], gate: Any, device: str,
+                 dtype: str) -> None:
+        self.config, self.algorithm, self.read, self.gate = config, algorithm, read, gate
         self.judge = make_judge(config)
         self.transport = make_transport(gate, config.rollout)
         self.engine = Engine(config, device, dtype)
@@ -36,7 +38,7 @@ class Rollout:
         self._changed = threading.Condition()
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        groups = groups_of(block)
+        groups = self.read(block)
         if any(group.num_rollouts for group in groups):
             self._roll_out(groups)
             judge_groups(self.judge, groups)

@@ -78,7 +78,8 @@ def test_the_run_directory():
 
 @pytest.mark.parametrize(("override", "near"), [
     ("trainr.steps=3", "'trainer'"), ("models.path=x", "'model'"), ("evalution.samples=3", "'evaluation'"),
-    ("trainer.step=3", "'trainer.steps'"), ("model.max_len=3", "'model.max_length'"), ("learner.zero=1", "'learner.zero_stage'"), ("learner.steps=1", "'trainer.steps'"),
+    ("trainer.step=3", "'trainer.steps'"), ("model.max_len=3", "'model.max_length'"),
+    ("learner.zero=1", "'learner.zero_stage'"), ("learner.steps=1", "'trainer.steps'"),
     ("lr=1", "'learner.lr'"), ("groups_per_step=4", "'trainer.groups_per_step'"), ("rollout.temprature=1", "'rollout.temperature'"),
     ("data.max_length=4", "'model.max_length'"), ("verifier.nam=math", "'verifier.name'"),
 ])
@@ -126,7 +127,8 @@ def test_an_override_that_cannot_be_read(file: Path, override: str):
 
 @pytest.mark.parametrize(("text", "wanted"), [
     ("a: [", "is not valid YAML"), ("- a\n- b\n", "must hold sections"), ("model: {path: m}\n", "'data.path' has no value"),
-    ("", "has no value"), ("model: {path: m}\nmodel: {path: n}\n", "is not valid YAML"), ("data: {path: d, template: '${x}'}\nmodel: {path: m}\n", "data.template"),
+    ("", "has no value"), ("model: {path: m}\nmodel: {path: n}\n", "is not valid YAML"),
+    ("data: {path: d, template: '${x}'}\nmodel: {path: m}\n", "data.template"),
 ])
 def test_bad_files(file: Path, text: str, wanted: str):
     file.write_text(text)

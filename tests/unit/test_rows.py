@@ -193,8 +193,9 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path, format: str):
 
 
 @pytest.mark.parametrize(("line", "wanted"), [
-    (b'{"prompt": "p"', "is not valid JSON"), (b"prompt: p", "is not valid JSON: Expecting value at column 1"), (b'{"prompt": "\xff"}', "is not UTF-8"),
-    (b'["p"]', "must be a JSON object with named fields, not a list"), (b'"p"', "not a str"), (b"{" + b'"a":{' * 99_999, "is not valid JSON"),
+    (b'{"prompt": "p"', "is not valid JSON"), (b"prompt: p", "is not valid JSON: Expecting value at column 1"),
+    (b'{"prompt": "\xff"}', "is not UTF-8"), (b'["p"]', "must be a JSON object with named fields, not a list"), (b'"p"', "not a str"),
+    (b"{" + b'"a":{' * 99_999, "is not valid JSON"),
     (b'{"prompt": ' + b"1" * 5000 + b"}", "is not valid JSON"),
 ])
 def test_a_bad_line_of_jsonl_is_named(tmp_path: Path, line: bytes, wanted: str):
