@@ -58,14 +58,14 @@ def test_blocks_divide_every_learners_share(groups: int, learners: Any, engines:
     low, high = learners if isinstance(learners, list) else (learners, learners)
     stream = plan({"a": 7}, engines, learners, steps=2, groups_per_step=groups, evaluate_every=1)
     most_engines = engines[1] if isinstance(engines, list) else engines
-    assert stream.block == 1 or stream.block * 2 * most_engines <= groups  # two tasks a step for every engine
+    assert stream.block == 1 or stream.block * most_engines <= groups  # a task a step for every engine
     for segment in stream.segments(0):
         assert segment.padded >= segment.groups
         for workers in range(low, high + 1):
             assert segment.padded % workers == 0 and segment.padded // workers % stream.block == 0
 
 
-@pytest.mark.parametrize(("groups", "learners", "engines", "block"), [(16, 1, 1, 8), (16, 2, 2, 4), (16, 4, 1, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)])
+@pytest.mark.parametrize(("groups", "learners", "engines", "block"), [(16, 1, 1, 16), (16, 2, 2, 8), (16, 4, 1, 4), (16, 1, 3, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)])
 def test_the_largest_block_that_keeps_every_engine_busy(groups: int, learners: Any, engines: int, block: int):
     assert plan(None, engines, learners, steps=1, groups_per_step=groups).block == block
 
