@@ -86,7 +86,7 @@ class LearnerSection:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     activation_checkpointing: bool = False
-    logit_chunk_mb: int = 128
+    logit_chunk_mb: int = 64
     parity_threshold: float | None = None  # None: 1e-3 in float32, 0.1 in bfloat16 and float16
     cpus_per_worker: float = 1.0
 

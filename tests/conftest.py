@@ -31,7 +31,7 @@ def base_config(tmp_path: Path, tiny_model: Path, **sections: dict[str, Any]) ->
         "data": {"path": str(data)},
         "rollout": {"num_rollouts": 2, "max_new_tokens": 32},
         "learner": {"micro_batch_tokens": 512},
-        "trainer": {"steps": 2, "groups_per_step": 4}}
+        "trainer": {"steps": 2, "groups_per_step": 4, "max_failures": 0}}
     for name, keys in sections.items():
         values[name] = {**values.get(name, {}), **keys}
     return values
@@ -50,15 +50,15 @@ def make_tokenizer(eos: bool = True, chat_template: str | None = None) -> Any:
 
 
 def write_model(folder: Path, tied: bool = True) -> Path:
-    """A Qwen2 of 27,000 parameters (32 wide, 2 layers) with its tokenizer, in float32."""
+    """A Qwen2 of 80,000 parameters (64 wide, 2 layers, heads of 32 as vLLM needs) with its tokenizer, in float32."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=POSITIONS, tie_word_embeddings=tied, initializer_range=0.2,
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=POSITIONS, tie_word_embeddings=tied, initializer_range=0.2,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,0 +1,37 @@
+"""One local Ray for the tests that call `fit` in this process."""
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+import ray
+
+from srft_ray import make_config
+from srft_ray.cluster import start_ray
+from srft_ray.metrics import read_json_lines
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    start_ray(make_config({"model": {"path": "x"}, "data": {"path": "x"}, "cluster": {"num_cpus": 8}}), 8)
+    yield
+    ray.shutdown()
+
+
+class Run:
+    """What a run left in its directory."""
+
+    def __init__(self, run_dir: Path):
+        self.dir = run_dir
+        self.metrics = read_json_lines(run_dir / "metrics.jsonl")
+        self.evaluations = read_json_lines(run_dir / "evaluations.jsonl")
+        self.ledger = pyarrow.dataset.dataset(run_dir / "groups", format="parquet").to_table().to_pylist()
+        self.rollouts = [row for row in self.ledger if row["origin"] == "rollout"]
+
+    def check_exactly_once(self, steps: int, groups_per_step: int) -> None:
+        """Every step's groups are there, each sequence once."""
+        keys = Counter((row["step"], row["group_id"], row["sample"]) for row in self.ledger)
+        assert set(keys.values()) == {1}
+        groups = Counter(step for step, _ in {(row["step"], row["group_id"]) for row in self.ledger})
+        assert groups == {step: groups_per_step for step in range(steps)}
+        assert [record["step"] for record in self.metrics] == list(range(steps))

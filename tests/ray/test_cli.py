@@ -1,0 +1,170 @@
+"""The command line as a user types it: processes of their own, each with a Ray of its own."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROWS, base_config, write_jsonl
+from tests.ray.conftest import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_config(tmp_path, tiny_model, **sections):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(base_config(tmp_path, tiny_model, **sections)))
+    return path
+
+
+def start(*words, **options):
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, "-m", "srft_ray", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment, cwd=options.pop("cwd", ROOT), **options)
+
+
+def finish(process, timeout=240):
+    out, error = process.communicate(timeout=timeout)
+    return process.returncode, out, error
+
+
+def processes_with(token):
+    """Processes whose environment holds the token: all that a run started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if token.encode() in (folder / "environ").read_bytes() and (folder / "stat").read_text().split(")")[1].split()[0] != "Z":
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def loads_vllm(pid):
+    try:
+        return "/vllm/" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+def test_train_prints_plain_lines_and_evaluate_reads_its_model(tmp_path, tiny_model):
+    config = write_config(tmp_path, tiny_model)
+    code, out, error = finish(start("train", config, "trainer.steps=2"))
+    assert code == 0, error
+    assert "step 1/2  reward" in out and "step 2/2  reward" in out and "ETA" in out
+    run = Run(tmp_path / "runs/run")
+    run.check_exactly_once(steps=2, groups_per_step=4)
+    summary = json.loads((run.dir / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["final"] == run.metrics[-1]
+    assert all((run.dir / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("reward", "entropy", "weights", "loss", "length", "overview"))
+    code, out, error = finish(start("evaluate", summary["model"], "--data", tmp_path / "data.jsonl", "--samples", 2, "--max-new-tokens", 16,
+                                    "--max-length", 128, f"run.dir={tmp_path / 'runs'}"))
+    assert code == 0, error
+    assert "avg@2" in out and "pass@2" in out and "(8 prompts)" in out
+
+
+def test_sft_never_starts_an_engine(tmp_path, tiny_model):
+    config = write_config(tmp_path, tiny_model)
+    process = start("train", config, "algorithm.name=sft", "trainer.steps=3")
+    family, engines = set(), set()
+    while process.poll() is None:
+        children = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
+        family |= {line.split(None, 1)[0] for line in children if "ray::" in line}
+        engines |= {pid for pid in family if loads_vllm(pid)}
+        time.sleep(0.5)
+    code, _, error = finish(process)
+    assert code == 0, error
+    assert family and not engines
+    run = Run(tmp_path / "runs/run")
+    run.check_exactly_once(steps=3, groups_per_step=4)
+    assert not run.rollouts and all(row["verdict"] == "given" for row in run.ledger)
+
+
+def test_interrupt_leaves_a_run_that_continues_and_no_process(tmp_path, tiny_model):
+    config = write_config(tmp_path, tiny_model, trainer={"steps": 400, "checkpoint_every": 2})
+    token = f"SRFT_TEST={tmp_path}"
+    os.environ["SRFT_TEST"] = str(tmp_path)
+    process = start("train", config)
+    metrics = tmp_path / "runs/run/metrics.jsonl"
+    deadline = time.time() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    assert processes_with(token)
+    process.send_signal(signal.SIGINT)
+    code, _, error = finish(process, timeout=60)
+    assert code == 130 and "interrupted" in error and "Traceback" not in error
+    deadline = time.time() + 20
+    while left := processes_with(token):
+        assert time.time() < deadline, f"processes left: {left}"
+        time.sleep(0.2)
+    del os.environ["SRFT_TEST"]
+    done = Run(tmp_path / "runs/run")
+    assert len(done.metrics) >= 5 and done.dir.joinpath("checkpoints/step-4/hf/model.safetensors").exists()
+    values = yaml.safe_load((done.dir / "config.yaml").read_text())
+    assert values["trainer"]["steps"] == 400
+
+
+def test_the_same_command_continues_an_unfinished_run(tmp_path, tiny_model):
+    """A learner that dies at once, with no restart allowed, leaves a run; the same command finishes it."""
+    config = write_config(tmp_path, tiny_model, trainer={"steps": 6, "checkpoint_every": 2, "max_failures": 0})
+    process = start("train", config)
+    metrics = tmp_path / "runs/run/metrics.jsonl"
+    deadline = time.time() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.05)
+    for line in subprocess.run(["pgrep", "-f", "ray::RayTrainWorker", "-P", _raylet_of(process.pid)], capture_output=True, text=True).stdout.split():
+        os.kill(int(line), signal.SIGKILL)
+    code, _, error = finish(process)
+    assert code == 1 and "run failed" in error and "Traceback" not in error
+    code, out, error = finish(start("train", config))
+    assert code == 0, error
+    assert "continuing after step" in out
+    Run(tmp_path / "runs/run").check_exactly_once(steps=6, groups_per_step=4)
+
+
+def _raylet_of(pid):
+    return subprocess.run(["pgrep", "-x", "raylet", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_what_can_never_be_placed_is_refused(tmp_path, tiny_model):
+    config = write_config(tmp_path, tiny_model, cluster={"num_cpus": 4}, rollout={"num_engines": 9}, learner={"num_workers": 2})
+    code, _, error = finish(start("train", config))
+    assert code == 2 and "9 engines" in error and "4 CPUs" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "runs/run").exists()
+
+
+def test_gsm8k_example(tmp_path):
+    """The example on rows of GSM8K's format, two learners and two engines, from another directory."""
+    rows = [{"question": row["prompt"], "answer": row["demonstration"].replace("= ", "= <<1+1=2>>")} for row in ROWS]
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    words = (ROOT / "examples/gsm8k.yaml", f"data.path={data}", f"model.path={ROOT / 'examples/tiny/base'}", f"run.dir={tmp_path}")
+    code, out, error = finish(start("data", *words, cwd=tmp_path))
+    assert code == 0 and "accepts 8 of 8 demonstrations (100.00 %)" in out, error
+    code, _, error = finish(start("train", *words, "trainer.steps=2", "learner.num_workers=2", "rollout.num_engines=2", cwd=tmp_path))
+    assert code == 0, error
+    run = Run(tmp_path / "gsm8k")
+    run.check_exactly_once(steps=2, groups_per_step=8)
+    assert not any("<<" in row["response"] for row in run.ledger if row["origin"] == "demo")
+
+
+@pytest.mark.parametrize("example", ["qwen2.5-math-7b.yaml", "quickstart.yaml"])
+def test_plan_of_the_examples(example, tmp_path):
+    code, out, error = finish(start("plan", ROOT / "examples" / example, f"run.dir={tmp_path}"))
+    assert code == 0, error
+    assert "placement" in out and "per step" in out and "memory" in out
+    if example.startswith("qwen"):
+        assert "32 learners and 32 engines" in out and "64 GPUs" in out and "7,615.6 M parameters" in out
+
+
+def test_python_api_example(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert "trained 2 steps" in done.stdout

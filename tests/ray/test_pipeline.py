@@ -1,0 +1,99 @@
+"""The whole path on a local Ray cluster with the real vLLM and DeepSpeed."""
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from srft_ray import RunFailed, fit, make_config
+from tests.conftest import base_config
+from tests.ray.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+NUMBERED = {"loss", "entropy/rollout", "entropy/demo", "reward/mean", "groups/all_correct", "groups/all_wrong", "length/mean",
+            "length/truncated", "parity/abs_logprob_diff", "staleness/mean", "grad_norm", "lr", "tokens", "time/step",
+            "time/rollout_wait", "time/learner", "time/publish", "policy_version", "step"}
+
+
+def hf_logprobs(folder: Path, row: dict, temperature: float) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+    logits = model(ids).logits[0, len(row["prompt_ids"]) - 1:-1] / temperature
+    return logits.log_softmax(-1)[torch.arange(len(row["response_ids"])), torch.tensor(row["response_ids"])].detach()
+
+
+def test_srft_on_policy_with_two_learners_zero_3_and_untied_embeddings(tmp_path, untied_model):
+    config = make_config(base_config(
+        tmp_path, untied_model, rollout={"temperature": 0.7, "num_engines": 2}, learner={"num_workers": 2, "zero_stage": 3, "lr": 1e-3},
+        trainer={"steps": 3, "checkpoint_every": 1, "evaluate_every": 2}, evaluation={"samples": 2, "data": {"held": {}}}))
+    result = fit(config)
+    run = Run(result.run_dir)
+    run.check_exactly_once(steps=3, groups_per_step=4)
+    assert all(row["policy_version"] == row["step"] for row in run.rollouts)
+    assert all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in run.metrics)
+    assert all(record.keys() >= NUMBERED and all(math.isfinite(v) for v in record.values()) for record in run.metrics)
+    assert [e["step"] for e in run.evaluations] == [0, 2, 3] and all(e["prompts"] == 8 for e in run.evaluations)
+    assert {"config.yaml", "metrics.jsonl", "groups", "checkpoints", "tensorboard", "plots", "summary.json"} <= {p.name for p in run.dir.iterdir()}
+    row = next(row for row in run.rollouts if row["step"] == 2)
+    recorded = torch.tensor(row["logprobs"])
+    torch.testing.assert_close(hf_logprobs(run.dir / "checkpoints/step-2/hf", row, 0.7), recorded, atol=1e-4, rtol=0)
+    assert (hf_logprobs(run.dir / "checkpoints/step-1/hf", row, 0.7) - recorded).abs().max() > 1e-4
+    assert len({row["seed"] for row in run.rollouts}) == len(run.rollouts)
+
+
+def test_an_engine_loads_the_checkpoint_and_repeats_the_run(tmp_path, tiny_model):
+    """vLLM on `hf/` gives the tokens and log-probs that the run recorded for that version."""
+    from srft_ray.rollout.engine import Engine, Sampling
+    config = make_config(base_config(tmp_path, tiny_model, learner={"lr": 1e-3, "zero_stage": 0}, trainer={"steps": 2, "checkpoint_every": 1}))
+    run = Run(fit(config).run_dir)
+    rows = [row for row in run.rollouts if row["step"] == 1]
+    config.model.path = str(run.dir / "checkpoints/step-1/hf")
+    engine = Engine(config, "cpu", "float32")
+    made = engine.generate([r["prompt_ids"] for r in rows], [r["seed"] for r in rows], Sampling(1.0, 1.0, config.rollout.max_new_tokens))
+    engine.close()
+    for row, generation in zip(rows, made, strict=True):
+        assert generation.ids == row["response_ids"]
+        torch.testing.assert_close(torch.tensor(generation.logprobs), torch.tensor(row["logprobs"]), atol=1e-4, rtol=0)
+
+
+def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
+    config = make_config(base_config(tmp_path, tiny_model, rollout={"max_staleness": 2}, learner={"lr": 1e-4}, trainer={"steps": 8}))
+    run = Run(fit(config).run_dir)
+    run.check_exactly_once(steps=8, groups_per_step=4)
+    behind = {row["step"] - row["policy_version"] for row in run.rollouts}
+    assert behind <= {0, 1, 2} and behind & {1, 2}
+    assert all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in run.metrics)
+
+
+@pytest.mark.parametrize("algorithm", [{"name": "grpo"}, {"name": "two_stage", "first_steps": 1, "second_lr": 1e-5}])
+def test_other_algorithms_on_the_same_config(tmp_path, tiny_model, algorithm):
+    config = make_config({**base_config(tmp_path, tiny_model), "algorithm": algorithm})
+    run = Run(fit(config).run_dir)
+    run.check_exactly_once(steps=2, groups_per_step=4)
+    origins = [{row["origin"] for row in run.ledger if row["step"] == step} for step in range(2)]
+    assert origins == ([{"rollout"}] * 2 if algorithm["name"] == "grpo" else [{"demo"}, {"rollout"}])
+    if algorithm["name"] == "two_stage":
+        assert [record["lr"] for record in run.metrics] == [1e-6, 1e-5]
+
+
+SILENT = '''
+from srft_ray.weights import ObjectStoreTransport
+
+
+class Silent(ObjectStoreTransport):
+    """Says that it published, and publishes the first weights again and again."""
+
+    def publish(self, version, weights, sender):
+        self.first = getattr(self, "first", None) or [(name, tensor.clone()) for name, tensor in weights]
+        super().publish(version, iter(self.first), sender)
+'''
+
+
+def test_weights_that_do_not_arrive_stop_the_run_before_the_next_update(tmp_path, tiny_model):
+    (tmp_path / "silent.py").write_text(SILENT)
+    config = make_config(base_config(
+        tmp_path, tiny_model, rollout={"transport": f"{tmp_path / 'silent.py'}:Silent"}, learner={"lr": 3e-2}, trainer={"steps": 4}))
+    with pytest.raises(RunFailed, match=r"Step 2: .* version 2 did not reach them"):
+        fit(config)
+    assert [record["step"] for record in Run(config.run_dir).metrics] == [0, 1]
