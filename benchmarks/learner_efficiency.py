@@ -31,7 +31,8 @@ def make_groups(count: int = 16, rollouts: int = 8) -> list[Group]:
         for sample in range(rollouts + 1):
             ids = [chance.randrange(3, 250) for _ in range(chance.randrange(24, 64))]
             origin = "rollout" if sample < rollouts else "demo"
-            group.completions.append(Completion(sample, origin, "", ids, [-1.0] * len(ids) if origin == "rollout" else None, -1, reward=float(sample % 2)))
+            logprobs = [-1.0] * len(ids) if origin == "rollout" else None
+            group.completions.append(Completion(sample, origin, "", ids, logprobs, -1, reward=float(sample % 2)))
         for completion, advantage in zip(group.completions, SRFT().advantages(group), strict=True):
             completion.advantage = advantage
         groups.append(group)

@@ -45,7 +45,8 @@ def main() -> None:
     peak = peak_mb() - before
     full = 2 * options.tokens * options.vocabulary * 4 / 2**20
     gaps = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(chunked, compute(head, hidden, targets, 10**6), strict=True)]
-    print(json.dumps({"peak_mb": round(peak), "full_logits_and_softmax_mb": round(full), "ratio": round(peak / full, 3), "largest_difference": max(gaps)}))
+    print(json.dumps({"peak_mb": round(peak), "full_logits_and_softmax_mb": round(full), "ratio": round(peak / full, 3),
+                      "largest_difference": max(gaps)}))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def start_ray(config: Config, cpus: float) -> bool:
     and Ray Data's tasks would wait for each other for ever on a small machine.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return False

@@ -75,6 +75,8 @@ def _train(resolved: Resolved, device: str, threads: int | None) -> None:
     trainer, started = make_trainer(resolved, device, threads), time.time()
     try:
         trainer.fit()
+    except SystemExit:  # Ray Train's own answer to Ctrl-C
+        raise KeyboardInterrupt from None
     except Exception as error:
         (resolved.config.run_dir / "failure.txt").write_text(f"{time.time() - started:.0f} s after the start:\n{error}\n")
         raise RunFailed(f"{cause(error)} (after {latest_step(resolved.config.run_dir)} saved steps; details in "

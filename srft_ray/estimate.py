@@ -1,16 +1,14 @@
 """`srft-ray plan`: checks a config and says what it will ask for, from arithmetic alone; starts nothing."""
-from pathlib import Path
-from typing import Any
-
 import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm
 from srft_ray.cluster import demand
-from srft_ray.config import Config, to_yaml
+from srft_ray.config import Config, require, to_yaml
 from srft_ray.data.plan import make_plan
 from srft_ray.data.rows import read_rows
-from srft_ray.errors import UserError
-from srft_ray.models import load_model_config, resolve_dtype
+from srft_ray.models import is_local, load_model_config, resolve_dtype
 from srft_ray.preflight import resolve, resolve_settings
 
 GIB = 2**30
@@ -19,33 +17,28 @@ GIB = 2**30
 def describe(config: Config) -> str:
     """The resolved config, its placement, and tokens and memory per step, as text.
 
-    A model that is named by hub id and is not on this machine, and GPUs that are not here, are said and not an error.
-
-    Raises:
-        UserError: as `train` would for everything else.
+    A model that is named by hub id and is not on this machine, and GPUs that are not here, are said and not an error. UserError as
+    `train` would for everything else.
     """
     algorithm = resolve_settings(config)
-    notes, model = [], None
-    if _is_hub_id(config.model.path):
-        notes.append(f"model {config.model.path} is not on this machine: lengths in tokens were not checked")
+    parameters, note = config.model.num_parameters, []
+    if _is_elsewhere(config.model.path):
+        note = [f"note          model {config.model.path} is not on this machine: lengths in tokens were not checked"]
         rows = sum(1 for _ in read_rows(config.data, config.run.seed))
         make_plan(config, {})
     else:
-        resolved = resolve(config, algorithm)
-        rows, model = resolved.train.counts.kept, load_model_config(config)
+        rows = resolve(config, algorithm).train.counts.kept
+        with torch.device("meta"):
+            parameters = AutoModelForCausalLM.from_config(load_model_config(config)).num_parameters()
     device = config.run.device if config.run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    lines = [to_yaml(config).rstrip(), "", *_placement(config, algorithm, device), *_tokens(config, algorithm, rows)]
-    parameters = _parameters(model) if model else config.model.num_parameters
-    lines += _memory(config, algorithm, device, parameters) if parameters else ["memory        unknown: set model.num_parameters"]
-    return "\n".join([*lines, *(f"note          {note}" for note in notes)])
+    memory = _memory(config, algorithm, device, parameters) if parameters else ["memory        unknown: set model.num_parameters"]
+    placement, tokens = _placement(config, algorithm, device), _tokens(config, algorithm, rows)
+    return "\n".join([to_yaml(config).rstrip(), "", *placement, *tokens, *memory, *note])
 
 
-def _is_hub_id(path: str) -> bool:
-    """`owner/name` that is neither a directory here nor in the local hub cache."""
-    from huggingface_hub import try_to_load_from_cache
-    if Path(path).expanduser().exists() or path.count("/") != 1 or path.startswith((".", "~", "/")):
-        return False
-    return not isinstance(try_to_load_from_cache(path, "config.json"), str)
+def _is_elsewhere(path: str) -> bool:
+    """Whether it is `owner/name` and not in the local hub cache."""
+    return "/" in path and not is_local(path) and not isinstance(try_to_load_from_cache(path, "config.json"), str)
 
 
 def _placement(config: Config, algorithm: Algorithm, device: str) -> list[str]:
@@ -54,21 +47,18 @@ def _placement(config: Config, algorithm: Algorithm, device: str) -> list[str]:
     lines = [f"placement     {needed} on {device}"]
     if needed.gpus > gpus:
         lines.append(f"              this machine alone has {gpus} GPUs: it needs a cluster (RAY_ADDRESS or cluster.address)")
-    if config.cluster.num_cpus and needed.cpus > config.cluster.num_cpus:
-        raise UserError(f"The run asks for {needed}, but cluster.num_cpus={config.cluster.num_cpus}: it can never be placed; raise "
-                        "cluster.num_cpus or lower learner.num_workers or rollout.num_engines.")
+    require(needed.cpus <= (config.cluster.num_cpus or needed.cpus), f"The run asks for {needed}, but cluster.num_cpus={config.cluster.num_cpus}: "
+            "it can never be placed; raise cluster.num_cpus or lower learner.num_workers or rollout.num_engines.")
     return lines
 
 
 def _tokens(config: Config, algorithm: Algorithm, rows: int) -> list[str]:
-    groups, steps = config.trainer.groups_per_step, config.trainer.steps
+    groups, steps, response = config.trainer.groups_per_step, config.trainer.steps, config.rollout.max_new_tokens
     rollouts = groups * config.rollout.num_rollouts if algorithm.uses_rollouts else 0
     demonstrations = groups * config.data.max_demonstrations if algorithm.uses_demonstrations else 0
-    return [
-        f"data          {rows} rows: {steps} steps of {groups} prompts are {steps * groups / rows:.2f} epochs",
-        f"per step      {rollouts} rollouts of at most {config.rollout.max_new_tokens} tokens ({rollouts * config.rollout.max_new_tokens:,} generated), "
-        f"at most {demonstrations} demonstrations; at most {(rollouts + demonstrations) * config.model.max_length:,} tokens trained on",
-    ]
+    return [f"data          {rows} rows: {steps} steps of {groups} prompts are {steps * groups / rows:.2f} epochs",
+            f"per step      {rollouts} rollouts of at most {response} tokens ({rollouts * response:,} generated), at most {demonstrations} "
+            f"demonstrations; at most {(rollouts + demonstrations) * config.model.max_length:,} tokens trained on"]
 
 
 def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int) -> list[str]:
@@ -79,14 +69,9 @@ def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int) 
     gradients = parameters * width / (learners if stage >= 2 else 1)
     optimizer = parameters * (8 if width == 4 else 12) / (learners if stage >= 1 else 1)
     where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
-    lines = [f"memory        {parameters / 1e6:,.1f} M parameters; each learner {(weights + gradients + optimizer) / GIB:.2f} GiB of weights, gradients and "
-             f"optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"]
+    lines = [f"memory        {parameters / 1e6:,.1f} M parameters; each learner {(weights + gradients + optimizer) / GIB:.2f} GiB of weights, "
+             f"gradients and optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"]
     if algorithm.uses_rollouts:
-        lines.append(f"              each engine {parameters * width / config.rollout.tensor_parallel / GIB:.2f} GiB of weights per device, the rest is its cache")
+        engine = parameters * width / config.rollout.tensor_parallel / GIB
+        lines.append(f"              each engine {engine:.2f} GiB of weights per device, the rest is its cache")
     return lines
-
-
-def _parameters(model_config: Any) -> int:
-    from transformers import AutoModelForCausalLM
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(model_config).parameters())

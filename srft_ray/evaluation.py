@@ -24,6 +24,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
         UserError: bad config, model or data.
     """
     resolve_settings(config)
+    config.rollout.max_staleness = 3  # four blocks in flight for each engine
     load_model_config(config)
     sets = prepare_evaluation(config, load_tokenizer(config.model), data_folder(config))
     plan = make_plan(config, evaluation_sizes(config, sets))
@@ -36,7 +37,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
         plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
         nothing = next(iter(sets.values()))
         factory = StreamFactory(config, GRPO(), plan, nothing, sets, gate, device, resolve_dtype(config, device))
-        return _collect(factory, plan)
+        return ray.get(ray.remote(num_cpus=0)(_collect).remote(factory, plan))
     finally:
         if ours:
             ray.shutdown()

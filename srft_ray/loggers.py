@@ -1,27 +1,23 @@
 """Where metrics also go: TensorBoard always; wandb and MLflow if asked for. A logger is called with (step, values)."""
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
 from numbers import Real
 
-from srft_ray.config import Config, nearest
-from srft_ray.errors import UserError
+from srft_ray.config import Config, nearest, require
 
 Logger = Callable[[int, Mapping[str, float]], None]
-OPTIONAL = ("wandb", "mlflow")
 
 
 def check_loggers(names: list[str]) -> None:
     """Raises UserError for an unknown logger or one that is not installed."""
     for name in names:
-        if name not in OPTIONAL:
-            raise UserError(f"run.loggers has {name!r}: {nearest(name, OPTIONAL)}")
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"run.loggers has {name!r}, which is not installed: pip install {name}.")
+        require(name in OPTIONAL, f"run.loggers has {name!r}: {nearest(name, OPTIONAL)}")
+        require(importlib.util.find_spec(name) is not None, f"run.loggers has {name!r}, which is not installed: pip install {name}.")
 
 
 def make_loggers(config: Config) -> list[Logger]:
-    known = {"wandb": _wandb, "mlflow": _mlflow}
-    return [_tensorboard(config), *(known[name](config) for name in config.run.loggers)]
+    return [_tensorboard(config), *(OPTIONAL[name](config) for name in config.run.loggers)]
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
@@ -40,8 +36,6 @@ def _tensorboard(config: Config) -> Logger:
 
 
 def _wandb(config: Config) -> Logger:
-    import dataclasses
-
     import wandb
     run = wandb.init(project="srft-ray", name=config.run.name, dir=str(config.run_dir), config=dataclasses.asdict(config))
     return lambda step, values: run.log(_numbers(values), step=step) if values else run.finish()
@@ -52,3 +46,6 @@ def _mlflow(config: Config) -> Logger:
     mlflow.set_experiment("srft-ray")
     mlflow.start_run(run_name=config.run.name)
     return lambda step, values: mlflow.log_metrics(_numbers(values), step=step) if values else mlflow.end_run()
+
+
+OPTIONAL = {"wandb": _wandb, "mlflow": _mlflow}

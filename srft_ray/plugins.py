@@ -1,37 +1,28 @@
 """Objects of the user's own, named as `file.py:name`."""
 import importlib.util
-from functools import lru_cache
+import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from srft_ray.errors import UserError
 
 
-def load_object(spec: str, key: str) -> Any:
-    """The object that `file.py:name` names; `key` is the config key it was given in.
-
-    Raises:
-        UserError: the file or the name is missing, or the file cannot be imported.
-    """
+def load_object(spec: str, key: str, kind: str = "") -> Any:
+    """What `file.py:name` names, a class or a function; `key` is the config key it was given in. UserError where it cannot be had."""
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
-    if not file or not path.is_file():
-        raise UserError(f"{key}={spec}: file {file or spec} does not exist; name it as file.py:name.")
-    module = _load_module(str(path.absolute()), key)
-    if not hasattr(module, name):
-        found = [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(f"{key}={spec}: {path} has no '{name}'; it defines {', '.join(found) or 'nothing'}.")
-    return getattr(module, name)
-
-
-@lru_cache
-def _load_module(path: str, key: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"srft_ray_plugin_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name it as "
+                        f"file.py:{kind or 'name'}.")
+    source = importlib.util.spec_from_file_location(f"srft_ray_plugin_{path.stem}", path.absolute())
+    module = sys.modules[source.name] = importlib.util.module_from_spec(source)  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        source.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{key}: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
+        failed = "cannot be imported:" if isinstance(error, ImportError) else "failed with"
+        raise UserError(f"{key}: {path} {failed} {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, name, None)):
+        found = [n for n in vars(module) if not n.startswith("_")]
+        wanted = f"{kind} '{name}'".strip()
+        raise UserError(f"{key}={spec}: {path} has no {wanted}; it defines {', '.join(found) or 'nothing'}.")
+    return getattr(module, name)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from algorithms import Algorithm
 from srft_ray.checkpoint import latest_step
-from srft_ray.config import Config, DataSection, check_values, nearest, to_yaml
+from srft_ray.config import Config, DataSection, check_values, first_line, nearest, require, to_yaml
 from srft_ray.data.plan import StreamPlan, make_plan
 from srft_ray.data.prepare import Limits, prepare, remove
 from srft_ray.data.rows import data_format
@@ -21,8 +21,6 @@ from srft_ray.loggers import check_loggers
 from srft_ray.models import load_model_config
 from srft_ray.registry import make_algorithm
 from srft_ray.verify import resolve as resolve_verifier
-
-MINIMUM_DEEPSPEED = (0, 19)
 
 
 @dataclass
@@ -36,16 +34,21 @@ class Resolved:
 
 
 def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
-    """Checks config, model and data against each other and prepares the data.
-
-    Raises:
-        UserError: with one sentence for the first thing that is wrong.
-    """
+    """Checks config, model and data against each other and prepares the data. UserError: one sentence for the first thing that is wrong."""
     algorithm = resolve_settings(config, algorithm)
     load_model_config(config)
     check_run_directory(config)
     make_plan(config, {})  # its errors come before data are prepared
-    train, evaluation = resolve_data(config, algorithm)
+    require(not (config.trainer.evaluate_every and algorithm.uses_rollouts and not config.evaluation.data),
+            "trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
+    tokenizer, folder, created = load_tokenizer(config.model), data_folder(config), list[Path]()
+    try:
+        train = prepare(config.data, tokenizer, limits(config, algorithm), folder, config.run.seed, created)
+        _check_data(config, algorithm, train)
+        evaluation = prepare_evaluation(config, tokenizer, folder, created) if algorithm.uses_rollouts else {}
+    except UserError:
+        remove(created)
+        raise
     return Resolved(config, algorithm, train, evaluation, make_plan(config, evaluation_sizes(config, evaluation)))
 
 
@@ -58,73 +61,60 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     for name in config.evaluation.data:
         evaluation_section(config, name)
     check_loggers(config.run.loggers)
-    if config.learner.offload_optimizer and config.learner.zero_stage == 0:
-        raise UserError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: ZeRO 0 has no partitioned optimizer.")
+    require(config.learner.zero_stage > 0 or not config.learner.offload_optimizer,
+            "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: ZeRO 0 has no partitioned optimizer.")
     check_deepspeed(version("deepspeed"))
     return algorithm or make_algorithm(config.algorithm)
 
 
 def _make_paths_absolute(config: Config) -> None:
     """Ray's workers run in other directories than the driver."""
-    config.run.dir = _absolute(config.run.dir)
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    config.run.dir = absolute(config.run.dir)
     if Path(config.model.path).expanduser().exists():
-        config.model.path = _absolute(config.model.path)
+        config.model.path = absolute(config.model.path)
     if data_format(config.data) != "tasks":
-        config.data.path = _absolute(config.data.path)
-    config.verifier.path = config.verifier.path and _absolute(config.verifier.path)
+        config.data.path = absolute(config.data.path)
+    if config.verifier.path:
+        config.verifier.path = absolute(config.verifier.path)
     if ":" in config.rollout.transport:
-        config.rollout.transport = _absolute(config.rollout.transport)
+        config.rollout.transport = absolute(config.rollout.transport)
     if config.algorithm.get("path"):
-        config.algorithm["path"] = _absolute(config.algorithm["path"])
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+        config.algorithm["path"] = absolute(config.algorithm["path"])
 
 
 def check_deepspeed(installed: str) -> None:
-    """Raises UserError for releases that silently lose gradients (DeepSpeed #7967, #7981)."""
-    if tuple(int(part) for part in installed.split(".")[:2]) < MINIMUM_DEEPSPEED:
-        raise UserError(f"DeepSpeed {installed} loses gradients with ZeRO-1/2 and optimizer offload: install deepspeed>=0.19.")
+    """Releases before 0.19 silently lose gradients (DeepSpeed #7967, #7981)."""
+    require(tuple(int(part) for part in installed.split(".")[:2]) >= (0, 19),
+            f"DeepSpeed {installed} loses gradients with ZeRO-1/2 and optimizer offload: install deepspeed>=0.19.")
 
 
 def check_run_directory(config: Config) -> None:
     """A directory that holds the same run unfinished is continued; any other run in it is an error."""
-    blocked = [str(path) for path in (config.run_dir, *config.run_dir.parents) if path.exists() and not path.is_dir()]
-    if blocked:
-        raise UserError(f"{blocked[0]} is not a directory, so that the run directory {config.run_dir} cannot be made: choose another "
-                        "run.dir or run.name.")
-    record = config.run_dir / "config.yaml"
+    folder, record = config.run_dir, config.run_dir / "config.yaml"
+    for path in (folder, *folder.parents):
+        require(path.is_dir() or not path.exists(), f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
+                "run.dir or run.name.")
     if not record.exists():
-        if config.run_dir.exists() and any(config.run_dir.iterdir()):
-            raise UserError(f"The run directory {config.run_dir} is not empty and holds no run: choose another run.name.")
+        require(not folder.exists() or not any(folder.iterdir()),
+                f"The run directory {folder} is not empty and holds no run: choose another run.name.")
         return
-    if record.read_text() != to_yaml(config):
-        raise UserError(f"The run directory {config.run_dir} already holds a different run: choose another run.name or delete it.")
-    if latest_step(config.run_dir) >= config.trainer.steps:
-        raise UserError(f"The run in {config.run_dir} is already finished: choose another run.name or delete it.")
+    require(record.read_text() == to_yaml(config), f"The run directory {folder} already holds a different run: choose another run.name or delete it.")
+    require(latest_step(folder) < config.trainer.steps, f"The run in {folder} is already finished: choose another run.name or delete it.")
 
 
-def resolve_data(config: Config, algorithm: Algorithm) -> tuple[PreparedData, dict[str, PreparedData]]:
-    if config.trainer.evaluate_every and algorithm.uses_rollouts and not config.evaluation.data:
-        raise UserError("trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
-    tokenizer, folder = load_tokenizer(config.model), data_folder(config)
-    room = config.model.max_length - (config.rollout.max_new_tokens if algorithm.uses_rollouts else 1)
-    only = algorithm.uses_demonstrations and not algorithm.uses_rollouts
-    created: list[Path] = []
-    try:
-        train = prepare(config.data, tokenizer, Limits(room, config.model.max_length, only), folder, config.run.seed, created)
-        _check_data(config, algorithm, train)
-        return train, prepare_evaluation(config, tokenizer, folder, created) if algorithm.uses_rollouts else {}
-    except UserError:
-        remove(created)
-        raise
+def limits(config: Config, algorithm: Algorithm) -> Limits:
+    """What fits of the training data; without rollouts a prompt needs room for one token only, but each row a demonstration."""
+    room = config.rollout.max_new_tokens if algorithm.uses_rollouts else 1
+    return Limits(config.model.max_length - room, config.model.max_length, algorithm.uses_demonstrations and not algorithm.uses_rollouts)
 
 
 def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path,
                        created: list[Path] | None = None) -> dict[str, PreparedData]:
-    limits = Limits(config.model.max_length - config.rollout.max_new_tokens, config.model.max_length)
-    return {name: prepare(evaluation_section(config, name), tokenizer, limits, folder, config.run.seed, created) for name in config.evaluation.data}
+    fits, seed = Limits(config.model.max_length - config.rollout.max_new_tokens, config.model.max_length), config.run.seed
+    return {name: prepare(evaluation_section(config, name), tokenizer, fits, folder, seed, created) for name in config.evaluation.data}
 
 
 def evaluation_sizes(config: Config, evaluation: dict[str, PreparedData]) -> dict[str, int]:
@@ -139,33 +129,27 @@ def data_folder(config: Config) -> Path:
 
 def evaluation_section(config: Config, name: str) -> DataSection:
     """The `data` section with the keys that the evaluation set changes; its format is found anew if its path differs."""
-    given, keys = config.evaluation.data[name], [f.name for f in dataclasses.fields(DataSection)]
-    if not isinstance(given, dict):
-        raise UserError(f"evaluation.data.{name} must hold keys of the data section, such as path, not {given!r}.")
+    given, keys, where = config.evaluation.data[name], [f.name for f in dataclasses.fields(DataSection)], f"evaluation.data.{name}"
+    require(isinstance(given, dict), f"{where} must hold keys of the data section, such as path, not {given!r}.")
     for key in given:
-        if key not in keys:
-            raise UserError(f"Unknown config key 'evaluation.data.{name}.{key}': {nearest(key, keys)}")
+        require(key in keys, f"Unknown config key '{where}.{key}': {nearest(key, keys)}")
     base = dataclasses.replace(config.data, format="auto") if "path" in given and config.data.format != "tasks" else config.data
     try:
         section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), given))
         check_values(dataclasses.replace(config, data=section))
         return section
     except OmegaConfBaseException as error:
-        raise UserError(f"Wrong value for 'evaluation.data.{name}.{error.full_key}': {str(error).splitlines()[0]}.") from error
+        raise UserError(f"Wrong value for '{where}.{error.full_key}': {first_line(error)}.") from error
     except UserError as error:
-        raise UserError(f"In evaluation.data.{name}: {error}") from error
+        raise UserError(f"In {where}: {error}") from error
 
 
 def _check_data(config: Config, algorithm: Algorithm, train: PreparedData) -> None:
-    counts = train.counts
-    if algorithm.uses_demonstrations and not counts.demonstrations:
-        raise UserError(f"No demonstrations: {algorithm.name} needs them and none of the {counts.kept} rows of {config.data.path} has one. "
-                        "Set data.demonstration_field, or algorithm.name=grpo.")
-    if algorithm.uses_rollouts and counts.without_answer:
-        raise UserError(f"{counts.without_answer} of {counts.kept} rows of {config.data.path} have no reference answer, so that rollouts could "
-                        "not be judged: set data.answer_field.")
-    longest = max(counts.longest_prompt + config.rollout.max_new_tokens if algorithm.uses_rollouts else 0,
-                  counts.longest_demonstration if algorithm.uses_demonstrations else 0)
-    if config.learner.micro_batch_tokens < longest:
-        raise UserError(f"learner.micro_batch_tokens={config.learner.micro_batch_tokens} is below the longest sequence of {longest} tokens: "
-                        f"set it to at least {longest}.")
+    counts, path, room = train.counts, config.data.path, config.learner.micro_batch_tokens
+    require(counts.demonstrations > 0 or not algorithm.uses_demonstrations, f"No demonstrations: {algorithm.name} needs them and none of the "
+            f"{counts.kept} rows of {path} has one. Set data.demonstration_field, or algorithm.name=grpo.")
+    require(not (algorithm.uses_rollouts and counts.without_answer), f"{counts.without_answer} of {counts.kept} rows of {path} have no reference "
+            "answer, so that rollouts could not be judged: set data.answer_field.")
+    longest = max(algorithm.uses_rollouts * (counts.longest_prompt + config.rollout.max_new_tokens),
+                  algorithm.uses_demonstrations * counts.longest_demonstration)
+    require(longest <= room, f"learner.micro_batch_tokens={room} is below the longest sequence of {longest} tokens: set it to at least {longest}.")

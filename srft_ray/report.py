@@ -21,19 +21,15 @@ def write(run_dir: Path, seconds: float) -> dict[str, Any]:
     records = read_json_lines(run_dir / "metrics.jsonl")
     evaluations = read_json_lines(run_dir / "evaluations.jsonl")
     write_plots(run_dir / "plots", records, evaluations)
-    summary = summarize(run_dir, records, evaluations, seconds)
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
-
-
-def summarize(run_dir: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     step = latest_step(run_dir)
-    return {
+    summary = {
         "run": run_dir.name, "steps": step, "seconds": round(seconds, 1), "model": str(checkpoint_folder(run_dir, step) / "hf"),
         "tokens": sum(r["tokens"] for r in records), "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
         "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),
-        "final": records[-1] if records else {}, "evaluations": list(evaluations)}
+        "final": records[-1] if records else {}, "evaluations": evaluations}
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def write_plots(folder: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> None:
@@ -42,16 +38,15 @@ def write_plots(folder: Path, records: Sequence[dict[str, Any]], evaluations: Se
     folder.mkdir(exist_ok=True)
     panels = {name: (label, _series(records, keys)) for name, (label, keys) in PLOTS.items()}
     if evaluations:
-        panels["evaluation"] = ("accuracy avg@k, %", {s: [(e["step"], e["avg"]) for e in evaluations if e["set"] == s]
-                                                      for s in dict.fromkeys(e["set"] for e in evaluations)})
-    for name, panel in panels.items():
+        series = {name: [(e["step"], e["avg"]) for e in found] for name, found in _by_set(evaluations).items()}
+        panels["evaluation"] = ("accuracy avg@k, %", series)
+    overview = Figure(figsize=(12, 6.5), layout="constrained")
+    for (name, panel), axes in zip(panels.items(), overview.subplots(2, 3).flat, strict=False):
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         _draw(figure.add_subplot(), *panel)
-        figure.savefig(folder / f"{name}.png", dpi=120)
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, panel in zip(figure.subplots(2, 3).flat, panels.values(), strict=False):
         _draw(axes, *panel)
-    figure.savefig(folder / "overview.png", dpi=120)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    overview.savefig(folder / "overview.png", dpi=120)
 
 
 def _series(records: Sequence[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
@@ -72,13 +67,16 @@ def _draw(axes: Any, label: str, series: dict[str, list[tuple[float, float]]]) -
 def table(evaluations: Sequence[dict[str, Any]]) -> str:
     """First and last evaluation of each set side by side, as Markdown."""
     lines = ["| set | before: avg@k | after: avg@k | gain | before: pass@k | after: pass@k |", "|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(e["set"] for e in evaluations):
-        mine = [e for e in evaluations if e["set"] == name]
-        first, last = mine[0], mine[-1]
-        lines.append(f"| {name} (k = {last['samples']}, {last['prompts']} prompts) | {_figure(first, 'avg')} | {_figure(last, 'avg')} | "
-                     f"{last['avg'] - first['avg']:+.1f} | {_figure(first, 'pass')} | {_figure(last, 'pass')} |")
+    for name, found in _by_set(evaluations).items():
+        first, last = found[0], found[-1]
+        lines.append(f"| {name} (k = {last['samples']}, {last['prompts']} prompts) | {percent(first, 'avg')} | {percent(last, 'avg')} | "
+                     f"{last['avg'] - first['avg']:+.1f} | {percent(first, 'pass')} | {percent(last, 'pass')} |")
     return "\n".join(lines)
 
 
-def _figure(record: dict[str, Any], key: str) -> str:
+def _by_set(evaluations: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [e for e in evaluations if e["set"] == name] for name in dict.fromkeys(e["set"] for e in evaluations)}
+
+
+def percent(record: dict[str, Any], key: str) -> str:
     return f"{record[key]:.1f} ± {record[key + '_interval']:.1f} %"

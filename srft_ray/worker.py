@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import torch
@@ -25,10 +26,10 @@ from srft_ray.weights import make_transport
 class LearnerWorker:
     """One rank. It consumes the segments of the plan in order, waits for groups, and unblocks the engines by publishing."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, batches: Iterator[dict[str, Any]]) -> None:
         if job.threads:
             torch.set_num_threads(job.threads)
-        self.job, self.config, self.run_dir = job, job.config, job.config.run_dir
+        self.job, self.config, self.run_dir, self.batches = job, job.config, job.config.run_dir, batches
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         torch.manual_seed(self.config.run.seed)
@@ -67,12 +68,10 @@ class LearnerWorker:
 
     def _segments(self) -> Iterator[tuple[Segment, list[Group], float]]:
         """(segment, this rank's share of its groups, seconds waited for them)."""
-        batches = iter(ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=self.job.plan.block, prefetch_batches=0, batch_format="numpy"))
         for segment in self.job.plan.segments(self.step):
             started, groups = time.perf_counter(), []
             while len(groups) < segment.padded // self.world_size:
-                groups.extend(groups_of(next(batches)))
+                groups.extend(groups_of(next(self.batches)))
             strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
             if strangers:
                 raise RuntimeError(f"The stream is out of order: {segment} received groups of {sorted(strangers)}.")

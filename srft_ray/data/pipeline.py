@@ -55,9 +55,10 @@ class StreamFactory:
         in_flight = math.ceil(blocks_per_step * (rollout.max_staleness + 1) / low)
         pool = ActorPoolStrategy(min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=in_flight,
                                  max_concurrent_calls_per_actor=in_flight, enable_true_multi_threading=True)
-        return stream.map_batches(
-            Rollout, fn_constructor_args=(self.config, self.algorithm, reader, self.gate, self.device, self.dtype), batch_size=None, batch_format="numpy",
-            compute=pool, num_cpus=rollout.cpus_per_engine, num_gpus=engine_gpus(self.config) if self.device == "cuda" else 0)
+        arguments = (self.config, self.algorithm, reader, self.gate, self.device, self.dtype)
+        gpus = engine_gpus(self.config) if self.device == "cuda" else 0
+        return stream.map_batches(Rollout, fn_constructor_args=arguments, compute=pool, batch_size=None, batch_format="numpy",
+                                  num_cpus=rollout.cpus_per_engine, num_gpus=gpus)
 
 
 def execution_options() -> ExecutionOptions:

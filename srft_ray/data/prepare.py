@@ -9,17 +9,17 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from srft_ray.config import DataSection
+from srft_ray.config import DataSection, require
 from srft_ray.data.rows import Row, data_format, read_rows
 from srft_ray.data.store import BATCH, SCHEMA, Counts, PreparedData
 from srft_ray.data.tokenize import Template
-from srft_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Li
             created: list[Path] | None = None) -> PreparedData:
     """Prepares the data set, or finds it prepared in `folder`. What it had to create is added to `created`.
 
-    Raises:
-        UserError: bad rows (see `read_rows`), an over-long row with data.overlong=error, or nothing left.
+    UserError: bad rows (see `read_rows`), an over-long row with data.overlong=error, or nothing left.
     """
     template = Template(tokenizer, section)
     target = folder / f"{_fingerprint(section, template, limits, seed)}.arrow"
@@ -64,19 +63,16 @@ def remove(paths: Sequence[Path]) -> None:
 
 
 def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, strict: bool) -> Counts:
-    counts, buffer = Counts(), []
+    counts = Counts()
+    prepared = filter(None, (_tokenize(row, template, limits, counts, strict) for row in rows))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for row in rows:
-            prepared = _tokenize(row, template, limits, counts, strict)
-            if prepared:
-                buffer.append(prepared)
-            if len(buffer) == BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(buffer, SCHEMA))
-                buffer.clear()
-        if buffer:
-            writer.write_batch(pa.RecordBatch.from_pylist(buffer, SCHEMA))
-    if not counts.kept:
-        raise UserError(_nothing_left(counts, limits))
+        while batch := list(islice(prepared, BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, SCHEMA))
+    overlong = counts.overlong_prompts + counts.overlong_demonstrations
+    require(counts.kept > 0 or overlong > 0, f"None of the {counts.rows} rows has a demonstration, which this algorithm needs: set "
+            "data.demonstration_field.")
+    require(counts.kept > 0, f"All {counts.rows} rows were dropped: {counts.overlong_prompts} prompts are above {limits.prompt} tokens and "
+            f"{counts.overlong_demonstrations} demonstrations above {limits.sequence}; raise model.max_length.")
     return counts
 
 
@@ -89,12 +85,13 @@ def _tokenize(row: Row, template: Template, limits: Limits, counts: Counts, stri
     demonstrations = []
     for demonstration in row.demonstrations:
         ids = template.demonstration(demonstration, text)
-        if len(prompt_ids) + len(ids) > limits.sequence:
+        length = len(prompt_ids) + len(ids)
+        if length > limits.sequence:
             counts.overlong_demonstrations += 1
-            _reject(strict, f"prompt with demonstration of {len(prompt_ids) + len(ids)} tokens", limits.sequence, counts.rows)
+            _reject(strict, f"prompt with demonstration of {length} tokens", limits.sequence, counts.rows)
             continue
         demonstrations.append({"text": demonstration, "ids": ids})
-        counts.longest_demonstration = max(counts.longest_demonstration, len(prompt_ids) + len(ids))
+        counts.longest_demonstration = max(counts.longest_demonstration, length)
         counts.demonstration_tokens += len(ids)
     if limits.demonstrations_only and not demonstrations:
         counts.dropped_without_demonstration += 1
@@ -104,27 +101,19 @@ def _tokenize(row: Row, template: Template, limits: Limits, counts: Counts, stri
     counts.without_answer += not row.reference
     counts.longest_prompt = max(counts.longest_prompt, len(prompt_ids))
     counts.prompt_tokens += len(prompt_ids)
-    return {"prompt": text, "prompt_ids": prompt_ids, "reference": row.reference, "metadata": json.dumps(row.metadata),
-            "demonstrations": demonstrations}
+    metadata = json.dumps(row.metadata)
+    return {"prompt": text, "prompt_ids": prompt_ids, "reference": row.reference, "metadata": metadata, "demonstrations": demonstrations}
 
 
 def _reject(strict: bool, what: str, limit: int, number: int) -> None:
-    if strict:
-        raise UserError(f"Row {number} has a {what}, above the limit of {limit}: raise model.max_length, lower "
-                        "rollout.max_new_tokens, or set data.overlong=drop.")
-
-
-def _nothing_left(counts: Counts, limits: Limits) -> str:
-    if counts.overlong_prompts + counts.overlong_demonstrations == 0:
-        return f"None of the {counts.rows} rows has a demonstration, which this algorithm needs: set data.demonstration_field."
-    return (f"All {counts.rows} rows were dropped: {counts.overlong_prompts} prompts are above {limits.prompt} tokens and "
-            f"{counts.overlong_demonstrations} demonstrations above {limits.sequence}; raise model.max_length.")
+    require(not strict, f"Row {number} has a {what}, above the limit of {limit}: raise model.max_length, lower rollout.max_new_tokens, or set "
+            "data.overlong=drop.")
 
 
 def _fingerprint(section: DataSection, template: Template, limits: Limits, seed: int) -> str:
     """Changes with anything that changes the prepared rows: the source, the template, the tokenizer, the limits."""
-    parts: list[Any] = [dataclasses.asdict(section), dataclasses.asdict(limits), template.tokenizer.name_or_path,
-                        template.tokenizer.chat_template, len(template.tokenizer), template.tokenizer.eos_token_id]
+    of = template.tokenizer
+    parts: list[Any] = [dataclasses.asdict(section), dataclasses.asdict(limits), of.name_or_path, of.chat_template, len(of), of.eos_token_id]
     if data_format(section) == "tasks":
         parts.append(seed)
     else:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from srft_ray.verify.verifier import Verdict, after_hashes
+
 SPLITS = ("train", "heldout")
 MAX_MISSES = 100_000
 
@@ -15,7 +17,6 @@ MAX_MISSES = 100_000
 @dataclass(frozen=True)
 class Family:
     """One reasoning-gym dataset, the settings it is used with, and how its entries are worked out."""
-
     dataset: str
     settings: dict[str, Any]
     solve: Callable[[dict], str]
@@ -26,8 +27,7 @@ def solve_sum(entry: dict) -> str:
     first, *rest = entry["metadata"]["expression"].split()
     steps = list(zip(rest[::2], map(int, rest[1::2]), strict=True))
     totals = list(itertools.accumulate((int(sign + str(term)) for sign, term in steps), initial=int(first)))
-    lines = [f"{before} {sign} {term} = {after}"
-             for (before, after), (sign, term) in zip(itertools.pairwise(totals), steps, strict=True)]
+    lines = [f"{before} {sign} {term} = {after}" for (before, after), (sign, term) in zip(itertools.pairwise(totals), steps, strict=True)]
     return _worked(lines, totals[-1])
 
 
@@ -59,15 +59,14 @@ def _worked(lines: list[str], answer: int) -> str:
 
 
 def _arithmetic(terms: int, operators: str, min_digits: int) -> dict[str, Any]:
-    return {"min_terms": terms, "max_terms": terms, "min_digits": min_digits, "max_digits": 2,
-            "operators": list(operators), "allow_parentheses": False}
+    return {"min_terms": terms, "max_terms": terms, "min_digits": min_digits, "max_digits": 2, "operators": list(operators),
+            "allow_parentheses": False}
 
 
 FAMILIES: dict[str, Family] = {
     "sums": Family("basic_arithmetic", _arithmetic(3, "+-", 1), solve_sum),
     "products": Family("basic_arithmetic", _arithmetic(2, "*", 2), solve_product),
-    "equations": Family("simple_equations", {"min_terms": 2, "max_terms": 2, "max_value": 12,
-                                             "operators_weights": [0.5, 0.5, 0.0]}, solve_equation),
+    "equations": Family("simple_equations", {"min_terms": 2, "max_terms": 2, "max_value": 12, "operators_weights": [0.5, 0.5, 0.0]}, solve_equation),
     "long_sums": Family("basic_arithmetic", _arithmetic(4, "+-", 1), solve_sum),
 }
 
@@ -87,25 +86,28 @@ def generate(path: str, split: str, size: int, seed: int) -> Iterator[dict]:
     return (next(stream) for stream in itertools.islice(itertools.cycle(streams), size))
 
 
-def score(answer: str | None, family: str, reference: str, entry: dict) -> float:
-    """reasoning-gym's own score of an extracted answer: 1.0 is right, below 1.0 is partial credit or wrong."""
-    return _dataset(family, "score").score_answer(answer, {"answer": reference, "metadata": entry})
+def verify(response: str, reference: str, metadata: dict) -> Verdict:
+    """reasoning-gym's own score of the answer after the last `#### `: the reward keeps partial credit, but only a full score is a match."""
+    answer = after_hashes(response)
+    if not answer:
+        return Verdict("no_answer", 0.0, None)
+    score = _dataset(metadata["family"], "score").score_answer(answer, {"answer": reference, "metadata": metadata["entry"]})
+    return Verdict("match" if score >= 1.0 else "mismatch", score, answer)
 
 
-def _family(name: str) -> Family:
-    if name in FAMILIES:
-        return FAMILIES[name]
-    nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(FAMILIES)}")
+def warm_up() -> None:
+    """Pay the second that importing reasoning-gym takes once, and not in each new worker's first item."""
+    import reasoning_gym  # noqa: F401
 
 
 @cache
 def _dataset(name: str, seed: str) -> Any:
-    family = _family(name)
+    if name not in FAMILIES:
+        nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(FAMILIES)}")
     import reasoning_gym
-
     number = random.Random(seed).getrandbits(64)  # neighbouring seeds of reasoning-gym give shifted copies
-    return reasoning_gym.create_dataset(family.dataset, seed=number, **family.settings)
+    return reasoning_gym.create_dataset(FAMILIES[name].dataset, seed=number, **FAMILIES[name].settings)
 
 
 def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
@@ -117,14 +119,10 @@ def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
             raise ValueError(f"task family {name!r} has only {len(seen)} distinct {split} questions: ask for fewer")
         if not misses:
             seen.add(question)
-            yield _row(name, entry)
+            scored = {key: value for key, value in entry["metadata"].items() if key != "difficulty"}
+            yield {"prompt": question, "answer": entry["answer"], "demonstration": FAMILIES[name].solve(entry),
+                   "metadata": {"family": name, "entry": scored}}
 
 
 def _split(question: str) -> str:
     return "train" if int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10 else "heldout"
-
-
-def _row(name: str, entry: dict) -> dict:
-    scored = {key: value for key, value in entry["metadata"].items() if key != "difficulty"}
-    return {"prompt": entry["question"], "answer": entry["answer"], "demonstration": FAMILIES[name].solve(entry),
-            "metadata": {"family": name, "entry": scored}}

@@ -18,8 +18,11 @@ class Gate:
         self._published = asyncio.Condition()
 
     async def restart(self, version: int) -> None:
-        """The learners start again at a checkpoint: the version goes back to it, until its weights are published."""
-        self.version, self.chunks, self._arriving = version, [], []
+        """The learners start (again) at a checkpoint; nobody is admitted until they have published its weights.
+
+        Version 0 needs no publication: engines start from the model itself.
+        """
+        self.version, self.chunks, self._arriving = 0 if version == 0 else -1, [], []
 
     async def put(self, chunk: object) -> None:
         """Takes one piece of the next version's weights; as its owner, this actor keeps it when a learner dies."""
@@ -37,7 +40,7 @@ class Gate:
         Raises:
             TimeoutError: naming what it waited for.
         """
-        needed = step if exact else step - self.max_staleness
+        needed = max(0, step if exact else step - self.max_staleness)
         async with self._published:
             try:
                 await asyncio.wait_for(self._published.wait_for(lambda: self.version >= needed), timeout_s)

@@ -1,6 +1,5 @@
 """Verifiers, and the judge that runs them on model output in bounded processes of their own."""
 from srft_ray.verify.judge import Judge
-from srft_ray.verify.lookup import resolve
-from srft_ray.verify.verdict import Item, Verdict
+from srft_ray.verify.verifier import Item, Verdict, resolve
 
 __all__ = ["Item", "Judge", "Verdict", "resolve"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from multiprocessing import Pipe
 
 from srft_ray.errors import UserError
-from srft_ray.verify.verdict import Item, Verdict
+from srft_ray.verify.verifier import Item, Verdict
 
 
 class Judge:
@@ -19,8 +19,7 @@ class Judge:
     per worker, on top of what the verifier's imports take.
     """
 
-    def __init__(self, name: str, path: str | None = None, timeout_s: float = 2.0, num_workers: int = 1,
-                 memory_mb: int = 2048) -> None:
+    def __init__(self, name: str, path: str | None = None, timeout_s: float = 2.0, num_workers: int = 1, memory_mb: int = 2048) -> None:
         self._settings, self._lock = (name, path, timeout_s, num_workers, memory_mb), threading.Lock()
         self._start()
 
@@ -50,8 +49,8 @@ class Judge:
         # -P and this process's search path: there can be imported what can be imported here, and nothing else
         command = [sys.executable, "-P", "-m", "srft_ray.verify.keeper", str(theirs.fileno())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
-        self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()],
-                                         stdin=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is the owner's
+        self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                                         start_new_session=True)  # Ctrl-C is the owner's
         theirs.close()
         self._conn.send(self._settings)
 

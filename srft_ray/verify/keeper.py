@@ -15,12 +15,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from srft_ray.errors import UserError
-from srft_ray.verify.lookup import resolve
-from srft_ray.verify.verdict import Verdict, as_verdict
+from srft_ray.verify.verifier import Verdict, as_verdict, resolve
 
 PR_SET_PDEATHSIG = 1
 MAX_ITEMS = 1_000  # then a worker is replaced: what a verifier leaks must not add up to the memory limit
@@ -156,7 +156,5 @@ def serve(conn: Connection, verifier: Callable) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with suppress(EOFError, ConnectionError):
         keep(Connection(int(sys.argv[1])))
-    except (EOFError, ConnectionError):
-        pass

@@ -5,8 +5,7 @@ import re
 from math_verify import parse
 from math_verify import verify as equal
 
-from srft_ray.verify.extract import after_hashes, last_boxed
-from srft_ray.verify.verdict import Verdict
+from srft_ray.verify.verifier import Verdict, after_hashes
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns when its time-outs are off, as they are here
 
@@ -21,8 +20,7 @@ _CHOICE_IN_PROSE = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?[^A-Za-z\n]{
 def verify(response: str, reference: str, metadata: dict) -> Verdict:
     """Compare the final answer of `response` with `reference`, which may be plain or boxed."""
     gold, answer = _plain(last_boxed(reference) or reference), last_boxed(response)
-    if answer is None:
-        answer = after_hashes(response)
+    answer = after_hashes(response) if answer is None else answer
     if answer == "":
         return Verdict("no_answer", 0.0, None)
     letter = _CHOICE.fullmatch(gold)
@@ -30,7 +28,13 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
         found = _find_choice(response, answer)
         if found or answer is None:
             return _verdict(found == letter[1], found)
-    return _compare_text(response, gold) if answer is None else _compare(answer, gold)
+    if answer is None:
+        parsed = parse(response, parsing_timeout=None)
+        return _verdict(equal(_parse(gold), parsed, timeout_seconds=None), str(parsed[-1]) if parsed else None)
+    plain = _plain(answer)
+    if _INTEGER.fullmatch(plain) and _INTEGER.fullmatch(gold):
+        return _verdict(int(plain) == int(gold), answer)
+    return _verdict(plain == gold or equal(_parse(gold), _parse(plain), timeout_seconds=None), answer)
 
 
 def warm_up() -> None:
@@ -40,23 +44,22 @@ def warm_up() -> None:
     verify("so it is $(1, 2)$", "7", {})
 
 
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}` whose braces balance; an unfinished one does not count."""
+    open_at, start, end = [], -1, -1
+    for token in re.finditer(r"(\\boxed\s*\{)|(?<!\\)[{}]", text):
+        if token.group() != "}":
+            open_at.append(token.end() if token[1] else -1)
+        elif open_at and (opened := open_at.pop()) > start:
+            start, end = opened, token.start()
+    return text[start:end].strip() if start >= 0 else None
+
+
 def _find_choice(response: str, answer: str | None) -> str | None:
     text = response if answer is None else answer
     prose = list(_CHOICE_IN_PROSE.finditer(response)) if answer is None else []
     found = _CHOICE.fullmatch(text) or _CHOICE_AND_TEXT.fullmatch(text) or (prose and prose[-1])
     return found[1].upper() if found else None
-
-
-def _compare(answer: str, gold: str) -> Verdict:
-    plain = _plain(answer)
-    if _INTEGER.fullmatch(plain) and _INTEGER.fullmatch(gold):
-        return _verdict(int(plain) == int(gold), answer)
-    return _verdict(plain == gold or equal(_parse(gold), _parse(plain), timeout_seconds=None), answer)
-
-
-def _compare_text(response: str, gold: str) -> Verdict:
-    found = parse(response, parsing_timeout=None)
-    return _verdict(equal(_parse(gold), found, timeout_seconds=None), str(found[-1]) if found else None)
 
 
 def _plain(text: str) -> str:

@@ -26,8 +26,8 @@ class Case:
 
     def learner(self) -> LearnerSection:
         """A large eps: gradients that are zero in exact arithmetic (key biases) would be rounding noise made large by Adam."""
-        return LearnerSection(lr=1e-3, eps=1e-3, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, offload_optimizer=self.offload,
-                              weight_decay=0.01, max_grad_norm=0.05, logit_chunk_mb=self.checkpointing_mb)
+        return LearnerSection(lr=1e-3, eps=1e-3, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens,
+                              offload_optimizer=self.offload, weight_decay=0.01, max_grad_norm=0.05, logit_chunk_mb=self.checkpointing_mb)
 
 
 def make_groups(algorithm: Algorithm, step: int, count: int = 4, rollouts: int = 3) -> list[Group]:

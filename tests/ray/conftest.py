@@ -33,5 +33,5 @@ class Run:
         keys = Counter((row["step"], row["group_id"], row["sample"]) for row in self.ledger)
         assert set(keys.values()) == {1}
         groups = Counter(step for step, _ in {(row["step"], row["group_id"]) for row in self.ledger})
-        assert groups == {step: groups_per_step for step in range(steps)}
+        assert groups == dict.fromkeys(range(steps), groups_per_step)
         assert [record["step"] for record in self.metrics] == list(range(steps))

@@ -68,69 +68,46 @@ def test_train_prints_plain_lines_and_evaluate_reads_its_model(tmp_path, tiny_mo
     assert "avg@2" in out and "pass@2" in out and "(8 prompts)" in out
 
 
-def test_sft_never_starts_an_engine(tmp_path, tiny_model):
+def test_sft_never_starts_an_engine(tmp_path, tiny_model, monkeypatch):
     config = write_config(tmp_path, tiny_model)
+    monkeypatch.setenv("SRFT_TEST", str(tmp_path))
     process = start("train", config, "algorithm.name=sft", "trainer.steps=3")
     family, engines = set(), set()
     while process.poll() is None:
-        children = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
-        family |= {line.split(None, 1)[0] for line in children if "ray::" in line}
-        engines |= {pid for pid in family if loads_vllm(pid)}
+        family |= (now := set(processes_with(f"SRFT_TEST={tmp_path}")))
+        engines |= {pid for pid in now if loads_vllm(pid)}
         time.sleep(0.5)
     code, _, error = finish(process)
     assert code == 0, error
-    assert family and not engines
+    assert len(family) > 3 and not engines
     run = Run(tmp_path / "runs/run")
     run.check_exactly_once(steps=3, groups_per_step=4)
     assert not run.rollouts and all(row["verdict"] == "given" for row in run.ledger)
 
 
-def test_interrupt_leaves_a_run_that_continues_and_no_process(tmp_path, tiny_model):
-    config = write_config(tmp_path, tiny_model, trainer={"steps": 400, "checkpoint_every": 2})
-    token = f"SRFT_TEST={tmp_path}"
-    os.environ["SRFT_TEST"] = str(tmp_path)
+def test_interrupt_leaves_no_process_and_the_same_command_continues(tmp_path, tiny_model, monkeypatch):
+    config = write_config(tmp_path, tiny_model, trainer={"steps": 12, "checkpoint_every": 2})
+    monkeypatch.setenv("SRFT_TEST", str(tmp_path))
     process = start("train", config)
     metrics = tmp_path / "runs/run/metrics.jsonl"
     deadline = time.time() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5):
         assert time.time() < deadline and process.poll() is None
-        time.sleep(0.2)
-    assert processes_with(token)
+        time.sleep(0.05)
+    assert processes_with(f"SRFT_TEST={tmp_path}")
     process.send_signal(signal.SIGINT)
     code, _, error = finish(process, timeout=60)
     assert code == 130 and "interrupted" in error and "Traceback" not in error
     deadline = time.time() + 20
-    while left := processes_with(token):
+    while left := processes_with(f"SRFT_TEST={tmp_path}"):
         assert time.time() < deadline, f"processes left: {left}"
         time.sleep(0.2)
-    del os.environ["SRFT_TEST"]
     done = Run(tmp_path / "runs/run")
-    assert len(done.metrics) >= 5 and done.dir.joinpath("checkpoints/step-4/hf/model.safetensors").exists()
-    values = yaml.safe_load((done.dir / "config.yaml").read_text())
-    assert values["trainer"]["steps"] == 400
-
-
-def test_the_same_command_continues_an_unfinished_run(tmp_path, tiny_model):
-    """A learner that dies at once, with no restart allowed, leaves a run; the same command finishes it."""
-    config = write_config(tmp_path, tiny_model, trainer={"steps": 6, "checkpoint_every": 2, "max_failures": 0})
-    process = start("train", config)
-    metrics = tmp_path / "runs/run/metrics.jsonl"
-    deadline = time.time() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.05)
-    for line in subprocess.run(["pgrep", "-f", "ray::RayTrainWorker", "-P", _raylet_of(process.pid)], capture_output=True, text=True).stdout.split():
-        os.kill(int(line), signal.SIGKILL)
-    code, _, error = finish(process)
-    assert code == 1 and "run failed" in error and "Traceback" not in error
+    assert 5 <= len(done.metrics) < 12 and (done.dir / "checkpoints/step-4/hf/model.safetensors").exists()
     code, out, error = finish(start("train", config))
     assert code == 0, error
     assert "continuing after step" in out
-    Run(tmp_path / "runs/run").check_exactly_once(steps=6, groups_per_step=4)
-
-
-def _raylet_of(pid):
-    return subprocess.run(["pgrep", "-x", "raylet", "-P", str(pid)], capture_output=True, text=True, check=True).stdout.strip()
+    Run(tmp_path / "runs/run").check_exactly_once(steps=12, groups_per_step=4)
 
 
 def test_what_can_never_be_placed_is_refused(tmp_path, tiny_model):
@@ -163,8 +140,7 @@ def test_plan_of_the_examples(example, tmp_path):
         assert "32 learners and 32 engines" in out and "64 GPUs" in out and "7,615.6 M parameters" in out
 
 
-def test_python_api_example(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240,
-                          env={**os.environ, "TMPDIR": str(tmp_path)})
+def test_python_api_example():
+    done = subprocess.run([sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "trained 2 steps" in done.stdout

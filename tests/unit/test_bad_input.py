@@ -316,7 +316,7 @@ def test_plan_of_a_good_config(tmp_path: Path, tiny_model: Path, capfd: pytest.C
     assert "2 learners and 2 engines, together 6 CPUs on cpu" in said
     assert "8 rows: 3 steps of 4 prompts are 1.50 epochs" in said
     assert "8 rollouts of at most 32 tokens (256 generated), at most 4 demonstrations" in said
-    parameters = 259 * 32 + 2 * (2 * 32 * 32 + 32 + 2 * (32 * 16 + 16) + 3 * 32 * 64 + 2 * 32) + 32
+    parameters = 259 * 64 + 2 * (2 * 64 * 64 + 64 + 2 * (64 * 32 + 32) + 3 * 64 * 96 + 2 * 64) + 64
     assert f"{parameters / 1e6:,.1f} M parameters" in said
     assert not (tmp_path / "runs" / "run").exists()
 

@@ -65,7 +65,8 @@ def test_blocks_divide_every_learners_share(groups: int, learners: Any, engines:
             assert segment.padded % workers == 0 and segment.padded // workers % stream.block == 0
 
 
-@pytest.mark.parametrize(("groups", "learners", "engines", "block"), [(16, 1, 1, 16), (16, 2, 2, 8), (16, 4, 1, 4), (16, 1, 3, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)])
+@pytest.mark.parametrize(("groups", "learners", "engines", "block"), [
+    (16, 1, 1, 16), (16, 2, 2, 8), (16, 4, 1, 4), (16, 1, 3, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)])
 def test_the_largest_block_that_keeps_every_engine_busy(groups: int, learners: Any, engines: int, block: int):
     assert plan(None, engines, learners, steps=1, groups_per_step=groups).block == block
 
