@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def free_name(runs: Path, name: str) -> str:
     """`name`, or `name-2`, `name-3`, … if there are such runs already."""
-    return next(n for n in (name, *(f"{name}-{i}" for i in itertools.count(2))) if not (runs / n).exists())
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(n for n in names if not (runs / n).exists())
 
 
 def main() -> int:
