@@ -1,7 +1,6 @@
 """Live progress of a run, read from its metrics: a table in a terminal, plain lines elsewhere."""
 import sys
 import threading
-import time
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +20,6 @@ class Progress:
     def __init__(self, config: Config, resume_from: int) -> None:
         self.config, self.run_dir, self.console = config, config.run_dir, Console(file=sys.stdout)
         self.shown, self.evaluations, self.first = resume_from, 0, resume_from
-        self.started = time.perf_counter()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self.bar = Bar(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
@@ -58,10 +56,10 @@ class Progress:
                 self._show_step(record)
 
     def _show_step(self, record: dict[str, Any]) -> None:
-        rate = (time.perf_counter() - self.started) / max(1, self.shown - self.first)
+        work = record["time/step"] if self.shown > self.first + 1 else record["time/generation"] + record["time/learner"]  # not the start-up
         entropy = record["entropy/rollout"] or record["entropy/demo"]
         figures = (f"reward {record['reward/mean']:.3f}  entropy {entropy:.3f}  loss {record['loss']:+.4f}  "
-                   f"{record['tokens'] / record['time/step']:,.0f} tokens/s  ETA {rate * (self.config.trainer.steps - self.shown):.0f} s")
+                   f"{record['tokens'] / record['time/step']:,.0f} tokens/s  ETA {work * (self.config.trainer.steps - self.shown):.0f} s")
         self.bar.update(self.task, completed=self.shown, figures=figures)
         if not self.console.is_terminal:
             self._print(f"step {self.shown}/{self.config.trainer.steps}  {figures}")
