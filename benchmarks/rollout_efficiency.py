@@ -71,7 +71,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        config = benchmark_config(folder, steps=1, groups=128)
+        config = benchmark_config(folder, steps=1, groups=384)
         resolved = resolve(config)
         start_ray(config, 6)
         for _ in range(repeats):
