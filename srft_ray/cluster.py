@@ -1,6 +1,9 @@
 """Ray: connecting to a cluster or starting one here, and whether a run can ever be placed on it."""
 import logging
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -8,6 +11,7 @@ import ray
 from srft_ray.config import Config, bounds
 from srft_ray.data.pipeline import engine_gpus
 from srft_ray.errors import UserError
+from srft_ray.models import resolve_device
 
 SPARE_CPUS = 2.0  # Ray Data's own tasks
 WORKER_ENVIRONMENT = {
@@ -48,14 +52,36 @@ def start_ray(config: Config, cpus: float) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return False
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR,
              "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
-    if address:
-        ray.init(address=address, **quiet)
+    if cluster_address(config):
+        ray.init(address=cluster_address(config), **quiet)
         return False
     ray.init(num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, int(-(-cpus // 1))), include_dashboard=False, **quiet)
     return True
+
+
+@contextmanager
+def placed(config: Config, uses_rollouts: bool) -> Iterator[tuple[str, int | None]]:
+    """Ray with room for the run, for the length of the block: (device, CPU threads of a learner; None on GPUs).
+
+    Raises:
+        UserError: CUDA is asked for and absent, or the cluster can never place the run.
+    """
+    ours = start_ray(config, demand(config, uses_rollouts, "cpu").cpus)
+    try:
+        device = resolve_device(config)
+        needed = demand(config, uses_rollouts, device)
+        check_placement(needed)
+        cores = (os.cpu_count() or 1) // (needed.learners + needed.engines) if ours else math.ceil(config.learner.cpus_per_worker)
+        yield device, max(1, cores) if device == "cpu" else None
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def cluster_address(config: Config) -> str | None:
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def check_placement(needed: Demand) -> None:

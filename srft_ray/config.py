@@ -71,7 +71,7 @@ class RolloutSection:
     max_num_seqs: int = limited(256, least=1)
     kv_cache_gib: int = limited(1, least=1)  # on CPU
     groups_per_task: int | None = limited(None, least=1)
-    transport: str = "object_store"  # object_store | nccl | file.py:Class
+    transport: str = "object_store"  # of weights to the engines; or a class of one's own, file.py:Class
     transport_chunk_mb: int = limited(512, least=1)
     timeout_s: float = limited(1800.0, above=0)
 

@@ -1,7 +1,5 @@
 """`fit`: one run from a config to a trained model."""
 import json
-import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,14 @@ import ray
 from algorithms import Algorithm
 from srft_ray import report
 from srft_ray.checkpoint import checkpoint_folder, latest_step
-from srft_ray.cluster import check_placement, demand, start_ray
+from srft_ray.cluster import cluster_address, placed
 from srft_ray.config import Config, bounds, to_yaml
 from srft_ray.data.pipeline import StreamFactory, execution_options
 from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, resolve
 from srft_ray.progress import Progress
 from srft_ray.rollout.gate import Gate
+from srft_ray.train_loop import ABORTED, Job, train_loop
 
 
 class RunFailed(RuntimeError):
@@ -43,18 +42,11 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
         UserError: bad config, model or data, before anything is written.
         RunFailed: the run could not finish; its directory is usable.
     """
-    device = resolve_device(config)  # its error comes before data are prepared
+    if not cluster_address(config):
+        resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
-    needed = demand(config, resolved.algorithm.uses_rollouts, device)
-    ours = start_ray(config, needed.cpus)
-    try:
-        device = resolve_device(config)
-        check_placement(needed)
-        cores_each = (os.cpu_count() or 1) // (needed.learners + needed.engines) if ours else math.ceil(config.learner.cpus_per_worker)
-        return _run(resolved, device, max(1, cores_each) if device == "cpu" else None)
-    finally:
-        if ours:
-            ray.shutdown()
+    with placed(config, resolved.algorithm.uses_rollouts) as (device, threads):
+        return _run(resolved, device, threads)
 
 
 def _run(resolved: Resolved, device: str, threads: int | None) -> Result:
@@ -62,6 +54,10 @@ def _run(resolved: Resolved, device: str, threads: int | None) -> Result:
     run_dir = config.run_dir
     (run_dir / "groups").mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
+    (run_dir / ABORTED).unlink(missing_ok=True)
+    if config.trainer.evaluate_every and not resolved.algorithm.uses_rollouts:
+        print(f"note: {resolved.algorithm.name} starts no engine, so that trainer.evaluate_every has nothing to sample with; "
+              "use `srft-ray evaluate` on the trained model")
     progress = Progress(config, resume_from=latest_step(run_dir))
     with progress:
         _train(resolved, device, threads)
@@ -87,8 +83,6 @@ def make_trainer(resolved: Resolved, device: str, threads: int | None) -> Any:
     """The Ray Train trainer with the stream as its dataset; the gate outlives every restart of either."""
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from srft_ray.train_loop import Job, train_loop
     config = resolved.config
     dtype = resolve_dtype(config, device)
     gate = ray.remote(Gate).options(num_cpus=0).remote(config.rollout.max_staleness)
@@ -114,7 +108,7 @@ def cause(error: BaseException) -> str:
 
 
 def _abort_message(run_dir: Path) -> str:
-    aborted = run_dir / "aborted.txt"
+    aborted = run_dir / ABORTED
     return aborted.read_text() if aborted.exists() else f"The run stopped after {latest_step(run_dir)} steps."
 
 

@@ -6,13 +6,13 @@ import ray
 
 from algorithms import GRPO
 from srft_ray import metrics
-from srft_ray.cluster import check_placement, demand, start_ray
+from srft_ray.cluster import placed
 from srft_ray.config import Config
 from srft_ray.data.blocks import groups_of
 from srft_ray.data.pipeline import StreamFactory
 from srft_ray.data.plan import StreamPlan, make_plan
 from srft_ray.data.tokenize import load_tokenizer
-from srft_ray.models import load_model_config, resolve_device, resolve_dtype
+from srft_ray.models import load_model_config, resolve_dtype
 from srft_ray.preflight import data_folder, evaluation_sizes, prepare_evaluation, resolve_settings
 from srft_ray.rollout.gate import Gate
 
@@ -28,19 +28,12 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     load_model_config(config)
     sets = prepare_evaluation(config, load_tokenizer(config.model), data_folder(config))
     plan = make_plan(config, evaluation_sizes(config, sets))
-    device = resolve_device(config)
-    needed = demand(config, True, device)
-    ours = start_ray(config, needed.cpus)
-    try:
-        check_placement(needed)
+    with placed(config, uses_rollouts=True) as (device, _):
         gate = ray.remote(Gate).options(num_cpus=0).remote(0)
         plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
         nothing = next(iter(sets.values()))
         factory = StreamFactory(config, GRPO(), plan, nothing, sets, gate, device, resolve_dtype(config, device))
         return ray.get(ray.remote(num_cpus=0)(_collect).remote(factory, plan))
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _collect(factory: StreamFactory, plan: StreamPlan) -> list[dict[str, Any]]:

@@ -23,13 +23,13 @@ class PolicyModel(nn.Module):
         return chunked_logprobs(head, hidden_NH, input_ids_BL[rows_N, positions_N], temperature, self.logit_chunk_mb)
 
 
-def chunked_logprobs(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, temperature: float, chunk_mb: int) -> tuple[Tensor, Tensor]:
+def chunked_logprobs(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, temperature: float, chunk_mb: float) -> tuple[Tensor, Tensor]:
     """(log-probs with gradient, entropies without) of targets under softmax(head(hidden) / temperature).
 
     At most `chunk_mb` MiB of float32 logits exist at once: with several chunks each is recomputed in the backward pass.
     """
     vocabulary = head.out_features
-    size = max(1, chunk_mb * 2**20 // (4 * vocabulary))
+    size = max(1, int(chunk_mb * 2**20) // (4 * vocabulary))
     if hidden_NH.shape[0] <= size:
         return _logprobs(head, hidden_NH, targets_N, temperature)
     parts = [checkpoint(_logprobs, head, hidden, targets, temperature, use_reentrant=False)

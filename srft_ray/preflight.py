@@ -21,6 +21,7 @@ from srft_ray.loggers import check_loggers
 from srft_ray.models import load_model_config
 from srft_ray.registry import make_algorithm
 from srft_ray.verify import resolve as resolve_verifier
+from srft_ray.weights import transport_class
 
 
 @dataclass
@@ -58,6 +59,7 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     if config.verifier.path is None and config.verifier.name == "auto":
         config.verifier.name = "tasks" if data_format(config.data) == "tasks" else "math"
     resolve_verifier(config.verifier.name, config.verifier.path)
+    transport_class(config.rollout.transport)
     for name in config.evaluation.data:
         evaluation_section(config, name)
     check_loggers(config.run.loggers)

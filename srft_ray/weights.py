@@ -52,13 +52,13 @@ class ObjectStoreTransport:
         return version
 
 
-def make_transport(gate: Any, config: RolloutSection) -> WeightTransport:
-    """The transport that rollout.transport names; a class of one's own as `file.py:Class`."""
-    if config.transport == "object_store":
-        return ObjectStoreTransport(gate, config)
-    if ":" in config.transport:
-        return load_object(config.transport, "rollout.transport")(gate, config)
-    raise UserError(f"rollout.transport is {config.transport!r}: choose object_store or file.py:Class.")
+def transport_class(name: str) -> type[WeightTransport]:
+    """The transport that rollout.transport names: `object_store`, or a class of one's own as `file.py:Class`; else UserError."""
+    if name == "object_store":
+        return ObjectStoreTransport
+    if ":" not in name:
+        raise UserError(f"rollout.transport is {name!r}: choose object_store or file.py:Class.")
+    return load_object(name, "rollout.transport")
 
 
 def _chunks(weights: Iterator[tuple[str, Tensor]], limit: int, keep: bool) -> Iterator[dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from srft_ray.learner import Learner
 from srft_ray.loggers import make_loggers
 from srft_ray.models import load_model
 from srft_ray.train_loop import Job
-from srft_ray.weights import make_transport
+from srft_ray.weights import transport_class
 
 
 class LearnerWorker:
@@ -39,7 +39,7 @@ class LearnerWorker:
         self.engine = DeepSpeedEngine(self.model, self.config.learner, dtype)
         threshold = self.config.learner.parity_threshold or (1e-3 if dtype == torch.float32 else 0.1)
         self.learner = Learner(self.engine, self.config.learner, threshold)
-        self.transport = make_transport(job.gate, self.config.rollout) if job.algorithm.uses_rollouts else None
+        self.transport = transport_class(self.config.rollout.transport)(job.gate, self.config.rollout) if job.algorithm.uses_rollouts else None
         self.loggers = make_loggers(self.config) if self.rank == 0 else []
         self.step = self._resume()
 

@@ -12,7 +12,7 @@ from srft_ray.config import Config
 from srft_ray.data.blocks import as_block
 from srft_ray.rollout.engine import Engine, Sampling
 from srft_ray.verify import Item, Judge
-from srft_ray.weights import make_transport
+from srft_ray.weights import transport_class
 
 
 def sequence_seed(run_seed: int, dataset: str, step: int, group_id: int, sample: int) -> int:
@@ -32,7 +32,7 @@ class Rollout:
                  dtype: str) -> None:
         self.config, self.algorithm, self.read, self.gate = config, algorithm, read, gate
         self.judge = make_judge(config)
-        self.transport = make_transport(gate, config.rollout)
+        self.transport = transport_class(config.rollout.transport)(gate, config.rollout)
         self.engine = Engine(config, device, dtype)
         self.version, self.in_flight = 0, 0
         self._changed = threading.Condition()

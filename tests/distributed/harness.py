@@ -22,12 +22,13 @@ class Case:
     offload: bool = False
     steps: int = 1
     temperature: float = 1.0
-    checkpointing_mb: int = 128
+    logit_chunk_mb: float = 64  # 0.01: chunks of ten tokens
+    activation_checkpointing: bool = False
 
     def learner(self) -> LearnerSection:
         """A large eps: gradients that are zero in exact arithmetic (key biases) would be rounding noise made large by Adam."""
         return LearnerSection(lr=1e-3, eps=1e-3, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens,
-                              offload_optimizer=self.offload, weight_decay=0.01, max_grad_norm=0.05, logit_chunk_mb=self.checkpointing_mb)
+                              offload_optimizer=self.offload, weight_decay=0.01, max_grad_norm=0.05, logit_chunk_mb=self.logit_chunk_mb)
 
 
 def make_groups(algorithm: Algorithm, step: int, count: int = 4, rollouts: int = 3) -> list[Group]:
@@ -95,7 +96,11 @@ def _rank(rank, world, port, model_path, cases, results):
     deepspeed.init_distributed("gloo", verbose=False)
     template = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
     for number, case in enumerate(cases):
-        engine = DeepSpeedEngine(copy.deepcopy(template), case.learner(), torch.float32)
+        model = copy.deepcopy(template)
+        if case.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
+        engine = DeepSpeedEngine(model, case.learner(), torch.float32)
         learner = Learner(engine, case.learner(), parity_threshold=1e9)
         for step in range(case.steps):
             mine = make_groups(case.algorithm, step)[rank::world]

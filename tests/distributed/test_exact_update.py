@@ -10,6 +10,9 @@ CASES = [
     Case(SRFT(), zero_stage=2, micro_batch_tokens=30, offload=True),
     Case(SRFT(), zero_stage=2, micro_batch_tokens=64, steps=3, temperature=0.7),
     Case(SRFT(entropy_granularity="token"), zero_stage=3, micro_batch_tokens=64, steps=3),
+    Case(SRFT(), zero_stage=3, micro_batch_tokens=200, logit_chunk_mb=0.01),
+    Case(SRFT(), zero_stage=2, micro_batch_tokens=200, logit_chunk_mb=0.01, activation_checkpointing=True, temperature=0.7),
+    Case(SRFT(), zero_stage=3, micro_batch_tokens=64, activation_checkpointing=True),
 ]
 
 

@@ -21,7 +21,7 @@ Change = Callable[[Path, Path], dict[str, dict[str, Any]]]  # (folder, model) ->
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is let through fails at once, not after minutes."""
-    monkeypatch.setattr("srft_ray.driver.start_ray", lambda *_: pytest.fail("Ray would be started"))
+    monkeypatch.setattr("srft_ray.cluster.start_ray", lambda *_: pytest.fail("Ray would be started"))
 
 
 def write_config(tmp_path: Path, values: dict[str, Any]) -> Path:
@@ -79,6 +79,8 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
     ("evaluation.data.held.size=x", "Wrong value for 'evaluation.data.held.size'"),
     ("evaluation.data.held.format=jsnl", "In evaluation.data.held: data.format is 'jsnl': did you mean 'jsonl'?"),
     ("trainer.evaluate_every=1", "evaluation.data names no set"),
+    ("rollout.transport=nccl", "rollout.transport is 'nccl': choose object_store or file.py:Class"),
+    ("rollout.transport=nowhere.py:Mine", "nowhere.py does not exist"),
 ])
 def test_bad_values(tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str], override: str, wanted: str):
     assert wanted in failure(tmp_path, capfd, write_config(tmp_path, base_config(tmp_path, tiny_model)), override)
@@ -295,7 +297,7 @@ def test_plan_and_data_refuse_what_train_refuses(tmp_path: Path, tiny_model: Pat
 def test_evaluate_refuses_bad_input_too(tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
                                         model: str, source: str, wanted: str):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("srft_ray.evaluation.start_ray", lambda *_: pytest.fail("Ray would be started"))
+    monkeypatch.setattr("srft_ray.cluster.start_ray", lambda *_: pytest.fail("Ray would be started"))
     write_jsonl(tmp_path / "data.jsonl", ROWS)
     (tmp_path / "bad.jsonl").write_text("{")
     limits = ("--max-length", "128", "--max-new-tokens", "32")
