@@ -77,6 +77,18 @@ def test_other_algorithms_on_the_same_config(tmp_path, tiny_model, algorithm):
         assert [record["lr"] for record in run.metrics] == [1e-6, 1e-5]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize(("zero_stage", "learners"), [(0, 1), (3, 1), (0, 2), (3, 2)])
+@pytest.mark.parametrize("model", ["tiny_model", "untied_model"])
+def test_parity(tmp_path, request, model, zero_stage, learners, temperature):
+    config = make_config(base_config(
+        tmp_path, request.getfixturevalue(model), rollout={"temperature": temperature},
+        learner={"num_workers": learners, "zero_stage": zero_stage, "lr": 1e-3}, trainer={"steps": 4}))
+    records = Run(fit(config).run_dir).metrics
+    assert len(records) == 4 and all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in records)
+
+
 SILENT = '''
 from srft_ray.weights import ObjectStoreTransport
 
