@@ -1,6 +1,9 @@
 """Log-probs and entropies of response tokens, chunked so that the logits of a long sequence never exist at once."""
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 
@@ -11,6 +14,10 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.logit_chunk_mb = logit_chunk_mb
+        # The chunks run inside one call of the head, so that ZeRO-3 gathers its weight once on every rank, however many
+        # chunks a rank has.
+        head = model.get_output_embeddings()
+        head.forward = partial(chunked_logprobs, head)
 
     def forward(self, input_ids_BL: Tensor, rows_N: Tensor, positions_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy (nats) of token `positions_N` of row `rows_N`, given what stands before it; float32 (N,).
@@ -20,7 +27,7 @@ class PolicyModel(nn.Module):
         hidden_BLH = self.model.get_decoder()(input_ids=input_ids_BL, use_cache=False).last_hidden_state
         hidden_NH = hidden_BLH[rows_N, positions_N - 1]
         head = self.model.get_output_embeddings()
-        return chunked_logprobs(head, hidden_NH, input_ids_BL[rows_N, positions_N], temperature, self.logit_chunk_mb)
+        return head(hidden_NH, input_ids_BL[rows_N, positions_N], temperature, self.logit_chunk_mb)
 
 
 def chunked_logprobs(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, temperature: float, chunk_mb: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +46,7 @@ def chunked_logprobs(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, temp
 
 
 def _logprobs(head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits_NV = head(hidden_NH)
+    logits_NV = linear(hidden_NH, head.weight, head.bias)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
