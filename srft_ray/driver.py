@@ -1,5 +1,4 @@
 """`fit`: one run from a config to a trained model."""
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,3 @@ def cause(error: BaseException) -> str:
 def _abort_message(run_dir: Path) -> str:
     aborted = run_dir / ABORTED
     return aborted.read_text() if aborted.exists() else f"The run stopped after {latest_step(run_dir)} steps."
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text())

@@ -149,7 +149,7 @@ def test_tasks_are_scored_and_fast() -> None:
         wrong = [Item("#### 123456789", rows[0]["answer"], rows[0]["metadata"]), Item("5", "5", rows[0]["metadata"])]
         assert [verdict.verdict for verdict in judge.judge(wrong)] == ["mismatch", "no_answer"]
         times = []
-        for _ in range(5):
+        for _ in range(60):
             start = time.monotonic()
             assert judge.judge(items) == [Verdict("match", 1.0, row["answer"]) for row in rows]
             times.append(time.monotonic() - start)
