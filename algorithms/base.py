@@ -1,80 +1,60 @@
 """An algorithm is a tuple of named terms and a credit rule.
 
-Losses sum: a term's loss is a sum over tokens divided by a count over the whole optimizer step. The count never
-looks at the model, so that every micro-batch on every rank knows the denominators before its forward pass.
+Losses sum: a term's loss is a sum over tokens divided by a count over the whole update. The count never looks at the
+model, so that every micro-batch on every rank knows the denominators before its forward pass.
 """
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, get_args, get_origin
 
-import torch
 from torch import Tensor
 
-from algorithms.types import Batch, Group, PolicyOutput
-
-Selection = Callable[[Batch], Tensor]  # -> bool (B, T)
-PerToken = Callable[[Batch, PolicyOutput], Tensor]  # -> float, broadcasts with (B, T)
-
-NORMS = ("token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean")
-
-
-def one(batch: Batch, policy: PolicyOutput) -> Tensor:
-    return torch.ones((), dtype=policy.logprobs_BT.dtype, device=policy.logprobs_BT.device)
+from algorithms.term import Term
+from algorithms.types import Batch, Completion, Group, PolicyOutput
 
 
 @dataclass(frozen=True)
-class Term:
-    """`sum over selected tokens of weight * loss`, divided by the step's global count of its population.
+class Schedule:
+    """What a stage changes of the run's settings; None keeps `learner.*` and `trainer.groups_per_step`.
 
     Attributes:
-        select: tokens that the loss is summed over.
-        loss: per-token loss, differentiable.
-        weight: per-token or per-sequence weight; detached here, whatever it returns.
-        population: tokens that the denominator counts; `select` if None.
-        norm: token_mean counts tokens; sequence_mean_token_sum counts sequences; sequence_mean_token_mean counts
-            sequences and divides each sequence's sum by its own length.
+        warmup: share of the stage's steps in which the learning rate rises linearly.
     """
-    name: str
-    select: Selection
-    loss: PerToken
-    weight: PerToken = one
-    population: Selection | None = None
-    norm: str = "token_mean"
-
-    def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(f"norm of term '{self.name}' is {self.norm!r}: choose one of {', '.join(NORMS)}")
-
-    def count(self, batch: Batch) -> Tensor:
-        """This batch's share of the denominator, float64."""
-        mask_BT = (self.population or self.select)(batch)
-        return (mask_BT if self.norm == "token_mean" else mask_BT.any(-1)).sum().double()
-
-    def total(self, batch: Batch, policy: PolicyOutput) -> tuple[Tensor, Tensor]:
-        """(sum of weighted losses, sum of weights over the selected tokens); 0 where nothing is selected."""
-        mask_BT = self.select(batch)
-        weight_BT = self.weight(batch, policy).detach().expand_as(mask_BT)
-        loss_BT = weight_BT * self.loss(batch, policy.where(mask_BT))
-        if self.norm == "sequence_mean_token_mean":
-            loss_BT = loss_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1)
-        zero = torch.zeros_like(loss_BT)
-        return torch.where(mask_BT, loss_BT, zero).sum(), torch.where(mask_BT, weight_BT, zero).sum()
+    lr: float | None = None
+    lr_schedule: str | None = None
+    warmup: float | None = None
+    min_lr_ratio: float | None = None
+    groups_per_step: int | None = None
+    mini_batches: int | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained at a step: an algorithm, where its schedule began, how long it is, and its own learning rate."""
+    """What is trained at a step: an algorithm, where the stage began, how long it is, and its own settings.
+
+    A stage is like a run of its own that starts from the weights at hand: fresh optimizer state, its own learning-rate
+    schedule, and the seeded order of prompts from its beginning.
+    """
     algorithm: "Algorithm"
     start: int
     steps: int
-    lr: float | None = None
+    schedule: Schedule = Schedule()
 
 
 class Algorithm:
     """Base class. A subclass is a dataclass whose fields are its settings (in YAML: the keys beside `algorithm.name`)."""
     name: ClassVar[str]
-    uses_rollouts: ClassVar[bool] = True  # False: no engine is started
+    paper: ClassVar[str] = ""
+    uses_rollouts: ClassVar[bool] = True  # False: it starts no engine
     uses_demonstrations: ClassVar[bool] = True
+    max_refills: int = 0  # groups without signal that may be discarded for one place in a step
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} is {value!r}: choose one of {', '.join(choices)}")
 
     def terms(self) -> tuple[Term, ...]:
         raise NotImplementedError
@@ -83,14 +63,34 @@ class Algorithm:
         """One advantage per completion of the group, in its order."""
         return [0.0] * len(group.completions)
 
+    def trains_on(self, group: Group, completion: Completion) -> bool:
+        """Whether the completion enters the update; called after `advantages`."""
+        return True
+
+    def has_signal(self, group: Group) -> bool:
+        """False: the group is discarded for another, `max_refills` times at most."""
+        return True
+
+    def prefix(self, group: Group, sample: int, step: int, chance: random.Random) -> int:
+        """How many tokens of the group's first demonstration rollout `sample` starts with; `step` counts from the stage's start."""
+        return 0
+
     def stage(self, step: int, total_steps: int) -> Stage:
         return Stage(self, 0, total_steps)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(need for term in self.terms() for need in term.needs)
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Denominators of one batch; sum them over all micro-batches and ranks of the step."""
+        """Counts of one batch; sum them over all micro-batches and ranks of the update."""
         return {term.name: term.count(batch) for term in self.terms()}
 
     def losses(self, batch: Batch, policy: PolicyOutput, counts: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Loss per term; their sum is what is minimised. `counts`: the step's global denominators (None: this batch is all)."""
+        """Loss per term; their sum is what is minimised. `counts`: those of the whole update (None: this batch is all of it)."""
+        if counts is None and policy.mean_entropy is None:
+            rollouts_BT = batch.mask_BT & ~batch.is_demo_B[:, None]
+            mean = policy.where(rollouts_BT).entropies_BT.detach().sum() / rollouts_BT.sum().clamp(min=1)
+            policy = replace(policy, mean_entropy=mean)
         counts = counts or self.counts(batch)
-        return {t.name: t.total(batch, policy)[0] / counts[t.name].clamp(min=1) for t in self.terms()}
+        return {t.name: t.total(batch, policy)[0] / t.denominator(counts[t.name]) for t in self.terms()}

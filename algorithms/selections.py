@@ -1,8 +1,12 @@
 """Which tokens a term speaks of: functions Batch -> bool (B, T)."""
 from torch import Tensor
 
-from algorithms.base import Selection
+from algorithms.term import Selection, labelled
 from algorithms.types import Batch
+
+
+def everything(batch: Batch) -> Tensor:
+    return batch.mask_BT
 
 
 def demonstrations(batch: Batch) -> Tensor:
@@ -13,10 +17,26 @@ def rollouts(batch: Batch) -> Tensor:
     return batch.mask_BT & ~batch.is_demo_B[:, None]
 
 
+@labelled
 def correct_rollouts(above: float) -> Selection:
     """Rollouts whose reward is above the threshold."""
     return lambda batch: rollouts(batch) & (batch.rewards_B > above)[:, None]
 
 
+@labelled
 def wrong_rollouts(above: float) -> Selection:
     return lambda batch: rollouts(batch) & ~(batch.rewards_B > above)[:, None]
+
+
+def favoured_rollouts(batch: Batch) -> Tensor:
+    """Rollouts with a positive advantage."""
+    return rollouts(batch) & (batch.advantages_B > 0)[:, None]
+
+
+def disfavoured_rollouts(batch: Batch) -> Tensor:
+    return rollouts(batch) & ~(batch.advantages_B > 0)[:, None]
+
+
+def prefixes(batch: Batch) -> Tensor:
+    """Tokens of rollouts that come from a demonstration."""
+    return batch.mask_BT & batch.is_prefix_BT if batch.is_prefix_BT is not None else batch.mask_BT & False

@@ -3,14 +3,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms import losses, selections
-from algorithms.base import Algorithm, Term
+from algorithms.base import Algorithm
+from algorithms.term import Term
+from algorithms.types import Group
 
 
 @dataclass(frozen=True)
 class SFT(Algorithm):
-    """L = -log π(y|x) as one token mean over the optimizer step, never a mean of means (arXiv 2604.23747, bug 2)."""
+    """Supervised fine-tuning: L = E_demo[-log π(y|x)]
+
+    One token mean over the whole update, never a mean of means (arXiv 2604.23747, bug 2). A prompt without demonstration
+    is discarded for the next one.
+    """
     name: ClassVar[str] = "sft"
+    paper: ClassVar[str] = "arXiv 2506.19767, Eq. 1"
     uses_rollouts: ClassVar[bool] = False
+    max_refills: ClassVar[int] = 10_000
 
     def terms(self) -> tuple[Term, ...]:
         return (Term("sft_demo", selections.demonstrations, losses.nll),)
+
+    def has_signal(self, group: Group) -> bool:
+        return bool(group.demonstrations)

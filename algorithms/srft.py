@@ -1,17 +1,21 @@
-"""SRFT: supervised and reinforcement fine-tuning in one stage (arXiv 2506.19767)."""
+"""SRFT: supervised and reinforcement fine-tuning in one stage."""
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms import losses, selections
-from algorithms.base import Algorithm, Term
+from algorithms.base import Algorithm
 from algorithms.credit import group_advantages
+from algorithms.regularizers import entropy_bonus
+from algorithms.term import Norm, Term
 from algorithms.types import Group
-from algorithms.weights import entropy_weight
+from algorithms.weights import Granularity, entropy_weight
+
+SURROGATES = {"log_prob": losses.log_prob, "prob": losses.prob, "ratio": losses.ratio(), "log_ratio": losses.log_ratio()}
 
 
 @dataclass(frozen=True)
 class SRFT(Algorithm):
-    """L = w_SFT · L_SFT(demo) + L_RL(demo) + L_RL(self)  (Eq. 13)
+    """Supervised reinforcement fine-tuning: L = w_SFT · L_SFT(demo) + L_RL(demo) + L_RL(self)  (Eq. 13)
 
     sft_demo     w_SFT · (-log π),   w_SFT = 0.5 · sg(exp(-H))           (Eq. 8)
     rl_demo      -Â · π,             ratio π_θ/π_β with π_β = 1, no clip  (Eq. 9, 10); Â over rollouts ∪ demonstration (Eq. 7)
@@ -19,28 +23,51 @@ class SRFT(Algorithm):
     rl_negative  +log π                                                  (Eq. 12)
 
     Where the paper is silent: H is the mean token entropy of the sequence itself; each term is a token mean over the
-    whole optimizer step; both rollout terms share the count of all rollout tokens, which is what E[R log π] of Eq. 11
-    gives; Â uses the standard deviation with ddof 1. A rollout is positive when its reward is above `correct_above`.
+    whole update; both rollout terms share the count of all rollout tokens, which is what E[R log π] of Eq. 11 gives; Â
+    uses the standard deviation with ddof 1. A rollout is positive when its reward is above `correct_above`. With
+    `self_rollout_mode: group_advantage` the coefficients ±1 become Â, and positive means Â > 0.
     """
     name: ClassVar[str] = "srft"
+    paper: ClassVar[str] = "arXiv 2506.19767"
     sft_scale: float = 0.5
     rl_scale: float = 0.1
     sft_entropy_sign: float = -1.0
     rl_entropy_sign: float = 1.0
-    entropy_granularity: str = "sequence"  # sequence | token
+    entropy_granularity: Granularity = "sequence"
+    demo_ratio: Literal["p", "p_over_p_plus_gamma"] = "p"
+    gamma: float = 0.1
     standardize: bool = True
+    self_rollout_mode: Literal["reinforce", "group_advantage"] = "reinforce"
+    self_rollout_surrogate: Literal["log_prob", "prob", "ratio", "log_ratio"] = "log_prob"
+    pos_neg_norm: Literal["joint", "separate"] = "joint"
+    norm: Norm = "token_mean"  # of the RL terms
+    norm_constant: float = 8192.0
+    sft_norm: Norm = "token_mean"
+    entropy_coefficient: float = 0.0
     correct_above: float = 0.5
+    use_sft_demo: bool = True
+    use_rl_demo: bool = True
 
     def terms(self) -> tuple[Term, ...]:
+        needs = ("mean_entropy",) if self.entropy_granularity == "batch" else ()
         w_sft = entropy_weight(self.sft_scale, self.sft_entropy_sign, self.entropy_granularity)
-        w_rl = entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity)
-        correct, wrong = selections.correct_rollouts(self.correct_above), selections.wrong_rollouts(self.correct_above)
-        return (
-            Term("sft_demo", selections.demonstrations, losses.nll, w_sft),
-            Term("rl_demo", selections.demonstrations, losses.probability_advantage),
-            Term("rl_positive", correct, losses.nll, w_rl, population=selections.rollouts),
-            Term("rl_negative", wrong, losses.log_likelihood, population=selections.rollouts),
-        )
+        demo_ratio = losses.prob if self.demo_ratio == "p" else losses.shaped_prob(self.gamma)
+        norm, bonus = {"norm": self.norm, "constant": self.norm_constant}, entropy_bonus(self.entropy_coefficient)
+        sft = Term("sft_demo", selections.demonstrations, losses.nll, w_sft, norm=self.sft_norm, constant=self.norm_constant, needs=needs)
+        rl = Term("rl_demo", selections.demonstrations, losses.advantage_weighted(demo_ratio), **norm)
+        return (*(sft,) * self.use_sft_demo, *(rl,) * self.use_rl_demo, *self._rollout_terms(needs, **norm), *bonus)
+
+    def _rollout_terms(self, needs: tuple[str, ...], **norm: object) -> tuple[Term, ...]:
+        w_rl, surrogate = entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity), SURROGATES[self.self_rollout_surrogate]
+        if self.self_rollout_mode == "group_advantage":
+            positive, negative = selections.favoured_rollouts, selections.disfavoured_rollouts
+            raise_it = lower_it = losses.advantage_weighted(surrogate)
+        else:
+            positive, negative = selections.correct_rollouts(self.correct_above), selections.wrong_rollouts(self.correct_above)
+            raise_it, lower_it = losses.maximize(surrogate), losses.minimize(surrogate)
+        population = selections.rollouts if self.pos_neg_norm == "joint" else None
+        return (Term("rl_positive", positive, raise_it, w_rl, population, needs=needs, **norm),
+                Term("rl_negative", negative, lower_it, population=population, **norm))
 
     def advantages(self, group: Group) -> list[float]:
         return group_advantages(group.rewards, self.standardize)

@@ -33,12 +33,12 @@ class Demand:
         return f"{self.learners} learners and {self.engines} engines, together {self.cpus:g} CPUs{gpus}"
 
 
-def demand(config: Config, uses_rollouts: bool, device: str) -> Demand:
+def demand(config: Config, engines: bool, device: str) -> Demand:
     learners = bounds(config.learner.num_workers, "learner.num_workers")[0]
-    engines = bounds(config.rollout.num_engines, "rollout.num_engines")[0] if uses_rollouts else 0
-    cpus = learners * config.learner.cpus_per_worker + engines * config.rollout.cpus_per_engine + SPARE_CPUS
-    gpus = learners + engines * engine_gpus(config) if device == "cuda" else 0.0
-    return Demand(learners, engines, cpus, gpus)
+    number = bounds(config.rollout.num_engines, "rollout.num_engines")[0] if engines else 0
+    cpus = learners * config.learner.cpus_per_worker + number * config.rollout.cpus_per_engine + SPARE_CPUS
+    gpus = learners + number * engine_gpus(config) if device == "cuda" else 0.0
+    return Demand(learners, number, cpus, gpus)
 
 
 def start_ray(config: Config, cpus: float) -> bool:
@@ -62,16 +62,16 @@ def start_ray(config: Config, cpus: float) -> bool:
 
 
 @contextmanager
-def placed(config: Config, uses_rollouts: bool) -> Iterator[tuple[str, int | None]]:
+def placed(config: Config, engines: bool) -> Iterator[tuple[str, int | None]]:
     """Ray with room for the run, for the length of the block: (device, CPU threads of a learner; None on GPUs).
 
     Raises:
         UserError: CUDA is asked for and absent, or the cluster can never place the run.
     """
-    ours = start_ray(config, demand(config, uses_rollouts, "cpu").cpus)
+    ours = start_ray(config, demand(config, engines, "cpu").cpus)
     try:
         device = resolve_device(config)
-        needed = demand(config, uses_rollouts, device)
+        needed = demand(config, engines, device)
         check_placement(needed)
         cores = (os.cpu_count() or 1) // (needed.learners + needed.engines) if ours else math.ceil(config.learner.cpus_per_worker)
         yield device, max(1, cores) if device == "cpu" else None

@@ -82,6 +82,8 @@ class LearnerSection:
     zero_stage: int = limited(2, choices=(0, 1, 2, 3))
     offload_optimizer: bool = False
     micro_batch_tokens: int = limited(16384, least=1)
+    mini_batches: int = limited(1, least=1)  # updates per step; it must divide the groups of a step
+    reference: str | None = None  # frozen model for algorithms that need one; None: model.path
     lr: float = limited(1e-6, above=0)
     lr_schedule: str = limited("constant", choices=("constant", "linear", "cosine"))
     warmup_steps: int = limited(0, least=0)

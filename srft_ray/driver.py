@@ -12,6 +12,7 @@ from srft_ray.checkpoint import checkpoint_folder, latest_step
 from srft_ray.cluster import cluster_address, placed
 from srft_ray.config import Config, bounds, to_yaml
 from srft_ray.data.pipeline import StreamFactory, execution_options
+from srft_ray.data.plan import needs_engines
 from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, resolve
 from srft_ray.progress import Progress
@@ -44,7 +45,7 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
     if not cluster_address(config):
         resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
-    with placed(config, resolved.algorithm.uses_rollouts) as (device, threads):
+    with placed(config, needs_engines(config, resolved.algorithm)) as (device, threads):
         return _run(resolved, device, threads)
 
 
@@ -54,9 +55,6 @@ def _run(resolved: Resolved, device: str, threads: int | None) -> Result:
     (run_dir / "groups").mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     (run_dir / ABORTED).unlink(missing_ok=True)
-    if config.trainer.evaluate_every and not resolved.algorithm.uses_rollouts:
-        print(f"note: {resolved.algorithm.name} starts no engine, so that trainer.evaluate_every has nothing to sample with; "
-              "use `srft-ray evaluate` on the trained model")
     progress = Progress(config, resume_from=latest_step(run_dir))
     with progress:
         _train(resolved, device, threads)

@@ -35,6 +35,21 @@ def deepspeed_config(learner: LearnerSection, dtype: torch.dtype) -> dict[str, A
     }
 
 
+class ReferenceModel:
+    """A frozen model: under ZeRO-3 partitioned over the ranks like the policy, else whole on each."""
+
+    def __init__(self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype, device: torch.device) -> None:
+        self.model: Any = PolicyModel(model, learner.logit_chunk_mb).requires_grad_(False).to(device)
+        if learner.zero_stage == 3:
+            unused = ("gradient_clipping", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
+            config = {k: v for k, v in deepspeed_config(learner, dtype).items() if k not in unused} | {"zero_optimization": {"stage": 3}}
+            self.model, *_ = deepspeed.initialize(model=self.model, config=config)
+
+    @torch.no_grad()
+    def logprobs(self, *inputs: Any) -> Tensor:
+        return self.model(*inputs)[0]
+
+
 class DeepSpeedEngine:
     """One rank of the trained policy."""
 
@@ -64,6 +79,12 @@ class DeepSpeedEngine:
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else 0.0
+
+    def reset_optimizer(self) -> None:
+        """Forgets Adam's moments and step count, as if training began here."""
+        for state in getattr(self.optimizer, "optimizer", self.optimizer).state.values():
+            for value in state.values():
+                value.zero_()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by their checkpoint names, tied ones under each name. A collective: every rank iterates."""

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 from algorithms import Algorithm
 from srft_ray.cluster import demand
 from srft_ray.config import Config, require, to_yaml
-from srft_ray.data.plan import make_plan
+from srft_ray.data.plan import make_plan, needs_engines
 from srft_ray.data.rows import read_rows
 from srft_ray.models import is_local, load_model_config, resolve_dtype
 from srft_ray.preflight import resolve, resolve_settings
@@ -25,7 +25,7 @@ def describe(config: Config) -> str:
     if _is_elsewhere(config.model.path):
         note = [f"note          model {config.model.path} is not on this machine: lengths in tokens were not checked"]
         rows = sum(1 for _ in read_rows(config.data, config.run.seed))
-        make_plan(config, {})
+        make_plan(config, {}, algorithm)
     else:
         rows = resolve(config, algorithm).train.counts.kept
         with torch.device("meta"):
@@ -42,7 +42,7 @@ def _is_elsewhere(path: str) -> bool:
 
 
 def _placement(config: Config, algorithm: Algorithm, device: str) -> list[str]:
-    needed = demand(config, algorithm.uses_rollouts, device)
+    needed = demand(config, needs_engines(config, algorithm), device)
     gpus = torch.cuda.device_count()
     lines = [f"placement     {needed} on {device}"]
     if needed.gpus > gpus:
@@ -71,7 +71,7 @@ def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int) 
     where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
     lines = [f"memory        {parameters / 1e6:,.1f} M parameters; each learner {(weights + gradients + optimizer) / GIB:.2f} GiB of weights, "
              f"gradients and optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"]
-    if algorithm.uses_rollouts:
+    if needs_engines(config, algorithm):
         engine = parameters * width / config.rollout.tensor_parallel / GIB
         lines.append(f"              each engine {engine:.2f} GiB of weights per device, the rest is its cache")
     return lines

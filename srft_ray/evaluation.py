@@ -27,8 +27,8 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     config.rollout.max_staleness = 3  # four blocks in flight for each engine
     load_model_config(config)
     sets = prepare_evaluation(config, load_tokenizer(config.model), data_folder(config))
-    plan = make_plan(config, evaluation_sizes(config, sets))
-    with placed(config, uses_rollouts=True) as (device, _):
+    plan = make_plan(config, evaluation_sizes(config, sets), GRPO())
+    with placed(config, engines=True) as (device, _):
         gate = ray.remote(Gate).options(num_cpus=0).remote(0)
         plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
         nothing = next(iter(sets.values()))

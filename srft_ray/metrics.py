@@ -17,16 +17,17 @@ LEDGER = pa.schema([
     ("prompt", pa.string()), ("response", pa.string()), ("prompt_ids", pa.list_(pa.int32())), ("response_ids", pa.list_(pa.int32())),
     ("logprobs", pa.list_(pa.float32())), ("reward", pa.float64()), ("verdict", pa.string()), ("answer", pa.string()),
     ("reference", pa.string()), ("advantage", pa.float64()), ("policy_version", pa.int64()), ("seed", pa.int64()),
-    ("finish_reason", pa.string()),
+    ("finish_reason", pa.string()), ("prefix", pa.int32()), ("attempt", pa.int32()),
 ])
 
 
 def ledger_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [{
         "step": g.step, "group_id": g.group_id, "sample": c.sample, "origin": c.origin, "prompt": g.prompt, "response": c.text,
-        "prompt_ids": g.prompt_ids, "response_ids": c.ids, "logprobs": c.logprobs, "reward": c.reward, "verdict": c.verdict,
+        "prompt_ids": g.prompt_ids, "response_ids": c.ids, "logprobs": c.logprobs and [None] * c.prefix + list(c.logprobs[c.prefix:]),
+        "reward": c.reward, "verdict": c.verdict,
         "answer": c.answer, "reference": g.reference, "advantage": c.advantage, "policy_version": c.policy_version, "seed": c.seed,
-        "finish_reason": c.finish_reason} for g in groups for c in g.completions]
+        "finish_reason": c.finish_reason, "prefix": c.prefix, "attempt": g.attempt} for g in groups for c in g.trained]
 
 
 def write_ledger(run_dir: Path, step: int, rank: int, groups: Sequence[Group]) -> None:
@@ -69,6 +70,7 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
     mixed = [[c.reward for c in group.rollouts] for group in groups if group.rollouts]
     sums = torch.tensor([
         len(rollouts), sum(c.reward for c in rollouts), sum(len(c.ids) for c in rollouts),
+        sum(c.prefix for c in rollouts), sum(g.attempt for g in groups), sum(g.discarded_tokens for g in groups),
         sum(c.finish_reason == "length" for c in rollouts), sum(step - c.policy_version for c in rollouts),
         sum(min(rewards) == max(rewards) and max(rewards) > 0.5 for rewards in mixed),
         sum(min(rewards) == max(rewards) and max(rewards) <= 0.5 for rewards in mixed),
@@ -77,12 +79,13 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
                          dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     dist.all_reduce(times, dist.ReduceOp.MAX)
-    count, reward, length, truncated, staleness, all_correct, all_wrong, unjudged = sums.tolist()
+    count, reward, length, prefix, discarded, discarded_tokens, truncated, staleness, all_correct, all_wrong, unjudged = sums.tolist()
     most = max(count, 1.0)
     return {
         "reward/mean": reward / most, "length/mean": length / most, "length/truncated": truncated / most,
-        "staleness/mean": staleness / most, "groups/all_correct": all_correct, "groups/all_wrong": all_wrong,
-        "verdict/timeout_or_error": unjudged, "time/generation": float(times.sum()) if count else 0.0, "tokens/generated": length}
+        "staleness/mean": staleness / most, "groups/all_correct": all_correct, "groups/all_wrong": all_wrong, "groups/discarded": discarded,
+        "verdict/timeout_or_error": unjudged, "time/generation": float(times.sum()) if count else 0.0,
+        "tokens/generated": length - prefix + discarded_tokens}
 
 
 def evaluation_record(name: str, step: int, rewards: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from algorithms import Algorithm
 from srft_ray.checkpoint import latest_step
 from srft_ray.config import Config, DataSection, check_values, first_line, nearest, require, to_yaml
-from srft_ray.data.plan import StreamPlan, make_plan
+from srft_ray.data.plan import StreamPlan, make_plan, needs_engines, stage_size
 from srft_ray.data.prepare import Limits, prepare, remove
 from srft_ray.data.rows import data_format
 from srft_ray.data.store import PreparedData
@@ -38,19 +38,21 @@ def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
     """Checks config, model and data against each other and prepares the data. UserError: one sentence for the first thing that is wrong."""
     algorithm = resolve_settings(config, algorithm)
     load_model_config(config)
+    _check_reference(config, algorithm)
     check_run_directory(config)
-    make_plan(config, {})  # its errors come before data are prepared
-    require(not (config.trainer.evaluate_every and algorithm.uses_rollouts and not config.evaluation.data),
+    make_plan(config, {}, algorithm)  # its errors come before data are prepared
+    check_stages(config, algorithm)
+    require(not (config.trainer.evaluate_every and not config.evaluation.data),
             "trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
     tokenizer, folder, created = load_tokenizer(config.model), data_folder(config), list[Path]()
     try:
-        train = prepare(config.data, tokenizer, limits(config, algorithm), folder, config.run.seed, created)
+        train = prepare(config.data, tokenizer, limits(config), folder, config.run.seed, created)
         _check_data(config, algorithm, train)
-        evaluation = prepare_evaluation(config, tokenizer, folder, created) if algorithm.uses_rollouts else {}
+        evaluation = prepare_evaluation(config, tokenizer, folder, created) if needs_engines(config, algorithm) else {}
     except UserError:
         remove(created)
         raise
-    return Resolved(config, algorithm, train, evaluation, make_plan(config, evaluation_sizes(config, evaluation)))
+    return Resolved(config, algorithm, train, evaluation, make_plan(config, evaluation_sizes(config, evaluation), algorithm))
 
 
 def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algorithm:
@@ -69,6 +71,15 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     return algorithm or make_algorithm(config.algorithm)
 
 
+def _check_reference(config: Config, algorithm: Algorithm) -> None:
+    path = config.learner.reference
+    if path is None:
+        return
+    require("reference" in algorithm.needs, f"learner.reference is set, but no term of {algorithm.name} uses a reference: remove it.")
+    reference = load_model_config(dataclasses.replace(config, model=dataclasses.replace(config.model, path=path)), key="learner.reference")
+    require(reference.vocab_size == load_model_config(config).vocab_size, f"learner.reference {path} has another vocabulary than model.path.")
+
+
 def _make_paths_absolute(config: Config) -> None:
     """Ray's workers run in other directories than the driver."""
     def absolute(path: str) -> str:
@@ -79,6 +90,8 @@ def _make_paths_absolute(config: Config) -> None:
         config.model.path = absolute(config.model.path)
     if data_format(config.data) != "tasks":
         config.data.path = absolute(config.data.path)
+    if config.learner.reference and Path(config.learner.reference).expanduser().exists():
+        config.learner.reference = absolute(config.learner.reference)
     if config.verifier.path:
         config.verifier.path = absolute(config.verifier.path)
     if ":" in config.rollout.transport:
@@ -107,15 +120,23 @@ def check_run_directory(config: Config) -> None:
     require(latest_step(folder) < config.trainer.steps, f"The run in {folder} is already finished: choose another run.name or delete it.")
 
 
-def limits(config: Config, algorithm: Algorithm) -> Limits:
-    """What fits of the training data; without rollouts a prompt needs room for one token only, but each row a demonstration."""
-    room = config.rollout.max_new_tokens if algorithm.uses_rollouts else 1
-    return Limits(config.model.max_length - room, config.model.max_length, algorithm.uses_demonstrations and not algorithm.uses_rollouts)
+def limits(config: Config) -> Limits:
+    """What fits. The same for every algorithm, so that all of them see the same prompts in the same order."""
+    return Limits(config.model.max_length - config.rollout.max_new_tokens, config.model.max_length)
+
+
+def check_stages(config: Config, algorithm: Algorithm) -> None:
+    for start in (0, config.trainer.steps - 1):
+        stage = algorithm.stage(start, config.trainer.steps)
+        schedule, size, number = stage.schedule, stage_size(config, stage), stage.schedule.mini_batches or config.learner.mini_batches
+        require(size % number == 0, f"{number} mini-batches do not divide the {size} groups per step of {stage.algorithm.name}: choose a divisor.")
+        require(schedule.lr_schedule in (None, "constant", "linear", "cosine"),
+                f"lr_schedule of {stage.algorithm.name} is {schedule.lr_schedule!r}: choose constant, linear or cosine.")
 
 
 def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path,
                        created: list[Path] | None = None) -> dict[str, PreparedData]:
-    fits, seed = Limits(config.model.max_length - config.rollout.max_new_tokens, config.model.max_length), config.run.seed
+    fits, seed = limits(config), config.run.seed
     return {name: prepare(evaluation_section(config, name), tokenizer, fits, folder, seed, created) for name in config.evaluation.data}
 
 
@@ -149,7 +170,8 @@ def evaluation_section(config: Config, name: str) -> DataSection:
 def _check_data(config: Config, algorithm: Algorithm, train: PreparedData) -> None:
     counts, path, room = train.counts, config.data.path, config.learner.micro_batch_tokens
     require(counts.demonstrations > 0 or not algorithm.uses_demonstrations, f"No demonstrations: {algorithm.name} needs them and none of the "
-            f"{counts.kept} rows of {path} has one. Set data.demonstration_field, or algorithm.name=grpo.")
+            f"{counts.kept} rows of {path} has one that fits ({counts.overlong_demonstrations} are too long for model.max_length). Set "
+            "data.demonstration_field, or algorithm.name=grpo.")
     require(not (algorithm.uses_rollouts and counts.without_answer), f"{counts.without_answer} of {counts.kept} rows of {path} have no reference "
             "answer, so that rollouts could not be judged: set data.answer_field.")
     longest = max(algorithm.uses_rollouts * (counts.longest_prompt + config.rollout.max_new_tokens),

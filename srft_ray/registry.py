@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from algorithms import REGISTRY, Algorithm
+from algorithms import REGISTRY, Algorithm, Schedule
 from srft_ray.config import nearest, require
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
@@ -27,23 +27,24 @@ def make_algorithm(section: Mapping[str, Any], key: str = "algorithm") -> Algori
     return _construct(cls, settings, key)
 
 
-def _construct(cls: type[Algorithm], settings: dict[str, Any], key: str) -> Algorithm:
+def _construct(cls: type[Any], settings: dict[str, Any], key: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
     title = getattr(cls, "name", cls.__name__)
     for name, value in settings.items():
         hint = nearest(name, fields) if fields else "it has no settings."
         require(name in fields, f"Unknown config key '{key}.{name}' for {title}: {hint}")
         if isinstance(value, Mapping):
-            settings[name] = make_algorithm(value, f"{key}.{name}")
+            kind = fields[name].type
+            settings[name] = _construct(Schedule, dict(value), f"{key}.{name}") if kind is Schedule else make_algorithm(value, f"{key}.{name}")
         else:
             _check_type(fields[name], value, f"{key}.{name}")
     try:
-        algorithm = cls(**settings)
-        if cls.terms is not Algorithm.terms and not hasattr(algorithm, "first"):
-            algorithm.terms()
+        made = cls(**settings)
+        if isinstance(made, Algorithm):
+            _ = made.needs  # makes its terms
     except (ValueError, TypeError) as error:
         raise UserError(f"The settings of {key} do not fit {title}: {error}.") from error
-    return algorithm
+    return made
 
 
 def _check_type(field: dataclasses.Field[Any], value: Any, key: str) -> None:

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from algorithms import Group
 from srft_ray import checkpoint, metrics
 from srft_ray.data.blocks import groups_of
-from srft_ray.data.plan import Segment
+from srft_ray.data.plan import Segment, needs_engines
 from srft_ray.data.tokenize import load_tokenizer
-from srft_ray.engine_deepspeed import DeepSpeedEngine
+from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
 from srft_ray.learner import Learner
 from srft_ray.loggers import make_loggers
 from srft_ray.models import load_model
@@ -38,10 +38,16 @@ class LearnerWorker:
         self.model = load_model(self.config, dtype)
         self.engine = DeepSpeedEngine(self.model, self.config.learner, dtype)
         threshold = self.config.learner.parity_threshold or (1e-3 if dtype == torch.float32 else 0.1)
-        self.learner = Learner(self.engine, self.config.learner, threshold)
-        self.transport = transport_class(self.config.rollout.transport)(job.gate, self.config.rollout) if job.algorithm.uses_rollouts else None
+        reference = self._reference(dtype) if "reference" in job.algorithm.needs else None
+        self.learner = Learner(self.engine, self.config.learner, threshold, reference)
+        rollout = self.config.rollout
+        self.transport = transport_class(rollout.transport)(job.gate, rollout) if needs_engines(self.config, job.algorithm) else None
         self.loggers = make_loggers(self.config) if self.rank == 0 else []
         self.step = self._resume()
+
+    def _reference(self, dtype: torch.dtype) -> ReferenceModel:
+        path = self.config.learner.reference or self.config.model.path
+        return ReferenceModel(load_model(self.config, dtype, path), self.config.learner, dtype, self.engine.device)
 
     def _resume(self) -> int:
         step = checkpoint.latest_step(self.run_dir)

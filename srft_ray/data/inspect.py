@@ -19,9 +19,9 @@ AT_ONCE = 512
 
 def describe(config: Config) -> str:
     """A report as text. Nothing is written to the run directory. UserError as `train` would."""
-    algorithm = resolve_settings(config)
+    resolve_settings(config)
     load_model_config(config)
-    fits = limits(config, algorithm)
+    fits = limits(config)
     with TemporaryDirectory() as folder:
         data = prepare(config.data, load_tokenizer(config.model), fits, Path(folder), config.run.seed)
         return "\n".join([*_lines(config, data.counts, fits), *_verdicts(config, data)])
@@ -33,8 +33,7 @@ def _lines(config: Config, counts: Counts, limits: Limits) -> list[str]:
         f"source            {config.data.path} ({counts.rows} rows)",
         f"kept              {counts.kept} rows with {counts.demonstrations} demonstrations",
         f"dropped           {counts.overlong_prompts} prompts above {limits.prompt} tokens, "
-        f"{counts.overlong_demonstrations} demonstrations that end above {limits.sequence} tokens, "
-        f"{counts.dropped_without_demonstration} rows without a demonstration",
+        f"{counts.overlong_demonstrations} demonstrations that end above {limits.sequence} tokens",
         f"without answer    {counts.without_answer} rows",
         f"prompt tokens     mean {prompt:.0f}, longest {counts.longest_prompt}",
         f"demonstration     mean {demonstration:.0f} tokens, longest with its prompt {counts.longest_demonstration}",

@@ -9,11 +9,11 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 
-from algorithms import Algorithm, Completion, Group
+from algorithms import Algorithm, Completion, Group, Stage
 from srft_ray.checkpoint import latest_step
 from srft_ray.config import Config, bounds
 from srft_ray.data.blocks import as_block
-from srft_ray.data.plan import Segment, StreamPlan
+from srft_ray.data.plan import Segment, StreamPlan, needs_engines, stage_size
 from srft_ray.data.store import PreparedData, shuffled
 from srft_ray.rollout.stage import Rollout
 
@@ -44,18 +44,18 @@ class StreamFactory:
         reader = ReadGroups(self.config, self.algorithm, segments, self.train, self.evaluation)
         blocks = [pa.table({"position": np.arange(first, first + self.plan.block)}) for first in range(0, total, self.plan.block)]
         stream = ray.data.from_arrow(blocks)
-        if not self.algorithm.uses_rollouts:
+        if not needs_engines(self.config, self.algorithm):
             return stream.map_batches(lambda block: as_block(reader(block)), batch_size=None, batch_format="numpy", num_cpus=0.1)
         return self._roll_out(stream, reader)
 
     def _roll_out(self, stream: Dataset, reader: "ReadGroups") -> Dataset:
         rollout, (low, high) = self.config.rollout, bounds(self.config.rollout.num_engines, "rollout.num_engines")
-        blocks_per_step = self.plan.groups_per_step // self.plan.block
+        blocks_per_step = max(self.plan.sizes) // self.plan.block
         # At staleness 0 no task waits at the gate while others run: Ray Data's loop would look for results only every 0.1 s.
         in_flight = math.ceil(blocks_per_step * (rollout.max_staleness + 1) / low)
         pool = ActorPoolStrategy(min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=in_flight,
                                  max_concurrent_calls_per_actor=in_flight, enable_true_multi_threading=True)
-        arguments = (self.config, self.algorithm, reader, self.gate, self.device, self.dtype)
+        arguments = (self.config, reader, self.gate, self.device, self.dtype)
         gpus = engine_gpus(self.config) if self.device == "cuda" else 0
         return stream.map_batches(Rollout, fn_constructor_args=arguments, compute=pool, batch_size=None, batch_format="numpy",
                                   num_cpus=rollout.cpus_per_engine, num_gpus=gpus)
@@ -90,13 +90,37 @@ class ReadGroups:
             return self._training_group(segment.step, offset)
         return self._evaluation_group(segment, offset)
 
+    def stage(self, step: int) -> Stage:
+        return self.algorithm.stage(step, self.config.trainer.steps)
+
+    def refill(self, group: Group) -> Group:
+        """The group that takes the place of one without signal: as far behind it in the seeded order as the stage is long,
+        so that it is nobody else's and depends on nothing but its place and the attempt."""
+        stage = self.stage(group.step)
+        found = self._at(group.step, stage, group.group_id + stage.steps * stage_size(self.config, stage))
+        found.attempt = group.attempt + 1
+        found.discarded_tokens = group.discarded_tokens + sum(len(c.ids) - c.prefix for c in group.rollouts)
+        return found
+
+    def lacks_signal(self, group: Group) -> bool:
+        """Whether the group is to be refilled."""
+        algorithm = self.stage(group.step).algorithm
+        return group.dataset == "train" and group.attempt < algorithm.max_refills and not algorithm.has_signal(group)
+
     def _training_group(self, step: int, offset: int) -> Group:
-        group_id = step * self.config.trainer.groups_per_step + offset
-        epoch, index = shuffled(group_id, self.train.counts.kept, self.config.run.seed)
-        row, algorithm = self.train.row(index), self.algorithm.stage(step, self.config.trainer.steps).algorithm
-        num_rollouts = self.config.rollout.num_rollouts if algorithm.uses_rollouts else 0
-        group = Group(step, group_id, row["prompt"], row["prompt_ids"], row["reference"], row["metadata"], num_rollouts=num_rollouts)
-        if algorithm.uses_demonstrations:
+        stage = self.stage(step)
+        group = self._at(step, stage, (step - stage.start) * stage_size(self.config, stage) + offset)
+        while not group.num_rollouts and self.lacks_signal(group):
+            group = self.refill(group)
+        return group
+
+    def _at(self, step: int, stage: Stage, position: int) -> Group:
+        epoch, index = shuffled(position, self.train.counts.kept, self.config.run.seed)
+        row, rollout = self.train.row(index), self.config.rollout
+        num_rollouts = rollout.num_rollouts if stage.algorithm.uses_rollouts else 0
+        group = Group(step, position, row["prompt"], row["prompt_ids"], row["reference"], row["metadata"], num_rollouts=num_rollouts,
+                      max_new_tokens=rollout.max_new_tokens)
+        if stage.algorithm.uses_demonstrations:
             group.completions = demonstrations(row, num_rollouts, epoch, self.config.data.max_demonstrations)
         return group
 
@@ -105,7 +129,7 @@ class ReadGroups:
             return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
         row = self.evaluation[segment.dataset].row(offset)
         return Group(segment.step, offset, row["prompt"], row["prompt_ids"], row["reference"], row["metadata"],
-                     dataset=segment.dataset, num_rollouts=self.config.evaluation.samples)
+                     dataset=segment.dataset, num_rollouts=self.config.evaluation.samples, max_new_tokens=self.config.rollout.max_new_tokens)
 
 
 def demonstrations(row: dict[str, Any], first_sample: int, epoch: int, most: int) -> list[Completion]:

@@ -3,7 +3,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from srft_ray.config import Config, bounds
+from algorithms import Algorithm, Stage
+from srft_ray.config import Config, bounds, require
 from srft_ray.errors import UserError
 
 
@@ -20,7 +21,7 @@ class Segment:
 class StreamPlan:
     """The order of the stream from a step on. Learners and stream derive it alike, so that nothing needs to be sent."""
     steps: int
-    groups_per_step: int
+    sizes: tuple[int, ...]  # groups of each step
     block: int
     evaluate_every: int
     evaluation_sizes: dict[str, int]
@@ -29,7 +30,7 @@ class StreamPlan:
     def segments(self, start: int) -> Iterator[Segment]:
         for step in range(start, self.steps):
             yield from self._evaluations(step)
-            yield Segment("train", step, self.groups_per_step, self.groups_per_step)
+            yield Segment("train", step, self.sizes[step], self.sizes[step])
         yield from self._evaluations(self.steps)
 
     def evaluates(self, step: int) -> bool:
@@ -42,16 +43,31 @@ class StreamPlan:
                 yield Segment(name, step, size, math.ceil(size / unit) * unit)
 
 
-def make_plan(config: Config, evaluation_sizes: dict[str, int]) -> StreamPlan:
+def make_plan(config: Config, evaluation_sizes: dict[str, int], algorithm: Algorithm) -> StreamPlan:
     low, high = bounds(config.learner.num_workers, "learner.num_workers")
     _, engines = bounds(config.rollout.num_engines, "rollout.num_engines")
-    per_learner = math.gcd(*(config.trainer.groups_per_step // workers for workers in range(low, high + 1)))
-    block = _block(config, per_learner, engines)
-    return StreamPlan(config.trainer.steps, config.trainer.groups_per_step, block, config.trainer.evaluate_every,
-                      evaluation_sizes, math.lcm(*range(low, high + 1)))
+    steps = config.trainer.steps
+    sizes = tuple(stage_size(config, algorithm.stage(step, steps)) for step in range(steps))
+    for size in sorted(set(sizes)):
+        for workers in range(low, high + 1):
+            require(size % workers == 0, f"A stage with {size} groups per step cannot be shared by {workers} learners "
+                    f"(learner.num_workers={config.learner.num_workers}): choose a multiple.")
+    per_learner = math.gcd(*(size // workers for workers in range(low, high + 1) for size in set(sizes)))
+    block = _block(config, per_learner, min(sizes), engines)
+    return StreamPlan(steps, sizes, block, config.trainer.evaluate_every, evaluation_sizes, math.lcm(*range(low, high + 1)))
 
 
-def _block(config: Config, per_learner: int, engines: int) -> int:
+def stage_size(config: Config, stage: Stage) -> int:
+    """Groups of each step of the stage."""
+    return stage.schedule.groups_per_step or config.trainer.groups_per_step
+
+
+def needs_engines(config: Config, algorithm: Algorithm) -> bool:
+    """Rollouts and evaluation during training are sampled by engines."""
+    return algorithm.uses_rollouts or config.trainer.evaluate_every > 0
+
+
+def _block(config: Config, per_learner: int, groups: int, engines: int) -> int:
     """Groups per task of the rollout stage: few enough that every engine has one each step, and a divisor of each
     learner's share, so that no block spans two steps or two learners."""
     given = config.rollout.groups_per_task
@@ -59,5 +75,5 @@ def _block(config: Config, per_learner: int, engines: int) -> int:
         raise UserError(f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes in a step.")
     if given is not None:
         return given
-    most = max(1, config.trainer.groups_per_step // engines)
+    most = max(1, groups // engines)
     return max(d for d in range(1, per_learner + 1) if per_learner % d == 0 and d <= most)

@@ -24,10 +24,9 @@ from srft_ray.data.tokenize import Template
 
 @dataclass(frozen=True)
 class Limits:
-    """Tokens that fit: a prompt, and a prompt with a demonstration. `demonstrations_only` drops rows without one."""
+    """Tokens that fit: a prompt, and a prompt with a demonstration."""
     prompt: int
     sequence: int
-    demonstrations_only: bool = False
 
 
 def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Limits, folder: Path, seed: int,
@@ -68,11 +67,8 @@ def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, 
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         while batch := list(islice(prepared, BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, SCHEMA))
-    overlong = counts.overlong_prompts + counts.overlong_demonstrations
-    require(counts.kept > 0 or overlong > 0, f"None of the {counts.rows} rows has a demonstration, which this algorithm needs: set "
-            "data.demonstration_field.")
-    require(counts.kept > 0, f"All {counts.rows} rows were dropped: {counts.overlong_prompts} prompts are above {limits.prompt} tokens and "
-            f"{counts.overlong_demonstrations} demonstrations above {limits.sequence}; raise model.max_length.")
+    require(counts.kept > 0, f"All {counts.rows} rows were dropped: their prompts are above {limits.prompt} tokens; raise model.max_length or "
+            "lower rollout.max_new_tokens.")
     return counts
 
 
@@ -93,9 +89,6 @@ def _tokenize(row: Row, template: Template, limits: Limits, counts: Counts, stri
         demonstrations.append({"text": demonstration, "ids": ids})
         counts.longest_demonstration = max(counts.longest_demonstration, length)
         counts.demonstration_tokens += len(ids)
-    if limits.demonstrations_only and not demonstrations:
-        counts.dropped_without_demonstration += 1
-        return None
     counts.kept += 1
     counts.demonstrations += len(demonstrations)
     counts.without_answer += not row.reference

@@ -22,7 +22,6 @@ class Counts:
     kept: int = 0
     overlong_prompts: int = 0
     overlong_demonstrations: int = 0
-    dropped_without_demonstration: int = 0
     demonstrations: int = 0
     without_answer: int = 0
     longest_prompt: int = 0

@@ -54,11 +54,20 @@ class Engine:
         self._thread.start()
         self.generate([[0]], [0], Sampling(1.0, 1.0, 2))  # the first generation compiles kernels
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Generation]:
-        """Samples one sequence for each prompt and seed; returns when all have finished."""
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling,
+                 used: Sequence[int] | None = None) -> list[Generation]:
+        """Samples one sequence for each prompt and seed; returns when all have finished.
+
+        `used` says how many tokens of each prompt belong to the response, and count for sampling.max_new_tokens.
+        """
         futures: list[Future[Generation]] = [Future() for _ in prompts]
-        self._commands.put(lambda: self._add(prompts, seeds, sampling, futures))
+        limits = [sampling.max_new_tokens - n for n in used or [0] * len(prompts)]
+        self._commands.put(lambda: self._add(prompts, seeds, sampling, limits, futures))
         return [future.result() for future in futures]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids as text, as in a generation."""
+        return self._llm.get_tokenizer().decode(ids, skip_special_tokens=True)
 
     def load(self, folder: Path) -> None:
         """Replaces the weights by the safetensors files in `folder`. No sequence may be in flight."""
@@ -91,12 +100,13 @@ class Engine:
                 future.set_exception(error)
             raise
 
-    def _add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, futures: list[Future[Generation]]) -> None:
+    def _add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, limits: Sequence[int],
+             futures: list[Future[Generation]]) -> None:
         from vllm import SamplingParams
-        for ids, seed, future in zip(prompts, seeds, futures, strict=True):
+        for ids, seed, limit, future in zip(prompts, seeds, limits, futures, strict=True):
             self._number += 1
             request_id = str(self._number)
-            params = SamplingParams(max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+            params = SamplingParams(max_tokens=limit, temperature=sampling.temperature, top_p=sampling.top_p,
                                     seed=seed, logprobs=0)
             try:
                 self._llm.add_request(request_id, {"prompt_token_ids": list(ids)}, params)

@@ -1,24 +1,39 @@
 """The rollout stage of the stream: one engine of the actor pool with its policy version and its judge."""
 import hashlib
+import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from algorithms import Algorithm, Completion, Group
 from srft_ray.config import Config
 from srft_ray.data.blocks import as_block
-from srft_ray.rollout.engine import Engine, Sampling
+from srft_ray.rollout.engine import Engine, Generation, Sampling
 from srft_ray.verify import Item, Judge
 from srft_ray.weights import transport_class
 
+if TYPE_CHECKING:
+    from srft_ray.data.pipeline import ReadGroups
+
 
 def sequence_seed(run_seed: int, dataset: str, step: int, group_id: int, sample: int) -> int:
-    """The seed of one sequence: a pure function of what it is for, so that a repeated rollout repeats."""
+    """The seed of one sequence: a pure function of what it is for, so that a repeated rollout repeats. Training steps
+    count from the beginning of their stage."""
     text = f"{run_seed}/{dataset}/{step}/{group_id}/{sample}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to sample: it continues `prefix`, token ids that the algorithm takes from a demonstration."""
+    group: Group
+    sample: int
+    seed: int
+    prefix: Sequence[int] = ()
 
 
 class Rollout:
@@ -28,9 +43,8 @@ class Rollout:
     are there and the engine is idle; sequences in flight finish first.
     """
 
-    def __init__(self, config: Config, algorithm: Algorithm, read: Callable[[dict[str, Any]], list[Group]], gate: Any, device: str,
-                 dtype: str) -> None:
-        self.config, self.algorithm, self.read, self.gate = config, algorithm, read, gate
+    def __init__(self, config: Config, read: "ReadGroups", gate: Any, device: str, dtype: str) -> None:
+        self.config, self.read, self.gate = config, read, gate
         self.judge = make_judge(config)
         self.transport = transport_class(config.rollout.transport)(gate, config.rollout)
         self.engine = Engine(config, device, dtype)
@@ -41,26 +55,47 @@ class Rollout:
         groups = self.read(block)
         if any(group.num_rollouts for group in groups):
             self._roll_out(groups)
-            judge_groups(self.judge, groups)
+            while lacking := [index for index, group in enumerate(groups) if self.read.lacks_signal(group)]:
+                refills = [self.read.refill(groups[index]) for index in lacking]
+                self._roll_out(refills)
+                for index, group in zip(lacking, refills, strict=True):
+                    groups[index] = group
         for group in groups:
             if group.dataset == "train":
-                credit(group, self.algorithm.stage(group.step, self.config.trainer.steps).algorithm)
+                credit(group, self.read.stage(group.step).algorithm)
         return as_block(groups)
 
     def _roll_out(self, groups: list[Group]) -> None:
         version = self._enter(groups[0])
         started = time.time()
         try:
-            requests = [(group, sample) for group in groups for sample in range(group.num_rollouts)]
-            seeds = [sequence_seed(self.config.run.seed, g.dataset, g.step, g.group_id, sample) for g, sample in requests]
-            generations = self.engine.generate([g.prompt_ids for g, _ in requests], seeds, self._sampling(groups[0]))
+            requests = [self._request(group, sample) for group in groups for sample in range(group.num_rollouts)]
+            generations = self.engine.generate([[*r.group.prompt_ids, *r.prefix] for r in requests], [r.seed for r in requests],
+                                               self._sampling(groups[0]), [len(r.prefix) for r in requests])
         finally:
             self._leave()
-        for (group, sample), seed, made in zip(requests, seeds, generations, strict=True):
-            group.completions.append(Completion(
-                sample, "rollout", made.text, made.ids, made.logprobs, version, seed, made.finish_reason, 0.0, "unjudged"))
+        for request, made in zip(requests, generations, strict=True):
+            request.group.completions.append(self._completion(request, made, version))
         for group in groups:
+            group.completions.sort(key=lambda completion: completion.sample)
             group.started_at, group.finished_at = started, time.time()
+        judge_groups(self.judge, groups)
+
+    def _request(self, group: Group, sample: int) -> "Request":
+        if group.dataset != "train":
+            return Request(group, sample, sequence_seed(self.config.run.seed, group.dataset, group.step, group.group_id, sample))
+        stage = self.read.stage(group.step)
+        step = group.step - stage.start
+        seed = sequence_seed(self.config.run.seed, group.dataset, step, group.group_id, sample)
+        length = min(stage.algorithm.prefix(group, sample, step, random.Random(seed)), group.max_new_tokens - 1)
+        return Request(group, sample, seed, group.demonstrations[0].ids[:length] if length else ())
+
+    def _completion(self, request: "Request", made: Generation, version: int) -> Completion:
+        prefix, text = list(request.prefix), made.text
+        if prefix:
+            text = self.engine.text([*prefix, *made.ids])
+        return Completion(request.sample, "rollout", text, prefix + made.ids, [0.0] * len(prefix) + made.logprobs, version, request.seed,
+                          made.finish_reason, 0.0, "unjudged", prefix=len(prefix))
 
     def _sampling(self, group: Group) -> Sampling:
         source = self.config.rollout if group.dataset == "train" else self.config.evaluation
@@ -101,7 +136,8 @@ def judge_groups(judge: Judge, groups: list[Group]) -> None:
 
 
 def credit(group: Group, algorithm: Algorithm) -> None:
-    """Orders the group's completions and gives each its advantage."""
-    group.completions.sort(key=lambda completion: completion.sample)
+    """Gives each completion its advantage, and says whether it is trained on."""
     for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
         completion.advantage = advantage
+    for completion in group.completions:
+        completion.trained = algorithm.trains_on(group, completion)

@@ -1,8 +1,10 @@
-"""Runs one optimizer step on the real DeepSpeed engine with several ranks, and the same step in float64 in one process."""
+"""Runs optimizer steps on the real DeepSpeed engine with several ranks, and the same steps in float64 in one process."""
 import copy
 import os
 import random
 import socket
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
-from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput
+from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
 from srft_ray.config import LearnerSection
 
 
@@ -24,105 +26,151 @@ class Case:
     temperature: float = 1.0
     logit_chunk_mb: float = 64  # 0.01: chunks of ten tokens
     activation_checkpointing: bool = False
+    mini_batches: int = 1
+    clip: float = 1e9
 
     def learner(self) -> LearnerSection:
-        """A large eps: gradients that are zero in exact arithmetic (key biases) would be rounding noise made large by Adam."""
-        return LearnerSection(lr=1e-3, eps=1e-3, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens,
-                              offload_optimizer=self.offload, weight_decay=0.01, max_grad_norm=0.05, logit_chunk_mb=self.logit_chunk_mb)
+        """A large rate makes errors of the gradient visible in the parameters; a large eps keeps gradients that are zero in exact
+        arithmetic (key biases) from being rounding noise made large by Adam."""
+        return LearnerSection(lr=3e-2, eps=1e-2, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, weight_decay=0.01,
+                              offload_optimizer=self.offload, max_grad_norm=self.clip, logit_chunk_mb=self.logit_chunk_mb,
+                              mini_batches=self.mini_batches)
+
+    def stage(self, step: int) -> Stage:
+        """The algorithm's stage with the learning rate of `learner`."""
+        stage = self.algorithm.stage(step, self.steps)
+        return replace(stage, schedule=Schedule(mini_batches=stage.schedule.mini_batches))
+
+    def updates(self, step: int) -> int:
+        return self.stage(step).schedule.mini_batches or self.mini_batches
 
 
-def make_groups(algorithm: Algorithm, step: int, count: int = 4, rollouts: int = 3) -> list[Group]:
+def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> list[Group]:
     """Groups of uneven lengths: some without demonstration, one with two, some all wrong or all right."""
-    chance = random.Random(step)
+    chance, algorithm = random.Random(step), stage.algorithm
     groups = []
     for group_id in range(count):
-        group = Group(step, group_id, "", [chance.randrange(3, 90) for _ in range(chance.randrange(1, 9))], "")
-        for sample in range(rollouts):
-            ids = [chance.randrange(3, 90) for _ in range(chance.randrange(1, 14))]
-            group.completions.append(Completion(sample, "rollout", "", ids, [-chance.random() * 4 for _ in ids], step - 1,
-                                                reward=float(chance.random() < 0.4)))
+        group = Group(step, group_id, "", [chance.randrange(3, 90) for _ in range(chance.randrange(1, 9))], "", max_new_tokens=24)
         for extra in range((1, 0, 2, 1)[group_id % 4]):
             ids = [chance.randrange(3, 90) for _ in range(chance.randrange(2, 20))]
             group.completions.append(Completion(rollouts + extra, "demo", "", ids))
+        for sample in range(rollouts):
+            ids = [chance.randrange(3, 90) for _ in range(chance.randrange(1, 14))]
+            prefix = algorithm.prefix(group, sample, step - stage.start, chance)
+            if prefix:
+                ids = group.demonstrations[0].ids[:prefix] + ids
+            group.completions.append(Completion(
+                sample, "rollout", "", ids, [0.0] * prefix + [-chance.random() * 4 for _ in ids[prefix:]], step - 1,
+                reward=float(chance.random() < (0.4, 0.4, 0.0, 0.6)[group_id % 4]), prefix=prefix,
+                finish_reason="length" if chance.random() < 0.2 else "stop"))
         for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
             completion.advantage = advantage
+        for completion in group.completions:
+            completion.trained = algorithm.trains_on(group, completion)
         groups.append(group)
     return groups
 
 
-def reference(model_path: str, case: Case) -> dict[str, torch.Tensor]:
-    """The parameters after the case's steps: float64, one process, all sequences in one batch, nothing of the engine."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64).eval()
+def reference(model_path: str, reference_path: str, case: Case) -> dict[str, torch.Tensor]:
+    """The parameters after the case's steps: float64, one process, all sequences of an update in one batch, nothing of the engine."""
+    model, frozen = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval() for path in (model_path, reference_path))
     learner = case.learner()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learner.lr, betas=tuple(learner.betas), eps=learner.eps, weight_decay=learner.weight_decay)
     for step in range(case.steps):
-        optimizer.zero_grad()
-        sum(_losses(model, case, make_groups(case.algorithm, step), step).values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
-        optimizer.step()
+        stage, number = case.stage(step), case.updates(step)
+        if step == stage.start:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=learner.lr, betas=tuple(learner.betas), eps=learner.eps,
+                                          weight_decay=learner.weight_decay)
+        old = copy.deepcopy(model)
+        groups = make_groups(stage, step)
+        for index in range(number):
+            optimizer.zero_grad()
+            losses = _losses(model, old if number > 1 else None, frozen, case, stage, groups, [g for g in groups if g.group_id % number == index])
+            sum(losses.values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
+            optimizer.step()
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _losses(model, case, groups, step):
-    pairs = [(g.prompt_ids, c) for g in groups for c in g.completions]
-    longest = max(len(c.ids) for _, c in pairs)
-    logprobs, entropies = torch.zeros(len(pairs), longest, dtype=torch.float64), torch.zeros(len(pairs), longest, dtype=torch.float64)
-    behavior, mask = torch.zeros(len(pairs), longest, dtype=torch.float64), torch.zeros(len(pairs), longest, dtype=torch.bool)
-    rows = []
-    for row, (prompt, c) in enumerate(pairs):
-        n = len(c.ids)
-        logits = model(torch.tensor([[*prompt, *c.ids]])).logits[0, len(prompt) - 1:-1] / case.temperature
-        logp = logits.log_softmax(-1)
-        rows.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], logp.new_zeros(longest - n)]))
-        entropies[row, :n] = -(logp.exp() * logp).sum(-1).detach()
-        mask[row, :n] = True
-        if c.logprobs is not None:
-            behavior[row, :n] = torch.tensor(c.logprobs, dtype=torch.float32).double()
-    logprobs = torch.stack(rows)
+def _losses(model, old, frozen, case, stage, everything, groups):
+    pairs = [(g, c) for g in groups for c in g.trained]
+    logprobs_BT, entropies_BT = forward(model, pairs, case.temperature)
+    if "entropy_gradient" not in stage.algorithm.needs:
+        entropies_BT = entropies_BT.detach()
+    with torch.no_grad():
+        old_BT = None if old is None else forward(old, pairs, case.temperature)[0]
+        reference_BT = forward(frozen, pairs, case.temperature)[0] if "reference" in stage.algorithm.needs else None
+        own = [(g, c) for g in everything for c in g.trained if c.origin == "rollout"]
+        mean = forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own) if own else None
     completions = [c for _, c in pairs]
+    mask, prefix, behavior = (torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64))
+    for row, c in enumerate(completions):
+        mask[row, :len(c.ids)] = True
+        prefix[row, :c.prefix] = True
+        if c.logprobs is not None:
+            behavior[row, :len(c.ids)] = torch.tensor(c.logprobs, dtype=torch.float32).double()
     batch = Batch(mask, torch.tensor([c.origin == "demo" for c in completions]),
                   torch.tensor([c.reward for c in completions], dtype=torch.float32).double(),
-                  torch.tensor([c.advantage for c in completions], dtype=torch.float32).double(), behavior, step)
-    return case.algorithm.losses(batch, PolicyOutput(logprobs, entropies))
+                  torch.tensor([c.advantage for c in completions], dtype=torch.float32).double(), behavior,
+                  groups[0].step - stage.start, groups[0].max_new_tokens, prefix)
+    return stage.algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean))
 
 
-def _rank(rank, world, port, model_path, cases, results):
+def forward(model, pairs, temperature):
+    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time, without padding."""
+    longest = max(len(c.ids) for _, c in pairs)
+    logprobs, entropies = [], []
+    for group, c in pairs:
+        n = len(c.ids)
+        logp = (model(torch.tensor([[*group.prompt_ids, *c.ids]])).logits[0, len(group.prompt_ids) - 1:-1] / temperature).log_softmax(-1)
+        padding = logp.new_zeros(longest - n)
+        logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], padding]))
+        entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
+    return torch.stack(logprobs), torch.stack(entropies)
+
+
+def _rank(rank, world, port, model_path, reference_path, cases, results, fault):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     import deepspeed
-
-    from srft_ray.engine_deepspeed import DeepSpeedEngine
-    from srft_ray.learner import Learner
     deepspeed.init_distributed("gloo", verbose=False)
-    template = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-    for number, case in enumerate(cases):
-        model = copy.deepcopy(template)
-        if case.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()
-        engine = DeepSpeedEngine(model, case.learner(), torch.float32)
-        learner = Learner(engine, case.learner(), parity_threshold=1e9)
-        for step in range(case.steps):
-            mine = make_groups(case.algorithm, step)[rank::world]
-            metrics = learner.step(mine, step, replace(case.algorithm.stage(step, case.steps)), case.temperature)
-        state = {name: value.detach().clone() for name, value in engine.weights()}
-        if rank == 0:
-            results[number] = (state, metrics)
+    template, frozen = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (model_path, reference_path))
+    with fault(template) if fault else nullcontext():
+        for number, case in enumerate(cases):
+            outcome = _steps(rank, world, case, copy.deepcopy(template), copy.deepcopy(frozen))
+            if rank == 0:
+                results[number] = outcome
     dist.destroy_process_group()
 
 
-def run(model_path: str, world: int, cases: list[Case]) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    """(parameters, last metrics) of every case, all on `world` ranks."""
+def _steps(rank, world, case, model, frozen):
+    from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
+    from srft_ray.learner import Learner
+    if case.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    engine = DeepSpeedEngine(model, case.learner(), torch.float32)
+    known = ReferenceModel(frozen, case.learner(), torch.float32, engine.device) if "reference" in case.algorithm.needs else None
+    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
+    for step in range(case.steps):
+        stage = case.stage(step)
+        metrics = learner.step(make_groups(stage, step)[rank::world], step, stage, case.temperature)
+    return {name: value.detach().clone() for name, value in engine.weights()}, metrics
+
+
+def run(model_path: str, reference_path: str, world: int, cases: list[Case],
+        fault: Callable | None = None) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
+    """(parameters, last metrics) of every case, all on `world` ranks; `fault(model)` is a context that breaks something on every rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (world, port, str(model_path), cases, results), nprocs=world)
+        mp.spawn(_rank, (world, port, str(model_path), str(reference_path), cases, results, fault), nprocs=world)
         return [results[number] for number in range(len(cases))]
 
 
 def difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Largest difference of any parameter relative to the largest value of its tensor."""
-    assert actual.keys() == expected.keys()
+    """Largest difference of any parameter relative to the largest value of its tensor; infinite if a tensor is missing."""
+    if actual.keys() != expected.keys():
+        return float("inf")
     return max(float((actual[name].double() - expected[name]).abs().max() / expected[name].abs().max()) for name in expected)

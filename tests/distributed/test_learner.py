@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from algorithms import SFT, Completion, Group, Stage
+from algorithms import SFT, Completion, Group, Schedule, Stage
 from srft_ray.batching import collate, pack
 from srft_ray.config import LearnerSection
 from srft_ray.learner import learning_rate
@@ -18,7 +18,7 @@ def test_learning_rate(schedule, expected):
 
 def test_a_stage_has_its_own_rate_and_schedule():
     config = LearnerSection(lr=1.0, lr_schedule="linear")
-    assert learning_rate(config, Stage(SFT(), 10, 4, lr=0.2), 12) == pytest.approx(0.1)
+    assert learning_rate(config, Stage(SFT(), 10, 4, Schedule(lr=0.2)), 12) == pytest.approx(0.1)
 
 
 def group(*lengths):
@@ -37,7 +37,7 @@ def test_micro_batches_hold_every_sequence_once_within_the_budget():
 
 def test_collation_aligns_prompts_responses_and_labels():
     one = group(2, 3)
-    batch = collate([(one.prompt_ids, completion) for completion in one.completions], 3)
+    batch = collate([(one, completion) for completion in one.completions], 3)
     assert batch.input_ids_BL.tolist() == [[1, 2, 3, 10, 11, 0], [1, 2, 3, 10, 11, 12]]
     assert batch.input_ids_BL[batch.rows_N, batch.positions_N].tolist() == [10, 11, 10, 11, 12]
     assert batch.batch.is_demo_B.tolist() == [True, False] and batch.batch.advantages_B.tolist() == [0, -1]

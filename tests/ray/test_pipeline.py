@@ -66,7 +66,7 @@ def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
     assert all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in run.metrics)
 
 
-@pytest.mark.parametrize("algorithm", [{"name": "grpo"}, {"name": "two_stage", "first_steps": 1, "second_lr": 1e-5}])
+@pytest.mark.parametrize("algorithm", [{"name": "grpo"}, {"name": "two_stage", "first_steps": 1, "second_schedule": {"lr": 1e-5}}])
 def test_other_algorithms_on_the_same_config(tmp_path, tiny_model, algorithm):
     config = make_config({**base_config(tmp_path, tiny_model), "algorithm": algorithm})
     run = Run(fit(config).run_dir)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import algorithms
-from algorithms import GRPO, REGISTRY, SFT, SRFT, Batch, Completion, Group, PolicyOutput, Term, TwoStage
+from algorithms import GRPO, REGISTRY, SFT, SRFT, Batch, Completion, Group, PolicyOutput, Schedule, Term, TwoStage
 from algorithms.credit import group_advantages
-from algorithms.losses import clipped_ratio_advantage, nll, shaped_probability_advantage
+from algorithms.losses import advantage_weighted, clipped, nll, ratio, shaped_prob
 from algorithms.selections import demonstrations, rollouts
 from algorithms.weights import entropy_weight
 
@@ -109,12 +109,12 @@ def token_batch(advantages, old=None):
 def test_clipped_ratio():
     policy = PolicyOutput(torch.log(torch.tensor([[.5], [.1], [.9]], dtype=torch.float64)), torch.zeros(3, 1))
     batch = token_batch([1.0, 1, -1], [.4, .2, .9])
-    close(clipped_ratio_advantage(.2, .28)(batch, policy).flatten(), [-1.25, -.5, 1])
+    close(clipped(ratio("behavior"), .2, .28)(batch, policy).flatten(), [-1.25, -.5, 1])
 
 
 def test_shaped_probability():
     logprobs = torch.log(torch.tensor([[.5], [.1], [.9]], dtype=torch.float64)).requires_grad_()
-    loss = shaped_probability_advantage(.1)(token_batch([1.0, 1, 1]), PolicyOutput(logprobs, torch.zeros(3, 1)))
+    loss = advantage_weighted(shaped_prob(.1))(token_batch([1.0, 1, 1]), PolicyOutput(logprobs, torch.zeros(3, 1)))
     close(-loss.flatten(), [.83333333, .5, .9])
     loss.sum().backward()
     close(-logprobs.grad.flatten(), [.13888889, .25, .09])
@@ -176,9 +176,9 @@ def test_grpo_on_policy_gradient_is_the_advantage():
 
 
 def test_two_stage_switches_with_its_own_rates():
-    two = TwoStage(first_steps=3, first_lr=5e-5, second_lr=1e-6)
+    two = TwoStage(first_steps=3, first_schedule=Schedule(lr=5e-5), second_schedule=Schedule(lr=1e-6))
     assert [two.stage(step, 10).algorithm.name for step in (0, 2, 3, 9)] == ["sft", "sft", "grpo", "grpo"]
-    assert (two.stage(2, 10).lr, two.stage(3, 10).lr, two.stage(3, 10).start, two.stage(3, 10).steps) == (5e-5, 1e-6, 3, 7)
+    assert (two.stage(2, 10).schedule.lr, two.stage(3, 10).schedule.lr, two.stage(3, 10).start, two.stage(3, 10).steps) == (5e-5, 1e-6, 3, 7)
     assert two.uses_rollouts and two.uses_demonstrations
     assert TwoStage().stage(4, 10).algorithm.name == "sft" and TwoStage().stage(5, 10).algorithm.name == "grpo"
 

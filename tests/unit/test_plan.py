@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from algorithms import SRFT
 from srft_ray.config import Config, LearnerSection, RolloutSection, TrainerSection
 from srft_ray.data.plan import Segment, StreamPlan, make_plan
 from srft_ray.errors import UserError
@@ -11,7 +12,7 @@ from srft_ray.errors import UserError
 def plan(evaluation: dict[str, int] | None = None, engines: Any = 1, learners: Any = 1, per_task: int | None = None, **trainer: int) -> StreamPlan:
     config = Config(rollout=RolloutSection(num_engines=engines, groups_per_task=per_task), learner=LearnerSection(num_workers=learners),
                     trainer=TrainerSection(**trainer))
-    return make_plan(config, evaluation or {})
+    return make_plan(config, evaluation or {}, SRFT())
 
 
 def outline(stream: StreamPlan, start: int = 0) -> list[str]:

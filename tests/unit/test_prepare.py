@@ -119,16 +119,11 @@ def test_overlong_rows_are_dropped_and_counted(tmp_path: Path, tokenizer: Any):
     data = prepared(tmp_path, tokenizer, MIXED, LIMITS)
     counts = data.counts
     assert (counts.rows, counts.kept, counts.overlong_prompts, counts.overlong_demonstrations) == (5, 4, 1, 2)
-    assert (counts.demonstrations, counts.without_answer, counts.dropped_without_demonstration) == (3, 1, 0)
+    assert (counts.demonstrations, counts.without_answer) == (3, 1)
     assert (counts.longest_prompt, counts.longest_demonstration) == (10, 20)
     assert (counts.prompt_tokens, counts.demonstration_tokens) == (10 + 10 + 5 + 2, 10 + 15 + 2)
     assert [len(row["prompt_ids"]) for row in data.rows()] == [10, 10, 5, 2]
     assert [[len(d["ids"]) for d in row["demonstrations"]] for row in data.rows()] == [[10], [], [15, 2], []]
-
-
-def test_rows_without_a_demonstration_are_dropped_where_only_those_count(tmp_path: Path, tokenizer: Any):
-    counts = prepared(tmp_path, tokenizer, MIXED, Limits(10, 20, demonstrations_only=True)).counts
-    assert (counts.rows, counts.kept, counts.dropped_without_demonstration, counts.demonstrations) == (5, 2, 2, 3)
 
 
 @pytest.mark.parametrize(("limits", "wanted"), [
@@ -141,13 +136,9 @@ def test_overlong_rows_are_an_error_if_wanted(tmp_path: Path, tokenizer: Any, li
     assert not list(tmp_path.rglob("*.arrow*"))
 
 
-@pytest.mark.parametrize(("limits", "wanted"), [
-    (Limits(1, 20), "All 5 rows were dropped: 5 prompts are above 1 tokens"),
-    (Limits(11, 2, demonstrations_only=True), "All 5 rows were dropped: 0 prompts are above 11 tokens and 6 demonstrations above 2"),
-])
-def test_nothing_left(tmp_path: Path, tokenizer: Any, limits: Limits, wanted: str):
-    with pytest.raises(UserError, match=wanted):
-        prepared(tmp_path, tokenizer, MIXED, limits)
+def test_nothing_left(tmp_path: Path, tokenizer: Any):
+    with pytest.raises(UserError, match="All 5 rows were dropped: their prompts are above 1 tokens"):
+        prepared(tmp_path, tokenizer, MIXED, Limits(1, 20))
 
 
 def test_rows_by_number_are_the_rows_in_reading_order(tmp_path: Path, tokenizer: Any):
@@ -203,7 +194,7 @@ def test_whatever_changes_the_rows_prepares_anew(tmp_path: Path, tokenizer: Any,
     files = [prepare(section(source, **keys), with_tokenizer, limits, folder, 0).file for keys, with_tokenizer, limits in (
         ({}, tokenizer, WIDE), ({"template": "Q {prompt}"}, tokenizer, WIDE), ({"system_prompt": "S"}, tokenizer, WIDE),
         ({"answer_field": "prompt"}, tokenizer, WIDE), ({}, tokenizer, Limits(999, 2000)), ({}, tokenizer, Limits(1000, 1999)),
-        ({}, tokenizer, Limits(1000, 2000, True)), ({}, chat_tokenizer, WIDE))]
+        ({}, chat_tokenizer, WIDE))]
     write_jsonl(source, RECORDS[:2])
     files.append(prepare(section(source), tokenizer, WIDE, folder, 0).file)
     assert len(set(files)) == len(files) == 9

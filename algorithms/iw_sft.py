@@ -1,0 +1,26 @@
+"""iw-SFT: supervised fine-tuning weighted by importance."""
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from algorithms import losses, selections, weights
+from algorithms.sft import SFT
+from algorithms.term import Term
+
+
+@dataclass(frozen=True)
+class IWSFT(SFT):
+    """Importance-weighted SFT: L = E_demo[sg(w) · -log π], w = clamp(exp(τ · mean_t log π/π_ref), low, high)
+
+    π_ref is the frozen reference model. `level: token` weighs each token by its own ratio (the authors' bounds: 0.2 and
+    1.8). Deviation: the reference is the model that training starts from unless `learner.reference` names another.
+    """
+    name: ClassVar[str] = "iw_sft"
+    paper: ClassVar[str] = "arXiv 2507.12856"
+    level: Literal["sequence", "token"] = "sequence"
+    temperature: float = 1.0
+    low: float = 0.0
+    high: float = 16.0
+
+    def terms(self) -> tuple[Term, ...]:
+        weight = weights.importance_to_reference(self.level, self.temperature, self.low, self.high)
+        return (Term("sft_demo", selections.demonstrations, losses.nll, weight, needs=("reference",)),)

@@ -1,0 +1,39 @@
+"""LUFFY: the demonstration as an off-policy member of the group."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+from algorithms import losses, selections
+from algorithms.base import Algorithm
+from algorithms.credit import group_advantages
+from algorithms.losses import Old
+from algorithms.regularizers import entropy_bonus
+from algorithms.term import Term
+from algorithms.types import Group
+
+
+@dataclass(frozen=True)
+class LUFFY(Algorithm):
+    """LUFFY: L = -1/Z [Σ_demo f(π) Â + Σ_rollouts CLIP(r, Â)], f(x) = x/(x+γ), r = π/π_old
+
+    Â = R - mean over rollouts ∪ demonstration; Z counts all response tokens of the update, as in the paper (the code
+    divides by the maximal length). The final LUFFY has no clip; `clip` sets ε for the on-policy part. The entropy bonus
+    is the paper's 0.01 (the script has 0.001).
+    """
+    name: ClassVar[str] = "luffy"
+    paper: ClassVar[str] = "arXiv 2504.14945"
+    gamma: float = 0.1
+    clip: float | None = None
+    standardize: bool = False
+    old: Old = "behavior"
+    entropy_coefficient: float = 0.01
+
+    def terms(self) -> tuple[Term, ...]:
+        ratio = losses.ratio(self.old)
+        on_policy = losses.advantage_weighted(ratio) if self.clip is None else losses.clipped(ratio, self.clip, self.clip)
+        off_policy = losses.advantage_weighted(losses.shaped_prob(self.gamma))
+        return (Term("off_policy", selections.demonstrations, off_policy, population=selections.everything),
+                Term("on_policy", selections.rollouts, on_policy, population=selections.everything),
+                *entropy_bonus(self.entropy_coefficient, selections.everything))
+
+    def advantages(self, group: Group) -> list[float]:
+        return group_advantages(group.rewards, self.standardize)

@@ -1,0 +1,51 @@
+"""Prefix-RFT: a prefix of the demonstration starts one of the rollouts."""
+import dataclasses
+import math
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from algorithms import selections, weights
+from algorithms.grpo import GRPO
+from algorithms.losses import Old
+from algorithms.schedules import cosine
+from algorithms.term import Term
+from algorithms.types import Completion, Group
+
+
+@dataclass(frozen=True)
+class PrefixRFT(GRPO):
+    """Prefix-RFT: GRPO in which the first rollout of a group continues ⌊ℓ |y*|⌋ tokens of the demonstration y*
+
+    ℓ is uniform on [low, high]; low falls from `low_start` to `low_end` along half a cosine in `decay_steps` steps. The
+    prefix has the same surrogate and advantage, but only its `top_share` tokens of highest entropy are trained on.
+    Deviations: the highest entropies are chosen within each sequence, not within the micro-batch, so that the update does
+    not depend on how it is cut; π_old is the learner's, since the engine has no log-probs of a prefix.
+    """
+    name: ClassVar[str] = "prefix_rft"
+    paper: ClassVar[str] = "arXiv 2507.01679"
+    uses_demonstrations: ClassVar[bool] = True
+    old: Old = "learner"
+    high: float = 0.95
+    low_start: float = 0.95
+    low_end: float = 0.0
+    decay_steps: int = 500
+    top_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.old != "learner" or self.correction != "none":
+            raise ValueError("prefix_rft needs old=learner and correction=none: the engine has no log-probs of a prefix")
+
+    def policy_term(self) -> Term:
+        return dataclasses.replace(super().policy_term(), weight=weights.highest_entropy(selections.prefixes, self.top_share))
+
+    def prefix(self, group: Group, sample: int, step: int, chance: random.Random) -> int:
+        if sample > 0 or not group.demonstrations:
+            return 0
+        length = len(group.demonstrations[0].ids)
+        low = cosine(step, self.low_start, self.low_end, self.decay_steps)
+        return max(0, min(math.floor(chance.uniform(min(low, self.high), self.high) * length), length - 2))
+
+    def trains_on(self, group: Group, completion: Completion) -> bool:
+        return completion.origin == "rollout" and super().trains_on(group, completion)

@@ -1,0 +1,68 @@
+"""Other readings of SRFT, and its ablations."""
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from algorithms.srft import SRFT
+from algorithms.term import Norm
+from algorithms.weights import Granularity
+
+
+@dataclass(frozen=True)
+class SRFTHPT(SRFT):
+    """SRFT as re-implemented in the code of HPT: p/(p+γ) on demonstrations, Â without std, RL sums over a constant, entropy bonus
+
+    Deviations from that code: the SFT term and the entropy bonus are token means over the whole update, not sums of
+    means over micro-batches; the constant is `norm_constant`, not the padded width.
+    """
+    name: ClassVar[str] = "srft_hpt"
+    paper: ClassVar[str] = "arXiv 2509.04419, code at TsinghuaC3I/Unify-Post-Training ae332f5"
+    demo_ratio: Literal["p", "p_over_p_plus_gamma"] = "p_over_p_plus_gamma"
+    standardize: bool = False
+    norm: Norm = "constant"
+    entropy_coefficient: float = 0.001
+
+
+@dataclass(frozen=True)
+class SRFTAuthors(SRFT):
+    """SRFT as the authors' code is described second-hand: exp(+H) of each token in both weights, group advantages with the ratio
+
+    Known only through third-party readings; not verified.
+    """
+    name: ClassVar[str] = "srft_authors"
+    sft_entropy_sign: float = 1.0
+    entropy_granularity: Granularity = "token"
+    demo_ratio: Literal["p", "p_over_p_plus_gamma"] = "p_over_p_plus_gamma"
+    standardize: bool = False
+    self_rollout_mode: Literal["reinforce", "group_advantage"] = "group_advantage"
+    self_rollout_surrogate: Literal["log_prob", "prob", "ratio", "log_ratio"] = "ratio"
+    entropy_coefficient: float = 0.001
+
+
+@dataclass(frozen=True)
+class SRFTWithoutWSFT(SRFT):
+    """SRFT without w_SFT: the weight of the SFT term is 1 (Table 3)"""
+    name: ClassVar[str] = "srft_without_w_sft"
+    sft_scale: float = 1.0
+    sft_entropy_sign: float = 0.0
+
+
+@dataclass(frozen=True)
+class SRFTWithoutWRL(SRFT):
+    """SRFT without w_RL: the weight of correct rollouts is 1 (Table 3)"""
+    name: ClassVar[str] = "srft_without_w_rl"
+    rl_scale: float = 1.0
+    rl_entropy_sign: float = 0.0
+
+
+@dataclass(frozen=True)
+class SRFTWithoutSFTDemo(SRFT):
+    """SRFT without the SFT term on demonstrations"""
+    name: ClassVar[str] = "srft_without_sft_demo"
+    use_sft_demo: bool = False
+
+
+@dataclass(frozen=True)
+class SRFTWithoutRLDemo(SRFT):
+    """SRFT without the RL term on demonstrations"""
+    name: ClassVar[str] = "srft_without_rl_demo"
+    use_rl_demo: bool = False
