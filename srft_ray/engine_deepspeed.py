@@ -76,9 +76,12 @@ class DeepSpeedEngine:
         """Applies the update; returns the gradient norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        own = None
+        if self.zero_stage == 0:  # in float32 DeepSpeed keeps no norm then
+            own = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        return float(own if norm is None else norm)
 
     def reset_optimizer(self) -> None:
         """Forgets Adam's moments and step count, as if training began here."""

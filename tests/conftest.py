@@ -60,6 +60,9 @@ def write_model(folder: Path, tied: bool = True) -> Path:
             vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=1, max_position_embeddings=POSITIONS, tie_word_embeddings=tied, initializer_range=0.2,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.1)  # zero at first, and in no trained model
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

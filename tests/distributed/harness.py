@@ -3,7 +3,7 @@ import copy
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -27,13 +27,15 @@ class Case:
     logit_chunk_mb: float = 64  # 0.01: chunks of ten tokens
     activation_checkpointing: bool = False
     mini_batches: int = 1
-    clip: float = 1e9
+    clip: bool = False  # at half the largest gradient norm
+    norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
-        """A large rate makes errors of the gradient visible in the parameters; a large eps keeps gradients that are zero in exact
-        arithmetic (key biases) from being rounding noise made large by Adam."""
-        return LearnerSection(lr=3e-2, eps=1e-2, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, weight_decay=0.01,
-                              offload_optimizer=self.offload, max_grad_norm=self.clip, logit_chunk_mb=self.logit_chunk_mb,
+        """An eps of the size of the gradient's elements: the update is about proportional to the gradient, so that errors of the
+        gradient are seen in the parameters, and rounding noise of zero gradients is not made large by Adam."""
+        norm = self.norm / 2 if self.clip else self.norm
+        return LearnerSection(lr=0.1, eps=0.1 * norm, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, weight_decay=0.01,
+                              offload_optimizer=self.offload, max_grad_norm=norm if self.clip else 1e9, logit_chunk_mb=self.logit_chunk_mb,
                               mini_batches=self.mini_batches)
 
     def stage(self, step: int) -> Stage:
@@ -71,9 +73,27 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
     return groups
 
 
-def reference(model_path: str, reference_path: str, case: Case) -> dict[str, torch.Tensor]:
-    """The parameters after the case's steps: float64, one process, all sequences of an update in one batch, nothing of the engine."""
-    model, frozen = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval() for path in (model_path, reference_path))
+def load(path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(policy, a reference model near it), float32."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    near, noise = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in near.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=noise)
+    return model, near
+
+
+def calibrated(model_path: str, case: Case) -> Case:
+    """The case with the largest gradient norm of its updates."""
+    norms: list[float] = []
+    reference(model_path, replace(case, clip=False, norm=1.0), norms)
+    return replace(case, norm=max(norms))
+
+
+def reference(model_path: str, case: Case, norms: list[float] | None = None) -> dict[str, torch.Tensor]:
+    """The parameters after the case's steps: float64, one process, all sequences of an update in one batch, nothing of the engine.
+    Gradient norms before clipping are added to `norms`."""
+    model, frozen = (m.double() for m in load(model_path))
     learner = case.learner()
     for step in range(case.steps):
         stage, number = case.stage(step), case.updates(step)
@@ -86,7 +106,9 @@ def reference(model_path: str, reference_path: str, case: Case) -> dict[str, tor
             optimizer.zero_grad()
             losses = _losses(model, old if number > 1 else None, frozen, case, stage, groups, [g for g in groups if g.group_id % number == index])
             sum(losses.values()).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
+            if norms is not None:
+                norms.append(float(norm))
             optimizer.step()
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
@@ -128,17 +150,17 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
-def _rank(rank, world, port, model_path, reference_path, cases, results, fault):
+def _rank(rank, world, port, model_path, cases, results, faults):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     import deepspeed
     deepspeed.init_distributed("gloo", verbose=False)
-    template, frozen = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (model_path, reference_path))
-    with fault(template) if fault else nullcontext():
-        for number, case in enumerate(cases):
+    template, frozen = load(model_path)
+    for number, case in enumerate(cases):
+        with faults[number](template) if faults else nullcontext():
             outcome = _steps(rank, world, case, copy.deepcopy(template), copy.deepcopy(frozen))
-            if rank == 0:
-                results[number] = outcome
+        if rank == 0:
+            results[number] = outcome
     dist.destroy_process_group()
 
 
@@ -157,15 +179,14 @@ def _steps(rank, world, case, model, frozen):
     return {name: value.detach().clone() for name, value in engine.weights()}, metrics
 
 
-def run(model_path: str, reference_path: str, world: int, cases: list[Case],
-        fault: Callable | None = None) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    """(parameters, last metrics) of every case, all on `world` ranks; `fault(model)` is a context that breaks something on every rank."""
+def run(model_path: str, world: int, cases: list[Case], faults: Sequence[Callable] = ()) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
+    """(parameters, last metrics) of every case, all on `world` ranks; `faults[i](model)` is a context that breaks something in case i."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (world, port, str(model_path), str(reference_path), cases, results, fault), nprocs=world)
+        mp.spawn(_rank, (world, port, str(model_path), cases, results, faults), nprocs=world)
         return [results[number] for number in range(len(cases))]
 
 

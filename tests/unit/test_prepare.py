@@ -197,7 +197,7 @@ def test_whatever_changes_the_rows_prepares_anew(tmp_path: Path, tokenizer: Any,
         ({}, chat_tokenizer, WIDE))]
     write_jsonl(source, RECORDS[:2])
     files.append(prepare(section(source), tokenizer, WIDE, folder, 0).file)
-    assert len(set(files)) == len(files) == 9
+    assert len(set(files)) == len(files) == 8
 
 
 def test_a_preparation_that_failed_is_not_taken_for_one(tmp_path: Path, tokenizer: Any):
