@@ -6,7 +6,7 @@ from typing import ClassVar
 from algorithms import losses, selections, weights
 from algorithms.grpo import GRPO
 from algorithms.schedules import warmup_then_cosine
-from algorithms.term import Term
+from algorithms.term import Term, one
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class CHORDMu(GRPO):
         return 1 - self.mu(step)
 
     def terms(self) -> tuple[Term, ...]:
-        rl = (dataclasses.replace(term, weight=weights.product(term.weight, weights.scheduled(self.one_minus_mu))) for term in super().terms())
+        share = weights.scheduled(self.one_minus_mu)
+        rl = (dataclasses.replace(term, weight=share if term.weight is one else weights.product(term.weight, share)) for term in super().terms())
         return (*rl, self.sft_term())
 
     def sft_term(self) -> Term:

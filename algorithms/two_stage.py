@@ -23,6 +23,7 @@ class TwoStage(Algorithm):
     prompts per step and mini-batches; what they leave out is the run's.
     """
     name: ClassVar[str] = "two_stage"
+    paper: ClassVar[str] = "arXiv 2604.23747"
     first: Algorithm = field(default_factory=SFT)
     second: Algorithm = field(default_factory=GRPO)
     first_steps: int | None = None
@@ -63,7 +64,6 @@ class SFTThenRL(TwoStage):
     set `first_steps` and `trainer.steps`. It also has learner.weight_decay=0.01 and rollout.num_rollouts=8.
     """
     name: ClassVar[str] = "sft_then_rl"
-    paper: ClassVar[str] = "arXiv 2604.23747"
     second: Algorithm = field(default_factory=partial(GRPO, standardize=False, norm="token_mean", clip_high=0.28))
     first_schedule: Schedule = SFT_AT_7B
     second_schedule: Schedule = RL_AT_7B

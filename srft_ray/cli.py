@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, plan, data. Exit code 0 on success, 2 on bad config or data, 1 on a failed run."""
+"""The command line: train, evaluate, compare, plan, data, algorithms. Exit code 0 on success, 2 on bad config or data, 1 on a failed run."""
 import argparse
 import sys
 from collections.abc import Sequence
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (
             ("train", train, "train as the config says"),
+            ("compare", compare, "train with several algorithms and seeds and show accuracy, entropy and cost as mean ± standard deviation"),
             ("plan", partial(describe, "srft_ray.estimate"), "check a config and show placement, tokens and memory; starts nothing"),
             ("data", partial(describe, "srft_ray.data.inspect"),
              "show rows, lengths, what is dropped and why, and what the verifier says of the demonstrations")):
@@ -52,6 +53,14 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in examples/")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.steps=10 learner.num_workers=2")
         sub.set_defaults(command=command)
+        if name == "compare":
+            sub.add_argument("--algorithms", default="sft,grpo,two_stage,luffy,srft", help="names, as in `srft-ray algorithms` (default %(default)s)")
+            sub.add_argument("--seeds", default="0,1,2", help="default %(default)s")
+    text = "the algorithms with their papers and defaults, or one with its equations, settings and terms"
+    sub = commands.add_parser("algorithms", help=text, description=text)
+    sub.add_argument("name", metavar="NAME", nargs="?", help="such as srft")
+    sub.add_argument("--markdown", action="store_true", help="all of them as docs/algorithms.md")
+    sub.set_defaults(command=algorithms, overrides=[])
     text = "avg@k and pass@k of a model on a data set, with 95 % intervals"
     sub = commands.add_parser("evaluate", help=text, description=text, argument_default=argparse.SUPPRESS)
     sub.add_argument("model.path", metavar="MODEL", help="a model directory, such as runs/NAME/checkpoints/step-N/hf")
@@ -75,6 +84,27 @@ def train(options: argparse.Namespace) -> int:
     if summary["evaluations"]:
         print(f"\n{table(summary['evaluations'])}\n")
     print(f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; plots in {result.run_dir / 'plots'}")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from srft_ray.compare import compare as run
+    from srft_ray.driver import RunFailed
+    try:
+        names, seeds = options.algorithms.split(","), [int(seed) for seed in options.seeds.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {options.seeds} are not whole numbers separated by commas, such as 0,1,2.") from error
+    try:
+        print(f"\n{run(load_config(options.config, options.overrides), names, seeds)}")
+    except RunFailed as error:
+        print(f"srft-ray: run failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def algorithms(options: argparse.Namespace) -> int:
+    from srft_ray import catalog
+    print(catalog.markdown().rstrip() if options.markdown else catalog.describe(options.name))
     return 0
 
 

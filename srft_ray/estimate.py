@@ -1,14 +1,13 @@
 """`srft-ray plan`: checks a config and says what it will ask for, from arithmetic alone; starts nothing."""
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm
 from srft_ray.cluster import demand
 from srft_ray.config import Config, require, to_yaml
 from srft_ray.data.plan import make_plan, needs_engines
 from srft_ray.data.rows import read_rows
-from srft_ray.models import is_local, load_model_config, resolve_dtype
+from srft_ray.models import count_parameters, is_local, resolve_dtype
 from srft_ray.preflight import resolve, resolve_settings
 
 GIB = 2**30
@@ -28,8 +27,7 @@ def describe(config: Config) -> str:
         make_plan(config, {}, algorithm)
     else:
         rows = resolve(config, algorithm).train.counts.kept
-        with torch.device("meta"):
-            parameters = AutoModelForCausalLM.from_config(load_model_config(config)).num_parameters()
+        parameters = count_parameters(config)
     device = config.run.device if config.run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     memory = _memory(config, algorithm, device, parameters) if parameters else ["memory        unknown: set model.num_parameters"]
     placement, tokens = _placement(config, algorithm, device), _tokens(config, algorithm, rows)

@@ -37,9 +37,9 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
 
 
 def _collect(factory: StreamFactory, plan: StreamPlan) -> list[dict[str, Any]]:
-    rewards: dict[str, list[list[float]]] = {name: [] for name in plan.evaluation_sizes}
+    scored: dict[str, list[metrics.Scored]] = {name: [] for name in plan.evaluation_sizes}
     for batch in factory.stream(0).iter_batches(batch_size=plan.block, batch_format="numpy", prefetch_batches=0):
         for group in groups_of(batch):
             if group.group_id >= 0:
-                rewards[group.dataset].append(group.rewards)
-    return [metrics.evaluation_record(name, 0, found) for name, found in rewards.items()]
+                scored[group.dataset].append(metrics.Scored.of(group))
+    return [metrics.evaluation_record(name, 0, found) for name, found in scored.items()]

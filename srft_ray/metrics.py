@@ -2,6 +2,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,28 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
         "tokens/generated": length - prefix + discarded_tokens}
 
 
-def evaluation_record(name: str, step: int, rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """avg@k and pass@k in percent with the half-width of a 95 % interval over prompts."""
+@dataclass(frozen=True)
+class Scored:
+    """What evaluation keeps of a prompt: the rewards of its rollouts, how many tokens they have, and minus the sum of their log-probs."""
+    rewards: list[float]
+    tokens: int
+    surprise: float
+
+    @classmethod
+    def of(cls, group: Group) -> "Scored":
+        return cls(group.rewards, sum(len(c.ids) for c in group.rollouts), -sum(sum(c.logprobs or ()) for c in group.rollouts))
+
+
+def evaluation_record(name: str, step: int, prompts: Sequence[Scored]) -> dict[str, Any]:
+    """avg@k and pass@k in percent with the half-width of a 95 % interval over prompts; mean length, and entropy in nats per
+    token: minus the mean log-prob of sampled tokens estimates it at the evaluation's temperature."""
+    rewards, tokens = [prompt.rewards for prompt in prompts], sum(prompt.tokens for prompt in prompts)
     k = max(len(r) for r in rewards)
     averages = [100.0 * sum(r) / len(r) for r in rewards]
     passes = [100.0 * any(x > 0.5 for x in r) for r in rewards]
     return {"step": step, "set": name, "prompts": len(rewards), "samples": k, "avg": _mean(averages), "avg_interval": _half_width(averages),
-            "pass": _mean(passes), "pass_interval": _half_width(passes)}
+            "pass": _mean(passes), "pass_interval": _half_width(passes), "length": tokens / sum(map(len, rewards)),
+            "entropy": sum(prompt.surprise for prompt in prompts) / max(1, tokens)}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,6 +39,11 @@ def load_model_config(config: Config, key: str = "model.path") -> Any:
     return model
 
 
+def count_parameters(config: Config) -> int:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_model_config(config)).num_parameters()
+
+
 def is_local(path: str) -> bool:
     """Whether a model path is a directory, there or not, and no hub id."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).expanduser().exists()

@@ -104,13 +104,13 @@ class LearnerWorker:
             self.transport.publish(version, self.engine.weights(), sender=self.rank == 0)
 
     def _evaluate(self, segment: Segment, groups: list[Group]) -> None:
-        mine = [[c.reward for c in group.rollouts] for group in groups if group.group_id >= 0]
-        shares: list[list[list[float]]] = [[] for _ in range(self.world_size)]
+        mine = [metrics.Scored.of(group) for group in groups if group.group_id >= 0]
+        shares: list[list[metrics.Scored]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(shares, mine)
         if self.rank == 0:
-            record = metrics.evaluation_record(segment.dataset, segment.step, [r for share in shares for r in share])
+            record = metrics.evaluation_record(segment.dataset, segment.step, [scored for share in shares for scored in share])
             metrics.append_json(self.run_dir / "evaluations.jsonl", record)
-            values = {f"eval/{segment.dataset}/avg@{record['samples']}": record["avg"]}
+            values = {f"eval/{segment.dataset}/avg@{record['samples']}": record["avg"], f"eval/{segment.dataset}/entropy": record["entropy"]}
             for logger in self.loggers:
                 logger(segment.step, values)
 

@@ -1,0 +1,106 @@
+"""`srft-ray compare`: the same run with several algorithms and seeds, as one table. Finished runs are not repeated."""
+import copy
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srft_ray.checkpoint import latest_step
+from srft_ray.cluster import demand, start_ray
+from srft_ray.config import Config, require, to_yaml
+from srft_ray.driver import fit
+from srft_ray.metrics import read_json_lines
+from srft_ray.models import count_parameters
+from srft_ray.preflight import resolve, resolve_settings
+from srft_ray.registry import make_algorithm
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Final figures of one run: evaluation by set, what it cost, and what it did."""
+    algorithm: str
+    seed: int
+    figures: dict[str, float]
+
+
+def compare(config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> str:
+    """Trains each algorithm with each seed on the config; returns a Markdown table, also written with the figures of every
+    run to `<run.dir>/<run.name>-compare/`. The config's `algorithm` section is used for the algorithm that it names.
+
+    Raises:
+        UserError: bad config, before anything is started.
+        RunFailed: a run failed; the same call goes on with it.
+    """
+    require(bool(config.evaluation.data), "compare needs evaluation sets: add one, such as evaluation.data.heldout.split=heldout .")
+    runs = [_variant(config, algorithm, seed) for seed in seeds for algorithm in algorithms]
+    for run in runs:
+        algorithm = resolve_settings(run)
+        if not _finished(run):
+            resolve(run, algorithm)
+    start_ray(config, max(demand(run, engines=True, device="cpu").cpus for run in runs))
+    parameters = count_parameters(config)
+    outcomes = [outcome for run in runs for outcome in _outcomes(run, parameters)]
+    folder = Path(config.run.dir).expanduser() / f"{config.run.name}-compare"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compare.json").write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=2) + "\n")
+    text = table(outcomes)
+    (folder / "compare.md").write_text(text + "\n")
+    return text
+
+
+def _variant(config: Config, algorithm: str, seed: int) -> Config:
+    """The config with another algorithm and seed, a name and directory of its own, and nothing else changed."""
+    run = copy.deepcopy(config)
+    run.run.dir = str(Path(config.run.dir).expanduser() / f"{config.run.name}-compare")
+    run.run.name, run.run.seed = f"{algorithm}-seed{seed}", seed
+    if config.algorithm.get("name") != algorithm:
+        run.algorithm = {"name": algorithm}
+    run.trainer.evaluate_every = config.trainer.evaluate_every or config.trainer.steps
+    return run
+
+
+def _finished(run: Config) -> bool:
+    record = run.run_dir / "config.yaml"
+    return record.exists() and record.read_text() == to_yaml(run) and latest_step(run.run_dir) == run.trainer.steps
+
+
+def _outcomes(run: Config, parameters: int) -> list[Outcome]:
+    """Of the model before and after the run, which is done first if it is not finished. TFLOPs: 6 per parameter and token
+    trained on, 2 per token generated (arXiv 2604.23747)."""
+    if not _finished(run):
+        fit(run)
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    generated, trained = summary["tokens_generated"], summary["tokens"]
+    seconds = statistics.median(m["time/step"] for m in read_json_lines(run.run_dir / "metrics.jsonl"))
+    cost = {"tokens generated": generated, "tokens trained on": trained, "TFLOPs": parameters * (2 * generated + 6 * trained) / 1e12,
+            "s per step": seconds}
+    before, after = (_quality(run, summary["evaluations"], step) for step in (0, run.trainer.steps))
+    return [Outcome("(before)", run.run.seed, before), Outcome(make_algorithm(run.algorithm).name, run.run.seed, after | cost)]
+
+
+def _quality(run: Config, evaluations: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
+    """Accuracy on every set, entropy on the first."""
+    found = {e["set"]: e for e in evaluations if e["step"] == step}
+    figures = {f"{name} avg@{found[name]['samples']}, %": found[name]["avg"] for name in run.evaluation.data}
+    return figures | {"entropy, nats": found[next(iter(run.evaluation.data))]["entropy"]}
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Mean ± standard deviation over seeds, one algorithm a row."""
+    columns = list(dict.fromkeys(column for outcome in outcomes for column in outcome.figures))
+    lines = [f"| algorithm ({len({o.seed for o in outcomes})} seeds) | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in dict.fromkeys(o.algorithm for o in outcomes):
+        cells = (_spread({o.seed: o.figures[column] for o in outcomes if o.algorithm == name and column in o.figures}) for column in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(by_seed: dict[int, float]) -> str:
+    found = list(by_seed.values())
+    if not found:
+        return "–"
+    mean, deviation = statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+    digits = 0 if mean >= 1000 else 1 if mean >= 10 else 3
+    return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}"
