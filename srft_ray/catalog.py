@@ -31,7 +31,8 @@ def markdown() -> str:
     """docs/algorithms.md."""
     algorithms = [cls() for cls in REGISTRY.values()]
     overview = ["| name | | paper | rollouts | demonstrations |", "|---|---|---|---|---|", *(
-        f"| [`{a.name}`](#{a.name}) | {_cell(_summary(a))} | {a.paper} | {_yes(a.uses_rollouts)} | {_yes(a.uses_demonstrations)} |" for a in algorithms)]
+        f"| [`{a.name}`](#{a.name}) | {_cell(_summary(a))} | {a.paper} | {_yes(a.uses_rollouts)} | {_yes(a.uses_demonstrations)} |"
+        for a in algorithms)]
     terms = ["| algorithm | term | tokens | loss | weight | divided by |", "|---|---|---|---|---|---|", *(
         f"| {a.name} | " + " | ".join(f"`{cell}`" for cell in row) + " |" for a in algorithms for row in _term_rows(a))]
     sections = [f"## {a.name}\n\n```text\n{_document(a)}\n```\nSource: {a.paper}. Settings: {_settings(a, '`')}\n" for a in algorithms]

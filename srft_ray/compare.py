@@ -102,5 +102,5 @@ def _spread(by_seed: dict[int, float]) -> str:
     if not found:
         return "–"
     mean, deviation = statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
-    digits = 0 if mean >= 1000 else 1 if mean >= 10 else 3
+    digits = 0 if mean >= 1000 or mean == 0 else 1 if mean >= 10 else 3
     return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}"

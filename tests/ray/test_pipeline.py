@@ -66,15 +66,16 @@ def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
     assert all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in run.metrics)
 
 
-@pytest.mark.parametrize("algorithm", [{"name": "grpo"}, {"name": "two_stage", "first_steps": 1, "second_schedule": {"lr": 1e-5}}])
-def test_other_algorithms_on_the_same_config(tmp_path, tiny_model, algorithm):
-    config = make_config({**base_config(tmp_path, tiny_model), "algorithm": algorithm})
+def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
+    algorithm = {"name": "two_stage", "first_steps": 2, "first_schedule": {"groups_per_step": 8, "warmup": 0.5, "lr_schedule": "linear"},
+                 "second_schedule": {"lr": 1e-5, "mini_batches": 2}}
+    config = make_config({**base_config(tmp_path, tiny_model, trainer={"steps": 3}), "algorithm": algorithm})
     run = Run(fit(config).run_dir)
-    run.check_exactly_once(steps=2, groups_per_step=4)
-    origins = [{row["origin"] for row in run.ledger if row["step"] == step} for step in range(2)]
-    assert origins == ([{"rollout"}] * 2 if algorithm["name"] == "grpo" else [{"demo"}, {"rollout"}])
-    if algorithm["name"] == "two_stage":
-        assert [record["lr"] for record in run.metrics] == [1e-6, 1e-5]
+    rows = [[row for row in run.ledger if row["step"] == step] for step in range(3)]
+    assert [{row["origin"] for row in of_step} for of_step in rows] == [{"demo"}, {"demo"}, {"rollout"}]
+    assert [sorted({row["group_id"] for row in of_step}) for of_step in rows] == [[*range(8)], [*range(8, 16)], [*range(4)]]
+    assert [record["lr"] for record in run.metrics] == [1e-6, 1e-6, 1e-5]
+    assert "ratio/mean" in run.metrics[2] and "ratio/mean" not in run.metrics[0]
 
 
 @pytest.mark.full
