@@ -33,8 +33,8 @@ class Schedule:
 class Stage:
     """What is trained at a step: an algorithm, where the stage began, how long it is, and its own settings.
 
-    A stage is like a run of its own that starts from the weights at hand: fresh optimizer state, its own learning-rate
-    schedule, and the seeded order of prompts from its beginning.
+    A stage is like a run of its own that starts from the weights at hand, with fresh optimizer state and its own
+    learning-rate schedule, where the stage before it ended in the seeded order of prompts.
     """
     algorithm: "Algorithm"
     start: int

@@ -18,9 +18,10 @@ RL_AT_7B = Schedule(lr=1e-6, lr_schedule="constant", warmup=0.0, groups_per_step
 class TwoStage(Algorithm):
     """Two stages: `first` for `first_steps` steps (None: half of them), then `second`
 
-    Each stage is like a run of its own that starts from the weights at hand: fresh optimizer state, the seeded order of
-    prompts from its beginning, and where `first_schedule` and `second_schedule` say so its own learning rate, schedule,
-    prompts per step and mini-batches; what they leave out is the run's.
+    Each stage is like a run of its own that starts from the weights at hand: fresh optimizer state, and where
+    `first_schedule` and `second_schedule` say so its own learning rate, schedule, prompts per step and mini-batches; what
+    they leave out is the run's. The second goes on in the seeded order of prompts where the first ended, as a run with
+    trainer.first_group does.
     """
     name: ClassVar[str] = "two_stage"
     paper: ClassVar[str] = "arXiv 2604.23747"

@@ -40,7 +40,7 @@ class Group:
     """A prompt with everything the optimizer step `step` learns from it.
 
     Attributes:
-        group_id: the prompt's position in the seeded order of its stage; -1 fills a batch and carries nothing.
+        group_id: the prompt's position in the seeded order; -1 fills a batch and carries nothing.
         num_rollouts: how many rollouts to sample; they join the demonstrations in `completions`.
         max_new_tokens: the longest response that may be sampled.
         dataset: `train`, or the name of the evaluation set.

@@ -77,7 +77,7 @@ def main() -> None:
         for _ in range(repeats):
             rate, groups = pipeline(config, resolved, 0)
             requests = [(g, c) for g in groups for c in g.rollouts]
-            seeds = [sequence_seed(config.run.seed, g.dataset, g.step, g.group_id, c.sample) for g, c in requests]
+            seeds = [sequence_seed(config.run.seed, g, c.sample) for g, c in requests]
             bare = statistics.median(ray.get(bare_vllm.remote(config, [g.prompt_ids for g, _ in requests], seeds, 64, 1)))
             ratios.append(rate / bare)
             print(f"pipeline {rate:,.0f} tokens/s, bare vLLM {bare:,.0f} tokens/s, ratio {rate / bare:.2f} ({len(requests)} sequences)", flush=True)

@@ -102,6 +102,7 @@ class LearnerSection:
 class TrainerSection:
     steps: int = limited(100, least=1)
     groups_per_step: int = limited(16, least=1)
+    first_group: int = limited(0, least=0)  # where in the seeded order of prompts step 0 begins: the end of an earlier run
     checkpoint_every: int = limited(0, least=0)  # 0: only after the last step
     keep_checkpoints: int | None = limited(None, least=1)
     evaluate_every: int = limited(0, least=0)  # 0: never; else also before the first and after the last step

@@ -13,7 +13,7 @@ from algorithms import Algorithm, Completion, Group, Stage
 from srft_ray.checkpoint import latest_step
 from srft_ray.config import Config, bounds
 from srft_ray.data.blocks import as_block
-from srft_ray.data.plan import Segment, StreamPlan, needs_engines, stage_size
+from srft_ray.data.plan import Segment, StreamPlan, needs_engines
 from srft_ray.data.store import PreparedData, shuffled
 from srft_ray.rollout.stage import Rollout
 
@@ -41,7 +41,7 @@ class StreamFactory:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options = execution_options()
-        reader = ReadGroups(self.config, self.algorithm, segments, self.train, self.evaluation)
+        reader = ReadGroups(self.config, self.algorithm, self.plan, segments, self.train, self.evaluation)
         blocks = [pa.table({"position": np.arange(first, first + self.plan.block)}) for first in range(0, total, self.plan.block)]
         stream = ray.data.from_arrow(blocks)
         if not needs_engines(self.config, self.algorithm):
@@ -74,9 +74,10 @@ def engine_gpus(config: Config) -> float:
 class ReadGroups:
     """Positions of the stream -> groups with their prompts and demonstrations."""
 
-    def __init__(self, config: Config, algorithm: Algorithm, segments: list[Segment], train: PreparedData,
+    def __init__(self, config: Config, algorithm: Algorithm, plan: StreamPlan, segments: list[Segment], train: PreparedData,
                  evaluation: dict[str, PreparedData]) -> None:
         self.config, self.algorithm, self.segments, self.train, self.evaluation = config, algorithm, segments, train, evaluation
+        self.positions, self.total = [plan.position(step) for step in range(plan.steps)], sum(plan.sizes)
         self.ends = np.cumsum([segment.padded for segment in segments])
 
     def __call__(self, block: dict[str, np.ndarray]) -> list[Group]:
@@ -94,10 +95,9 @@ class ReadGroups:
         return self.algorithm.stage(step, self.config.trainer.steps)
 
     def refill(self, group: Group) -> Group:
-        """The group that takes the place of one without signal: as far behind it in the seeded order as the stage is long,
-        so that it is nobody else's and depends on nothing but its place and the attempt."""
-        stage = self.stage(group.step)
-        found = self._at(group.step, stage, group.group_id + stage.steps * stage_size(self.config, stage))
+        """The group that takes the place of one without signal: as far behind it in the seeded order as the run is long, so
+        that it is nobody else's and depends on nothing but its place and the attempt."""
+        found = self._at(group.step, group.group_id + self.total)
         found.attempt = group.attempt + 1
         found.discarded_tokens = group.discarded_tokens + sum(len(c.ids) - c.prefix for c in group.rollouts)
         return found
@@ -108,19 +108,19 @@ class ReadGroups:
         return group.dataset == "train" and group.attempt < algorithm.max_refills and not algorithm.has_signal(group)
 
     def _training_group(self, step: int, offset: int) -> Group:
-        stage = self.stage(step)
-        group = self._at(step, stage, (step - stage.start) * stage_size(self.config, stage) + offset)
+        group = self._at(step, self.positions[step] + offset)
         while not group.num_rollouts and self.lacks_signal(group):
             group = self.refill(group)
         return group
 
-    def _at(self, step: int, stage: Stage, position: int) -> Group:
+    def _at(self, step: int, position: int) -> Group:
+        algorithm = self.stage(step).algorithm
         epoch, index = shuffled(position, self.train.counts.kept, self.config.run.seed)
         row, rollout = self.train.row(index), self.config.rollout
-        num_rollouts = rollout.num_rollouts if stage.algorithm.uses_rollouts else 0
+        num_rollouts = rollout.num_rollouts if algorithm.uses_rollouts else 0
         group = Group(step, position, row["prompt"], row["prompt_ids"], row["reference"], row["metadata"], num_rollouts=num_rollouts,
                       max_new_tokens=rollout.max_new_tokens)
-        if stage.algorithm.uses_demonstrations:
+        if algorithm.uses_demonstrations:
             group.completions = demonstrations(row, num_rollouts, epoch, self.config.data.max_demonstrations)
         return group
 

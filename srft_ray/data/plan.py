@@ -26,6 +26,11 @@ class StreamPlan:
     evaluate_every: int
     evaluation_sizes: dict[str, int]
     learner_multiple: int
+    first_group: int = 0  # position in the seeded order where step 0 begins
+
+    def position(self, step: int) -> int:
+        """Where the groups of a step begin in the seeded order."""
+        return self.first_group + sum(self.sizes[:step])
 
     def segments(self, start: int) -> Iterator[Segment]:
         for step in range(start, self.steps):
@@ -54,7 +59,8 @@ def make_plan(config: Config, evaluation_sizes: dict[str, int], algorithm: Algor
                     f"(learner.num_workers={config.learner.num_workers}): choose a multiple.")
     per_learner = math.gcd(*(size // workers for workers in range(low, high + 1) for size in set(sizes)))
     block = _block(config, per_learner, min(sizes), engines)
-    return StreamPlan(steps, sizes, block, config.trainer.evaluate_every, evaluation_sizes, math.lcm(*range(low, high + 1)))
+    return StreamPlan(steps, sizes, block, config.trainer.evaluate_every, evaluation_sizes, math.lcm(*range(low, high + 1)),
+                      config.trainer.first_group)
 
 
 def stage_size(config: Config, stage: Stage) -> int:

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from srft_ray.data.pipeline import ReadGroups
 
 
-def sequence_seed(run_seed: int, dataset: str, step: int, group_id: int, sample: int) -> int:
-    """The seed of one sequence: a pure function of what it is for, so that a repeated rollout repeats. Training steps
-    count from the beginning of their stage."""
-    text = f"{run_seed}/{dataset}/{step}/{group_id}/{sample}"
+def sequence_seed(run_seed: int, group: Group, sample: int) -> int:
+    """The seed of one sequence: a pure function of what it is for, so that a repeated rollout repeats.
+
+    A training group is named by its position in the seeded order, so that a run that begins where another ended goes on
+    as one run would have.
+    """
+    text = f"{run_seed}/{group.dataset}/{0 if group.dataset == 'train' else group.step}/{group.group_id}/{sample}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -82,12 +85,11 @@ class Rollout:
         judge_groups(self.judge, groups)
 
     def _request(self, group: Group, sample: int) -> "Request":
+        seed = sequence_seed(self.config.run.seed, group, sample)
         if group.dataset != "train":
-            return Request(group, sample, sequence_seed(self.config.run.seed, group.dataset, group.step, group.group_id, sample))
+            return Request(group, sample, seed)
         stage = self.read.stage(group.step)
-        step = group.step - stage.start
-        seed = sequence_seed(self.config.run.seed, group.dataset, step, group.group_id, sample)
-        length = min(stage.algorithm.prefix(group, sample, step, random.Random(seed)), group.max_new_tokens - 1)
+        length = min(stage.algorithm.prefix(group, sample, group.step - stage.start, random.Random(seed)), group.max_new_tokens - 1)
         return Request(group, sample, seed, group.demonstrations[0].ids[:length] if length else ())
 
     def _completion(self, request: "Request", made: Generation, version: int) -> Completion:

@@ -73,7 +73,7 @@ def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
     run = Run(fit(config).run_dir)
     rows = [[row for row in run.ledger if row["step"] == step] for step in range(3)]
     assert [{row["origin"] for row in of_step} for of_step in rows] == [{"demo"}, {"demo"}, {"rollout"}]
-    assert [sorted({row["group_id"] for row in of_step}) for of_step in rows] == [[*range(8)], [*range(8, 16)], [*range(4)]]
+    assert [sorted({row["group_id"] for row in of_step}) for of_step in rows] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
     assert [record["lr"] for record in run.metrics] == [1e-6, 1e-6, 1e-5]
     assert "ratio/mean" in run.metrics[2] and "ratio/mean" not in run.metrics[0]
 
