@@ -90,7 +90,8 @@ def _quality(run: Config, evaluations: Sequence[dict[str, Any]], step: int) -> d
 def table(outcomes: Sequence[Outcome]) -> str:
     """Mean ± standard deviation over seeds, one algorithm a row."""
     columns = list(dict.fromkeys(column for outcome in outcomes for column in outcome.figures))
-    lines = [f"| algorithm ({len({o.seed for o in outcomes})} seeds) | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    seeds = len({outcome.seed for outcome in outcomes})
+    lines = [f"| algorithm ({seeds} seed{'s' * (seeds > 1)}) | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name in dict.fromkeys(o.algorithm for o in outcomes):
         cells = (_spread({o.seed: o.figures[column] for o in outcomes if o.algorithm == name and column in o.figures}) for column in columns)
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -5,7 +5,7 @@ from huggingface_hub import try_to_load_from_cache
 from algorithms import Algorithm
 from srft_ray.cluster import demand
 from srft_ray.config import Config, require, to_yaml
-from srft_ray.data.plan import make_plan, needs_engines
+from srft_ray.data.plan import make_plan, needs_engines, stage_size
 from srft_ray.data.rows import read_rows
 from srft_ray.models import count_parameters, is_local, resolve_dtype
 from srft_ray.preflight import resolve, resolve_settings
@@ -51,12 +51,18 @@ def _placement(config: Config, algorithm: Algorithm, device: str) -> list[str]:
 
 
 def _tokens(config: Config, algorithm: Algorithm, rows: int) -> list[str]:
-    groups, steps, response = config.trainer.groups_per_step, config.trainer.steps, config.rollout.max_new_tokens
-    rollouts = groups * config.rollout.num_rollouts if algorithm.uses_rollouts else 0
-    demonstrations = groups * config.data.max_demonstrations if algorithm.uses_demonstrations else 0
-    return [f"data          {rows} rows: {steps} steps of {groups} prompts are {steps * groups / rows:.2f} epochs",
-            f"per step      {rollouts} rollouts of at most {response} tokens ({rollouts * response:,} generated), at most {demonstrations} "
-            f"demonstrations; at most {(rollouts + demonstrations) * config.model.max_length:,} tokens trained on"]
+    steps, response = config.trainer.steps, config.rollout.max_new_tokens
+    stages = {stage.start: stage for stage in (algorithm.stage(step, steps) for step in range(steps))}
+    prompts = sum(stage.steps * stage_size(config, stage) for stage in stages.values())
+    lines = [f"data          {rows} rows: {steps} steps with {prompts} prompts are {prompts / rows:.2f} epochs"]
+    for stage in stages.values():
+        groups = stage_size(config, stage)
+        rollouts = groups * config.rollout.num_rollouts if stage.algorithm.uses_rollouts else 0
+        demonstrations = groups * config.data.max_demonstrations if stage.algorithm.uses_demonstrations else 0
+        which = f" of the {stage.steps} steps of {stage.algorithm.name}" if len(stages) > 1 else ""
+        lines.append(f"per step      {rollouts} rollouts of at most {response} tokens ({rollouts * response:,} generated), at most {demonstrations} "
+                     f"demonstrations; at most {(rollouts + demonstrations) * config.model.max_length:,} tokens trained on{which}")
+    return lines
 
 
 def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int) -> list[str]:
@@ -69,6 +75,8 @@ def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int) 
     where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
     lines = [f"memory        {parameters / 1e6:,.1f} M parameters; each learner {(weights + gradients + optimizer) / GIB:.2f} GiB of weights, "
              f"gradients and optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"]
+    if "reference" in algorithm.needs:
+        lines.append(f"              each learner {weights / GIB:.2f} GiB for the reference model")
     if needs_engines(config, algorithm):
         engine = parameters * width / config.rollout.tensor_parallel / GIB
         lines.append(f"              each engine {engine:.2f} GiB of weights per device, the rest is its cache")

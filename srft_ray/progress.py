@@ -58,7 +58,8 @@ class Progress:
     def _show_step(self, record: dict[str, Any]) -> None:
         work = record["time/step"] if self.shown > self.first + 1 else record["time/generation"] + record["time/learner"]  # not the start-up
         entropy = record["entropy/rollout"] or record["entropy/demo"]
-        figures = (f"reward {record['reward/mean']:.3f}  entropy {entropy:.3f}  loss {record['loss']:+.4f}  "
+        reward = f"reward {record['reward/mean']:.3f}  " if record["tokens/generated"] else ""
+        figures = (f"{reward}entropy {entropy:.3f}  loss {record['loss']:+.4f}  "
                    f"{record['tokens'] / record['time/step']:,.0f} tokens/s  ETA {work * (self.config.trainer.steps - self.shown):.0f} s")
         self.bar.update(self.task, completed=self.shown, figures=figures)
         if not self.console.is_terminal:

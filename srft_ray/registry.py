@@ -50,6 +50,7 @@ def _construct(cls: type[Any], settings: dict[str, Any], key: str) -> Any:
 def _check_type(field: dataclasses.Field[Any], value: Any, key: str) -> None:
     wanted = str(field.type if isinstance(field.type, str) else getattr(field.type, "__name__", field.type))
     require("Algorithm" not in wanted, f"Wrong value for '{key}': {value!r} must be the keys of an algorithm, such as {key}.name={value}.")
+    require(field.type is not Schedule, f"Wrong value for '{key}': {value!r} must be keys of a schedule, such as {key}.lr=1e-5.")
     allowed = [kind for name in wanted.replace(" ", "").split("|") for kind in KINDS.get(name, ())]
     fits = isinstance(value, tuple(allowed)) and (bool in allowed or not isinstance(value, bool))
     require(fits or not allowed or (value is None and "None" in wanted), f"Wrong value for '{key}': {value!r} is not of type {wanted}.")

@@ -131,7 +131,7 @@ def test_gsm8k_example(tmp_path):
     assert not any("<<" in row["response"] for row in run.ledger if row["origin"] == "demo")
 
 
-@pytest.mark.parametrize("example", ["qwen2.5-math-7b.yaml", "quickstart.yaml"])
+@pytest.mark.parametrize("example", ["qwen2.5-math-7b.yaml", "sft_then_rl-qwen2.5-math-7b.yaml", "quickstart.yaml"])
 def test_plan_of_the_examples(example, tmp_path):
     code, out, error = finish(start("plan", ROOT / "examples" / example, f"run.dir={tmp_path}"))
     assert code == 0, error
@@ -144,3 +144,34 @@ def test_python_api_example():
     done = subprocess.run([sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "trained 2 steps" in done.stdout
+
+
+@pytest.mark.full
+def test_custom_algorithm_example():
+    done = subprocess.run([sys.executable, ROOT / "examples/custom_algorithm.py"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "loss" in done.stdout, done.stderr
+
+
+def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
+    words = ("compare", ROOT / "examples/quickstart.yaml", "--algorithms", "sft,grpo", "--seeds", "4", f"run.dir={tmp_path}", "trainer.steps=2",
+             "trainer.groups_per_step=4", "rollout.num_rollouts=4", "evaluation.samples=2", "evaluation.data.heldout.size=8",
+             "evaluation.data.harder.size=4", "data.size=64")
+    code, out, error = finish(start(*words))
+    assert code == 0, error
+    table = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in table] == ["algorithm (1 seed)", "---", "(before)", "sft", "grpo"]
+    figures = json.loads((tmp_path / "quickstart-compare/compare.json").read_text())
+    assert figures[0]["figures"] == figures[2]["figures"], "before training both are the same model"
+    assert figures[1]["figures"]["tokens generated"] == 0 < figures[3]["figures"]["tokens generated"]
+    assert table[3][1].split()[0] == f"{figures[1]['figures']['heldout avg@2, %']:.1f}"
+    began = time.time()
+    code, again, error = finish(start(*words))
+    assert code == 0 and again.splitlines()[-5:] == out.splitlines()[-5:] and time.time() - began < 40, error
+
+
+def test_compare_refuses_what_it_cannot_run(tmp_path):
+    for words, wanted in ((("--algorithms", "sft,grp"), "did you mean 'grpo'?"), (("--seeds", "1,x"), "--seeds 1,x are not whole numbers"),
+                          (("--algorithms", "sft", "model.path=./none"), "model.path")):
+        code, _, error = finish(start("compare", ROOT / "examples/quickstart.yaml", f"run.dir={tmp_path}", *words))
+        assert code == 2 and wanted in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -73,20 +73,32 @@ def check_same_data(run: Run, other: Run) -> None:
         (e["step"], e["set"], e["prompts"], e["samples"]) for e in other.evaluations]
 
 
-@pytest.mark.parametrize("name", ["sft", "dapo"])
-def test_another_algorithm_sees_the_same_data(tmp_path, srft, name):
-    run = train(tmp_path, name, {"name": name})
+def test_sft_sees_the_same_data(tmp_path, srft):
+    run = train(tmp_path, "sft", {"name": "sft"})
     check_same_data(run, srft)
-    if name == "sft":
-        assert prompts(run) == prompts(srft) and not run.rollouts
-        assert {row["response"] for row in run.ledger} == {row["response"] for row in srft.ledger if row["origin"] == "demo"}
-    else:
-        refilled = [row for row in run.ledger if row["attempt"] > 0]
-        assert sum({(row["step"], row["group_id"]): row["attempt"] for row in refilled}.values()) == sum(r["groups/discarded"] for r in run.metrics)
-        assert all(row["group_id"] >= 3 * 4 for row in refilled) and len({(row["step"], row["group_id"]) for row in run.ledger}) == 12
-        for step, group in {(row["step"], row["group_id"]) for row in run.ledger}:
-            rewards = {row["reward"] > 0.5 for row in run.ledger if (row["step"], row["group_id"]) == (step, group)}
-            assert rewards == {True, False}, "a group without signal was trained on before the limit"
+    assert prompts(run) == prompts(srft) and not run.rollouts
+    assert {row["response"] for row in run.ledger} == {row["response"] for row in srft.ledger if row["origin"] == "demo"}
+
+
+def test_dapo_refills_groups_without_signal(tmp_path, srft):
+    run = train(tmp_path, "dapo", {"name": "dapo"}, learner={"mini_batches": 2})
+    check_same_data(run, srft)
+    refilled = [row for row in run.ledger if row["attempt"] > 0]
+    groups = {(row["step"], row["group_id"]): row["attempt"] for row in run.ledger}
+    assert sum(groups.values()) == sum(record["groups/discarded"] for record in run.metrics) > 0
+    assert len(groups) == 12 and all(row["group_id"] >= 12 for row in refilled)
+    for place in groups:
+        verdicts = {row["reward"] > 0.5 for row in run.ledger if (row["step"], row["group_id"]) == place}
+        assert verdicts == {True, False}, "a group without signal was trained on before the limit"
+    assert all(record["tokens/generated"] > record["tokens"] for record in run.metrics if record["groups/discarded"])
+    assert all(0.5 < record["ratio/mean"] < 2 and record["ratio/kl_old"] >= 0 for record in run.metrics)
+
+
+def test_a_method_from_a_file_sees_the_same_data(tmp_path, srft):
+    """examples/custom_algorithm.py as a user names it in YAML."""
+    run = train(tmp_path, "custom", {"path": str(BASE.parents[1] / "custom_algorithm.py:Confident"), "ceiling": 0.7})
+    check_same_data(run, srft)
+    assert {"loss/policy", "loss/sft_demo"} <= run.metrics[0].keys() and 0 < run.metrics[0]["weight/sft_demo"] < 1
 
 
 @pytest.mark.full
@@ -103,8 +115,8 @@ def test_every_algorithm_runs_on_the_same_data(tmp_path, srft, name):
 
 @pytest.mark.full
 def test_one_and_two_learners_agree_after_ten_steps(tmp_path):
-    runs = [train(tmp_path, f"learners{n}", {"name": "srft"}, learner={"num_workers": n, "zero_stage": n}, trainer={"steps": 10, "evaluate_every": 10})
-            for n in (1, 2)]
+    runs = [train(tmp_path, f"learners{n}", {"name": "srft"}, learner={"num_workers": n, "zero_stage": n},
+                  trainer={"steps": 10, "evaluate_every": 10}) for n in (1, 2)]
     found = largest_difference(*runs)
     print(f"largest difference of a parameter after 10 steps with 1 and 2 learners: {found:.1e}")
     assert found <= 1e-4

@@ -103,6 +103,27 @@ class Silent(ObjectStoreTransport):
 '''
 
 
+HEADLESS = '''
+from srft_ray.weights import ObjectStoreTransport
+
+
+class Headless(ObjectStoreTransport):
+    """Leaves out the head where it is the embedding, as named_parameters() does; the engine keeps its old one without a word."""
+
+    def publish(self, version, weights, sender):
+        super().publish(version, ((name, tensor) for name, tensor in weights if name != "lm_head.weight"), sender)
+'''
+
+
+@pytest.mark.full
+def test_a_missing_tied_weight_stops_the_run(tmp_path, tiny_model):
+    (tmp_path / "headless.py").write_text(HEADLESS)
+    config = make_config(base_config(
+        tmp_path, tiny_model, rollout={"transport": f"{tmp_path / 'headless.py'}:Headless"}, learner={"lr": 3e-2}, trainer={"steps": 4}))
+    with pytest.raises(RunFailed, match=r"Step 1: .* version 1 did not reach them"):
+        fit(config)
+
+
 def test_weights_that_do_not_arrive_stop_the_run_before_the_next_update(tmp_path, tiny_model):
     (tmp_path / "silent.py").write_text(SILENT)
     config = make_config(base_config(
