@@ -36,9 +36,9 @@ def compare(config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> 
     require(bool(config.evaluation.data), "compare needs evaluation sets: add one, such as evaluation.data.heldout.split=heldout .")
     runs = [_variant(config, algorithm, seed) for seed in seeds for algorithm in algorithms]
     for run in runs:
-        algorithm = resolve_settings(run)
+        resolve_settings(run)
         if not _finished(run):
-            resolve(run, algorithm)
+            resolve(run)
     start_ray(config, max(demand(run, engines=True, device="cpu").cpus for run in runs))
     parameters = count_parameters(config)
     outcomes = [outcome for run in runs for outcome in _outcomes(run, parameters)]

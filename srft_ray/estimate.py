@@ -26,7 +26,7 @@ def describe(config: Config) -> str:
         rows = sum(1 for _ in read_rows(config.data, config.run.seed))
         make_plan(config, {}, algorithm)
     else:
-        rows = resolve(config, algorithm).train.counts.kept
+        rows = resolve(config).train.counts.kept
         parameters = count_parameters(config)
     device = config.run.device if config.run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     memory = _memory(config, algorithm, device, parameters) if parameters else ["memory        unknown: set model.num_parameters"]

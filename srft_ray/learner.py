@@ -44,10 +44,11 @@ class Learner:
             parity, mean_entropy = self._look(list(chain(*mini_batches)), step, temperature, keep=number > 1)
         updates = []
         for micro_batches in mini_batches:
-            totals, parity_max = self._accumulate(algorithm, micro_batches, temperature, mean_entropy)
+            counts = self._global_counts(algorithm, micro_batches)
+            totals, parity_max = self._accumulate(algorithm, micro_batches, counts, temperature, mean_entropy)
             sums = _all_reduce(totals)
             parity = parity or self._check_parity(sums, parity_max, step)
-            updates.append({**_summary(algorithm, sums), "grad_norm": self.engine.step(lr), "micro_batches": float(len(micro_batches))})
+            updates.append({**_summary(algorithm, sums, counts), "grad_norm": self.engine.step(lr), "micro_batches": float(len(micro_batches))})
         return {**_merge(updates), **parity, "lr": lr}
 
     def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
@@ -69,18 +70,15 @@ class Learner:
         sums = _all_reduce(totals)
         return self._check_parity(sums, parity_max, step), sums["entropy/rollout"] / sums["tokens/rollout"].clamp(min=1)
 
-    def _accumulate(self, algorithm: Algorithm, micro_batches: Sequence[MicroBatch], temperature: float,
+    def _accumulate(self, algorithm: Algorithm, micro_batches: Sequence[MicroBatch], counts: Mapping[str, Tensor], temperature: float,
                     mean_entropy: Tensor | None) -> tuple[Totals, Tensor]:
-        """Adds the gradients of all micro-batches of one update."""
-        counts = self._global_counts(algorithm, micro_batches)
+        """Adds the gradients of all micro-batches of one update; returns this rank's sums and its largest log-prob difference."""
         totals, parity_max = self._totals()
         for index, micro_batch in enumerate(micro_batches):
             policy = self._forward(micro_batch, temperature, algorithm.needs, mean_entropy)
             loss = self._loss(algorithm, micro_batch, policy, counts, totals)
             parity_max = torch.maximum(parity_max, _observe(micro_batch, policy, totals))
             self.engine.backward(loss, last=index == len(micro_batches) - 1)
-        for name, count in counts.items():
-            totals[f"count/{name}"] += count / dist.get_world_size()
         return totals, parity_max
 
     def _totals(self) -> tuple[Totals, Tensor]:
@@ -155,12 +153,12 @@ def _observe(micro_batch: MicroBatch, policy: PolicyOutput, totals: Totals) -> T
     return gap_BT.max().to(torch.float32)
 
 
-def _summary(algorithm: Algorithm, sums: Mapping[str, Tensor]) -> dict[str, float]:
+def _summary(algorithm: Algorithm, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics of one update. ratio/kl_old estimates KL(π_old‖π) by r - 1 - log r."""
     metrics = {}
     for term in algorithm.terms():
         selected = sums[f"selected/{term.name}"].clamp(min=1)
-        metrics[f"loss/{term.name}"], metrics[f"count/{term.name}"] = float(sums[f"loss/{term.name}"]), float(sums[f"count/{term.name}"])
+        metrics[f"loss/{term.name}"], metrics[f"count/{term.name}"] = float(sums[f"loss/{term.name}"]), float(counts[term.name])
         metrics[f"weight/{term.name}"] = float(sums[f"weight/{term.name}"] / selected)
         metrics |= {f"{name}/{term.name}": float(sums[f"watch/{name}/{term.name}"] / selected) for name in term.watch or ()}
     loss = sum(value for key, value in metrics.items() if key.startswith("loss/"))

@@ -19,7 +19,7 @@ from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError
 from srft_ray.loggers import check_loggers
 from srft_ray.models import load_model_config
-from srft_ray.registry import make_algorithm
+from srft_ray.registry import make_algorithm, settings_of
 from srft_ray.verify import resolve as resolve_verifier
 from srft_ray.weights import transport_class
 
@@ -56,7 +56,8 @@ def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
 
 
 def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algorithm:
-    """Checks what needs neither model nor data; fills in verifier.name=auto and makes paths absolute; returns the algorithm."""
+    """Checks what needs neither model nor data; fills in verifier.name=auto and the algorithm's
+    settings and makes paths absolute; returns the algorithm."""
     _make_paths_absolute(config)
     if config.verifier.path is None and config.verifier.name == "auto":
         config.verifier.name = "tasks" if data_format(config.data) == "tasks" else "math"
@@ -68,7 +69,10 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     require(config.learner.zero_stage > 0 or not config.learner.offload_optimizer,
             "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: ZeRO 0 has no partitioned optimizer.")
     check_deepspeed(version("deepspeed"))
-    return algorithm or make_algorithm(config.algorithm)
+    section = {} if algorithm else config.algorithm
+    algorithm = algorithm or make_algorithm(section)
+    config.algorithm = settings_of(algorithm, section)
+    return algorithm
 
 
 def _check_reference(config: Config, algorithm: Algorithm) -> None:

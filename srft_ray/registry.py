@@ -27,6 +27,18 @@ def make_algorithm(section: Mapping[str, Any], key: str = "algorithm") -> Algori
     return _construct(cls, settings, key)
 
 
+def settings_of(algorithm: Algorithm, section: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of an algorithm as a config section, so that the resolved config holds every number that enters the update.
+    `section` is the one that it was made from, or empty for an instance."""
+    found: dict[str, Any] = {"path": section["path"]} if section.get("path") else {"name": algorithm.name}
+    for field in dataclasses.fields(algorithm) if dataclasses.is_dataclass(algorithm) else ():
+        value = getattr(algorithm, field.name)
+        if isinstance(value, Algorithm):
+            value = settings_of(value, section.get(field.name, {}))
+        found[field.name] = dataclasses.asdict(value) if isinstance(value, Schedule) else value
+    return found
+
+
 def _construct(cls: type[Any], settings: dict[str, Any], key: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
     title = getattr(cls, "name", cls.__name__)

@@ -17,8 +17,8 @@ SETTINGS = [
     {"zero_stage": 1, "micro_batch_tokens": 30, "clip": True},
     {"zero_stage": 1, "micro_batch_tokens": 64, "offload": True},
     {"zero_stage": 2, "micro_batch_tokens": 40, "temperature": 0.7, "clip": True},
-    {"zero_stage": 2, "micro_batch_tokens": 64, "offload": True, "mini_batches": 2, "clip": True},
-    {"zero_stage": 3, "micro_batch_tokens": 40, "steps": 2},
+    {"zero_stage": 2, "micro_batch_tokens": 64, "offload": True, "steps": 2, "clip": True},
+    {"zero_stage": 3, "micro_batch_tokens": 40, "mini_batches": 2},
     {"zero_stage": 3, "micro_batch_tokens": 200, "logit_chunk_mb": 0.01, "activation_checkpointing": True, "clip": True},
 ]
 OPTIONS = [  # what no registered algorithm has by default

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from algorithms import SRFT
 from srft_ray import preflight
 from srft_ray.cli import main
 from srft_ray.config import ModelSection, make_config, to_yaml
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError
+from srft_ray.registry import settings_of
 from tests.conftest import ROWS, base_config, make_tokenizer, write_jsonl
 
 Change = Callable[[Path, Path], dict[str, dict[str, Any]]]  # (folder, model) -> the config keys that differ from base_config
@@ -313,10 +315,10 @@ def test_plan_of_a_good_config(tmp_path: Path, tiny_model: Path, capfd: pytest.C
     assert err == ""
     shown, said = out.split("\n\n", 1)
     resolved = make_config({**values, "rollout": {**values["rollout"], "num_engines": 2}, "verifier": {"name": "math"},
-                            "run": {**values["run"], "dir": str(tmp_path / "runs")}})
+                            "run": {**values["run"], "dir": str(tmp_path / "runs")}, "algorithm": settings_of(SRFT(), {})})
     assert shown + "\n" == to_yaml(resolved)
     assert "2 learners and 2 engines, together 6 CPUs on cpu" in said
-    assert "8 rows: 3 steps of 4 prompts are 1.50 epochs" in said
+    assert "8 rows: 3 steps with 12 prompts are 1.50 epochs" in said
     assert "8 rollouts of at most 32 tokens (256 generated), at most 4 demonstrations" in said
     parameters = 259 * 64 + 2 * (2 * 64 * 64 + 64 + 2 * (64 * 32 + 32) + 3 * 64 * 96 + 2 * 64) + 64
     assert f"{parameters / 1e6:,.1f} M parameters" in said

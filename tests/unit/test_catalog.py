@@ -8,6 +8,7 @@ from algorithms import REGISTRY
 from srft_ray import catalog
 from srft_ray.cli import main
 from srft_ray.compare import Outcome, table
+from srft_ray.registry import make_algorithm, settings_of
 
 
 def test_the_page_is_made_from_the_classes():
@@ -56,3 +57,15 @@ def test_bad_stages(tmp_path, tiny_model, override, wanted, capsys):
     config.write_text(yaml.safe_dump({**base_config(tmp_path, tiny_model), "algorithm": {"name": "two_stage", "second": {"name": "grpo"}}}))
     assert main(["train", str(config), override]) == 2
     assert wanted in capsys.readouterr().err
+
+
+def test_the_resolved_config_has_every_setting_and_makes_the_same_algorithm():
+    for cls in REGISTRY.values():
+        settings = settings_of(cls(), {})
+        assert settings["name"] == cls.name and set(settings) == {"name", *(field.name for field in dataclasses.fields(cls))}
+        assert make_algorithm(settings) == cls()
+    path = str(Path(__file__).resolve().parents[2] / "examples" / "custom_algorithm.py") + ":Confident"
+    section = {"name": "two_stage", "second": {"path": path, "ceiling": 0.7}, "first_schedule": {"lr": 1e-5}}
+    full = settings_of(make_algorithm(section), section)
+    assert full["second"]["path"] == path and full["second"]["clip_low"] == 0.2 and full["first_schedule"]["lr"] == 1e-5
+    assert settings_of(make_algorithm(full), full) == full

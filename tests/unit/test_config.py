@@ -219,7 +219,7 @@ def test_a_response_must_leave_room_for_a_prompt():
 def test_the_resolved_yaml_is_the_config_again(file: Path):
     config = made(
         run={"name": "ünï: # x", "loggers": ["wandb"]}, data={"template": "{system_prompt}\n\n\tQ: {prompt}\nA:", "system_prompt": "yes"},
-        algorithm={"name": "two_stage", "first": {"name": "sft"}, "first_lr": 5e-5, "second": {"name": "grpo", "clip_low": 0.1}},
+        algorithm={"name": "two_stage", "first": {"name": "sft"}, "first_schedule": {"lr": 5e-5}, "second": {"name": "grpo", "clip_low": 0.1}},
         rollout={"num_engines": [1, 2], "groups_per_task": 2}, learner={"lr": 1e-6, "eps": 1e-8, "betas": [0.9, 0.95]},
         evaluation={"data": {"heldout": {"path": "h", "size": 3, "system_prompt": None}}}, verifier={"path": "j.py:judge"})
     file.write_text(to_yaml(config))
