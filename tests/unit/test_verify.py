@@ -142,18 +142,22 @@ def test_hostile_expressions_cost_one_timeout_each(math: Judge) -> None:
     assert time.monotonic() - start < 3 * 1.0 + 0.5
 
 
-def test_tasks_are_scored_and_fast() -> None:
+def test_tasks_are_scored_and_processes_cost_little() -> None:
     with contextlib.closing(Judge("tasks")) as judge:
         rows = list(tasks.generate("sums+products+equations", "train", 128, 0))
         items = [Item(row["demonstration"], row["answer"], row["metadata"]) for row in rows]
         wrong = [Item("#### 123456789", rows[0]["answer"], rows[0]["metadata"]), Item("5", "5", rows[0]["metadata"])]
         assert [verdict.verdict for verdict in judge.judge(wrong)] == ["mismatch", "no_answer"]
-        times = []
-        for _ in range(60):
+        bounded, bare = [], []
+        for _ in range(20):
             start = time.monotonic()
             assert judge.judge(items) == [Verdict("match", 1.0, row["answer"]) for row in rows]
-            times.append(time.monotonic() - start)
-    assert min(times) < 0.030
+            bounded.append(time.monotonic() - start)
+            start = time.monotonic()
+            for one in items:
+                resolve("tasks", None)(one.response, one.reference, one.metadata)
+            bare.append(time.monotonic() - start)
+    assert min(bounded) < 100 * min(bare), "scoring itself takes a microsecond or two; a hand-over took 25 times that when this was written"
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
