@@ -5,13 +5,29 @@ model, so that every micro-batch on every rank knows the denominators before its
 """
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, get_args, get_origin
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from torch import Tensor
 
 from algorithms.term import Term
 from algorithms.types import Batch, Completion, Group, PolicyOutput
+
+
+def limited(default: Any, least: float | None = None, most: float | None = None) -> Any:
+    """A setting whose value, unless None, is within limits."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
+def check_settings(made: Any) -> None:
+    """Raises ValueError for a field of a dataclass that is none of its choices (Literal) or outside its limits (`limited`)."""
+    for item in fields(made):
+        value, choices = getattr(made, item.name), get_args(item.type)
+        if get_origin(item.type) is Literal and value not in choices:
+            raise ValueError(f"{item.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
+        least, most = item.metadata.get("least"), item.metadata.get("most")
+        if (value is not None and not (least is None or value >= least)) or (value is not None and not (most is None or value <= most)):
+            raise ValueError(f"{item.name} is {value}: it must be {f'at least {least}' if most is None else f'within {least} and {most}'}")
 
 
 @dataclass(frozen=True)
@@ -21,12 +37,15 @@ class Schedule:
     Attributes:
         warmup: share of the stage's steps in which the learning rate rises linearly.
     """
-    lr: float | None = None
-    lr_schedule: str | None = None
-    warmup: float | None = None
-    min_lr_ratio: float | None = None
-    groups_per_step: int | None = None
-    mini_batches: int | None = None
+    lr: float | None = limited(None, least=0)
+    lr_schedule: Literal["constant", "linear", "cosine", None] = None
+    warmup: float | None = limited(None, least=0, most=1)
+    min_lr_ratio: float | None = limited(None, least=0, most=1)
+    groups_per_step: int | None = limited(None, least=1)
+    mini_batches: int | None = limited(None, least=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -48,13 +67,11 @@ class Algorithm:
     paper: ClassVar[str] = ""
     uses_rollouts: ClassVar[bool] = True  # False: it starts no engine
     uses_demonstrations: ClassVar[bool] = True
+    min_rollouts: ClassVar[int] = 1  # per prompt, for the credit rule to say anything
     max_refills: int = 0  # groups without signal that may be discarded for one place in a step
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                raise ValueError(f"{field.name} is {value!r}: choose one of {', '.join(choices)}")
+        check_settings(self)
 
     def terms(self) -> tuple[Term, ...]:
         raise NotImplementedError
@@ -72,7 +89,8 @@ class Algorithm:
         return True
 
     def prefix(self, group: Group, sample: int, step: int, chance: random.Random) -> int:
-        """How many tokens of the group's first demonstration rollout `sample` starts with; `step` counts from the stage's start."""
+        """How many tokens of the group's first demonstration rollout `sample` starts with; `step` counts from the stage's start.
+        One token at least is always sampled: more than max_new_tokens - 1 are not used."""
         return 0
 
     def stage(self, step: int, total_steps: int) -> Stage:

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from algorithms.base import limited
 from algorithms.credit import among_rollouts, group_advantages, overlong_penalty
 from algorithms.grpo import GRPO
 from algorithms.term import Norm
@@ -14,20 +15,23 @@ class DAPO(GRPO):
     """DAPO: GRPO with clip-higher, a token mean, dynamic sampling and a penalty on overlong responses
 
     R' = R + min(-(|y| - (L_max - buffer))/buffer · factor, 0), L_max = rollout.max_new_tokens, buffer = overlong_buffer · L_max.
-    Groups whose rollouts are all correct or all wrong are discarded for the next prompts of the seeded order.
+    Groups whose rollouts are all correct or all wrong are discarded for other prompts, from later in the seeded order.
     Deviations: at most `max_refills` groups are discarded for each place in a step, and a group without signal that is
     left then is trained on with advantage 0 (the authors generate anew, at most 10 times); the buffer is given as a share.
     """
     name: ClassVar[str] = "dapo"
     paper: ClassVar[str] = "arXiv 2503.14476"
-    clip_high: float | None = 0.28
+    clip_high: float | None = limited(0.28, least=0)
     norm: Norm = "token_mean"
-    overlong_buffer: float = 0.2  # 4096 of 20480 tokens
+    overlong_buffer: float = limited(0.2, least=0, most=1)  # 4096 of 20480 tokens
     overlong_factor: float = 1.0
     correct_above: float = 0.5
-    max_refills: int = 9
+    max_refills: int = limited(9, least=0)
 
     def advantages(self, group: Group) -> list[float]:
+        if not self.has_signal(group):
+            return [0.0] * len(group.completions)
+
         def shaped(completion: Completion) -> float:
             limit = group.max_new_tokens
             buffer = round(self.overlong_buffer * limit)

@@ -6,21 +6,26 @@ from algorithms import losses, selections, weights
 from algorithms.sft import SFT
 from algorithms.term import Term
 
+BOUNDS = {"sequence": (0.0, 16.0), "token": (0.2, 1.8)}
+
 
 @dataclass(frozen=True)
 class IWSFT(SFT):
     """Importance-weighted SFT: L = E_demo[sg(w) · -log π], w = clamp(exp(τ · mean_t log π/π_ref), low, high)
 
-    π_ref is the frozen reference model. `level: token` weighs each token by its own ratio (the authors' bounds: 0.2 and
-    1.8). Deviation: the reference is the model that training starts from unless `learner.reference` names another.
+    π_ref is the frozen reference model. `level: token` weighs each token by its own ratio. Bounds that are not given
+    are the authors': 0 and 16 for sequences, 0.2 and 1.8 for tokens. Deviation: the reference is the model that
+    training starts from unless `learner.reference` names another.
     """
     name: ClassVar[str] = "iw_sft"
     paper: ClassVar[str] = "arXiv 2507.12856"
     level: Literal["sequence", "token"] = "sequence"
     temperature: float = 1.0
-    low: float = 0.0
-    high: float = 16.0
+    low: float | None = None
+    high: float | None = None
 
     def terms(self) -> tuple[Term, ...]:
-        weight = weights.importance_to_reference(self.level, self.temperature, self.low, self.high)
+        low, high = BOUNDS[self.level]
+        bounds = (low if self.low is None else self.low, high if self.high is None else self.high)
+        weight = weights.importance_to_reference(self.level, self.temperature, *bounds)
         return (Term("sft_demo", selections.demonstrations, losses.nll, weight, needs=("reference",)),)

@@ -3,6 +3,7 @@
 A surrogate is a differentiable figure of a token whose increase makes the token more likely; `maximize`, `minimize`
 and `advantage_weighted` turn it into a loss.
 """
+import math
 from typing import Literal
 
 import torch
@@ -84,11 +85,14 @@ def advantage_weighted(surrogate: PerToken) -> PerToken:
 
 
 @labelled
-def clipped(surrogate: PerToken, clip_low: float, clip_high: float, dual_clip: float | None = None) -> PerToken:
-    """-min(r Â, clip(r, 1-ε_low, 1+ε_high) Â) (PPO); with dual clip c at most -c Â where Â < 0 (arXiv 1912.09729)."""
+def clipped(surrogate: PerToken, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None) -> PerToken:
+    """-min(r Â, clip(r, 1-ε_low, 1+ε_high) Â) (PPO), None: no clip on that side; with dual clip c at most -c Â where Â < 0
+    (arXiv 1912.09729)."""
+    low, high = _bounds(clip_low, clip_high)
+
     def loss(batch: Batch, policy: PolicyOutput) -> Tensor:
         ratio_BT, advantages_B1 = surrogate(batch, policy), batch.advantages_B[:, None]
-        loss_BT = -torch.minimum(ratio_BT * advantages_B1, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_B1)
+        loss_BT = -torch.minimum(ratio_BT * advantages_B1, ratio_BT.clamp(low, high) * advantages_B1)
         if dual_clip is None:
             return loss_BT
         return torch.where(advantages_B1 < 0, torch.minimum(loss_BT, -dual_clip * advantages_B1), loss_BT)
@@ -96,20 +100,28 @@ def clipped(surrogate: PerToken, clip_low: float, clip_high: float, dual_clip: f
 
 
 @labelled
-def is_clipped(surrogate: PerToken, clip_low: float, clip_high: float) -> PerToken:
+def is_clipped(surrogate: PerToken, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None) -> PerToken:
     """1 where the clip of `clipped` takes the gradient away."""
+    low, high = _bounds(clip_low, clip_high)
+
     def share(batch: Batch, policy: PolicyOutput) -> Tensor:
         ratio_BT, advantages_B1 = surrogate(batch, policy).detach(), batch.advantages_B[:, None]
-        bound_BT = (advantages_B1 > 0) & (ratio_BT > 1 + clip_high) | (advantages_B1 < 0) & (ratio_BT < 1 - clip_low)
+        bound_BT = (advantages_B1 > 0) & (ratio_BT > high) | (advantages_B1 < 0) & (ratio_BT < low)
+        if dual_clip is not None:
+            bound_BT |= (advantages_B1 < 0) & (ratio_BT > dual_clip)
         return bound_BT.to(ratio_BT.dtype)
     return share
+
+
+def _bounds(clip_low: float | None, clip_high: float | None) -> tuple[float, float]:
+    return -math.inf if clip_low is None else 1 - clip_low, math.inf if clip_high is None else 1 + clip_high
 
 
 @labelled
 def kl(estimator: Estimator) -> PerToken:
     """KL(π‖reference) of sampled tokens, d = log π/reference: k1 = d, k2 = d²/2, k3 = exp(-d)+d-1, k3_plus = value of k3, gradient of k2.
 
-    As a loss only k2 and k3_plus have the expected gradient of KL(π‖reference) on policy; that of k1 is zero in
+    d is kept within ±20. As a loss only k2 and k3_plus have the expected gradient of KL(π‖reference) on policy; that of k1 is zero in
     expectation, that of k3 belongs to KL(reference‖π).
     """
 

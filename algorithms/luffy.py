@@ -16,8 +16,9 @@ class LUFFY(Algorithm):
     """LUFFY: L = -1/Z [Σ_demo f(π) Â + Σ_rollouts CLIP(r, Â)], f(x) = x/(x+γ), r = π/π_old
 
     Â = R - mean over rollouts ∪ demonstration; Z counts all response tokens of the update, as in the paper (the code
-    divides by the maximal length). The final LUFFY has no clip; `clip` sets ε for the on-policy part. The entropy bonus
-    is the paper's 0.01 (the script has 0.001).
+    divides by the maximal length). The final LUFFY has no clip; `clip` sets ε for the on-policy part. The entropy
+    bonus, of all tokens, is the paper's 0.01 (the script has 0.001). The authors' 7 rollouts and 1 demonstration are
+    rollout.num_rollouts=7 here.
     """
     name: ClassVar[str] = "luffy"
     paper: ClassVar[str] = "arXiv 2504.14945"

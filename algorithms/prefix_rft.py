@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms import selections, weights
+from algorithms.base import limited
 from algorithms.grpo import GRPO
 from algorithms.losses import Old
 from algorithms.schedules import cosine
@@ -17,20 +18,22 @@ from algorithms.types import Completion, Group
 class PrefixRFT(GRPO):
     """Prefix-RFT: GRPO in which the first rollout of a group continues ⌊ℓ |y*|⌋ tokens of the demonstration y*
 
-    ℓ is uniform on [low, high]; low falls from `low_start` to `low_end` along half a cosine in `decay_steps` steps. The
-    prefix has the same surrogate and advantage, but only its `top_share` tokens of highest entropy are trained on.
-    Deviations: the highest entropies are chosen within each sequence, not within the micro-batch, so that the update does
-    not depend on how it is cut; π_old is the learner's, since the engine has no log-probs of a prefix.
+    A demonstration longer than rollout.max_new_tokens counts as of that length. ℓ is uniform on [low, high]; low falls
+    from `low_start` to `low_end` along half a cosine in `decay_steps` steps. The prefix has the same surrogate and
+    advantage, but only its `top_share` tokens of highest entropy are trained on. Deviations: the highest entropies are
+    chosen within each sequence, not within the micro-batch, so that the update does not depend on how it is cut; π_old
+    is the learner's, since the engine has no log-probs of a prefix, so that the clip acts only with several updates per
+    step.
     """
     name: ClassVar[str] = "prefix_rft"
     paper: ClassVar[str] = "arXiv 2507.01679"
     uses_demonstrations: ClassVar[bool] = True
     old: Old = "learner"
-    high: float = 0.95
-    low_start: float = 0.95
-    low_end: float = 0.0
-    decay_steps: int = 500
-    top_share: float = 0.2
+    high: float = limited(0.95, least=0, most=1)
+    low_start: float = limited(0.95, least=0, most=1)
+    low_end: float = limited(0.0, least=0, most=1)
+    decay_steps: int = limited(500, least=1)
+    top_share: float = limited(0.2, least=0, most=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +46,7 @@ class PrefixRFT(GRPO):
     def prefix(self, group: Group, sample: int, step: int, chance: random.Random) -> int:
         if sample > 0 or not group.demonstrations:
             return 0
-        length = len(group.demonstrations[0].ids)
+        length = min(len(group.demonstrations[0].ids), group.max_new_tokens)
         low = cosine(step, self.low_start, self.low_end, self.decay_steps)
         return max(0, min(math.floor(chance.uniform(min(low, self.high), self.high) * length), length - 2))
 

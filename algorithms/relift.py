@@ -10,8 +10,9 @@ from algorithms.types import Completion, Group
 class ReLIFT(RLWithSFTLoss):
     """ReLIFT: GRPO, and SFT on the demonstrations of prompts whose rollouts all fail
 
-    Approximation: the SFT loss of the hardest prompts is part of the step's update; the authors collect 128 of them in a
-    buffer and then make an update of their own.
+    The SFT loss is a mean over the tokens of those demonstrations, however few; the entropy bonus of 0.001 is that of
+    `rl_sft`. Approximation: the SFT loss of the hardest prompts is part of the step's update; the authors collect 128
+    of them in a buffer and then make an update of their own.
     """
     name: ClassVar[str] = "relift"
     paper: ClassVar[str] = "arXiv 2506.07527"

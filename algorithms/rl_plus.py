@@ -16,7 +16,8 @@ class RLPLUS(Algorithm):
     """RL-PLUS: L = -1/Z [Σ_demo r_m Â (1 - sg π)^γ + Σ_rollouts r Â], r_m = 2π/(π_ω + π_old), π_ω = (π_old + 1)/2
 
     Multiple importance sampling with an exploration-based advantage on demonstrations; no clip. Â = R - mean over
-    rollouts ∪ demonstration. Deviation: Z counts all response tokens of the update; the code divides by the maximal length.
+    rollouts ∪ demonstration. Deviation: Z counts all response tokens of the update; the code divides by the maximal
+    length. The entropy bonus is of all tokens.
     """
     name: ClassVar[str] = "rl_plus"
     paper: ClassVar[str] = "arXiv 2508.00222"

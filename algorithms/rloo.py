@@ -18,8 +18,14 @@ class RLOO(GRPO):
     paper: ClassVar[str] = "arXiv 2402.14740"
     clip_low: float | None = None
     clip_high: float | None = None
+    standardize: bool = False
     norm: Norm = "sequence_mean_token_sum"
     old: Old = "learner"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.standardize or (self.clip_low, self.clip_high, self.dual_clip) != (None, None, None):
+            raise ValueError("rloo has no clip and no std: leave clip_low, clip_high, dual_clip and standardize as they are")
 
     def policy_term(self) -> Term:
         return dataclasses.replace(super().policy_term(), loss=losses.advantage_weighted(losses.log_prob), watch=None)

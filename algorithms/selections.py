@@ -40,3 +40,8 @@ def disfavoured_rollouts(batch: Batch) -> Tensor:
 def prefixes(batch: Batch) -> Tensor:
     """Tokens of rollouts that come from a demonstration."""
     return batch.mask_BT & batch.is_prefix_BT if batch.is_prefix_BT is not None else batch.mask_BT & False
+
+
+def sampled(batch: Batch) -> Tensor:
+    """Tokens that the policy sampled: rollouts without prefixes."""
+    return rollouts(batch) & ~prefixes(batch)

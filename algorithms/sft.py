@@ -12,8 +12,8 @@ from algorithms.types import Group
 class SFT(Algorithm):
     """Supervised fine-tuning: L = E_demo[-log π(y|x)]
 
-    One token mean over the whole update, never a mean of means (arXiv 2604.23747, bug 2). A prompt without demonstration
-    is discarded for the next one.
+    One token mean over the whole update, never a mean of means (arXiv 2604.23747, bug 2). A prompt without
+    demonstration is replaced by another, from later in the seeded order.
     """
     name: ClassVar[str] = "sft"
     paper: ClassVar[str] = "arXiv 2506.19767, Eq. 1"

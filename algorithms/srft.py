@@ -22,10 +22,12 @@ class SRFT(Algorithm):
     rl_positive  w_RL · (-log π),    w_RL = 0.1 · sg(exp(+H))            (Eq. 12)
     rl_negative  +log π                                                  (Eq. 12)
 
-    Where the paper is silent: H is the mean token entropy of the sequence itself; each term is a token mean over the
-    whole update; both rollout terms share the count of all rollout tokens, which is what E[R log π] of Eq. 11 gives; Â
-    uses the standard deviation with ddof 1. A rollout is positive when its reward is above `correct_above`. With
-    `self_rollout_mode: group_advantage` the coefficients ±1 become Â, and positive means Â > 0.
+    Choices where the paper leaves one: H is the mean token entropy of the sequence itself; each term is a token mean over the
+    whole update (`sequence_mean_token_sum` is the literal log π(y|x)); both rollout terms share the count of all rollout
+    tokens, which is what E[R log π] of Eq. 11 gives; Â uses the standard deviation with ddof 1. A rollout is positive when
+    its reward is above `correct_above`. With `self_rollout_mode: group_advantage` the coefficients ±1 become Â, and positive
+    means Â > 0. Groups that are all wrong still push their tokens down. R log π is on-policy only in the first update of
+    fresh rollouts: for several updates per step `self_rollout_surrogate: ratio` uses π/π_old.
     """
     name: ClassVar[str] = "srft"
     paper: ClassVar[str] = "arXiv 2506.19767"

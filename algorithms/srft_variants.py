@@ -12,7 +12,8 @@ class SRFTHPT(SRFT):
     """SRFT as re-implemented in the code of HPT: p/(p+γ) on demonstrations, Â without std, RL sums over a constant, entropy bonus
 
     Deviations from that code: the SFT term and the entropy bonus are token means over the whole update, not sums of
-    means over micro-batches; the constant is `norm_constant`, not the padded width.
+    means over micro-batches, the bonus of rollouts only; the constant is `norm_constant`, not the padded width: set it to
+    rollout.max_new_tokens for the same proportion of RL and SFT; a rollout is correct above `correct_above`, not at 1.
     """
     name: ClassVar[str] = "srft_hpt"
     paper: ClassVar[str] = "arXiv 2509.04419, code at TsinghuaC3I/Unify-Post-Training ae332f5"
@@ -26,7 +27,8 @@ class SRFTHPT(SRFT):
 class SRFTAuthors(SRFT):
     """SRFT as the authors' code is described second-hand: exp(+H) of each token in both weights, group advantages with the ratio
 
-    Known only through third-party readings; not verified.
+    Also p/(p+γ) on demonstrations, Â without std and an entropy bonus. Known only through third-party readings, not
+    verified. Deviation: token means, where that code divides by a maximal length.
     """
     name: ClassVar[str] = "srft_authors"
     sft_entropy_sign: float = 1.0

@@ -30,7 +30,7 @@ class Term:
         population: tokens that the denominator counts; `select` if None.
         norm: token_mean divides by the population's tokens; sequence_mean_token_sum by its sequences;
             sequence_mean_token_mean too, and each sequence's sum by its own length; sequence_mean_constant by sequences
-            times rollout.max_new_tokens (Dr.GRPO); constant by `constant`.
+            times rollout.max_new_tokens (Dr.GRPO); constant by `constant`, which must then be given.
         needs: of NEEDS, what has to be computed for it beside log-probs and entropies.
         watch: named per-token figures whose mean over the selected tokens becomes a metric.
     """
@@ -40,13 +40,15 @@ class Term:
     weight: PerToken = one
     population: Selection | None = None
     norm: Norm = "token_mean"
-    constant: float = 1.0
+    constant: float | None = None
     needs: tuple[str, ...] = ()
     watch: Mapping[str, PerToken] | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm of term '{self.name}' is {self.norm!r}: choose one of {', '.join(get_args(Norm))}")
+        if self.norm == "constant" and not self.constant:
+            raise ValueError(f"norm of term '{self.name}' is constant, but no constant is given")
         if set(self.needs) - set(NEEDS):
             raise ValueError(f"needs of term '{self.name}' are {self.needs}: choose from {', '.join(NEEDS)}")
 

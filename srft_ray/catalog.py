@@ -13,7 +13,8 @@ Made from the classes in `algorithms/` by `srft-ray algorithms --markdown`; a te
 
 A loss is a sum of terms. Each term sums `weight · loss` over the tokens it selects and divides by a count over the whole
 update, so that the update does not depend on micro-batches, ranks or ZeRO stage. π is the policy, sg() has no gradient,
-Â is the advantage, H the entropy in nats.
+Â is the advantage, H the entropy in nats. Where an algorithm samples rollouts, log-probs and entropies are those of
+logits divided by rollout.temperature, for demonstrations too; where it does not, of the logits.
 """
 
 
@@ -82,7 +83,7 @@ def _denominator(term: Term) -> str:
     population = (term.population or term.select).__name__
     return {"token_mean": f"tokens of {population}", "sequence_mean_token_sum": f"sequences of {population}",
             "sequence_mean_token_mean": f"sequences of {population} · own length",
-            "sequence_mean_constant": f"sequences of {population} · max_new_tokens", "constant": f"{term.constant:g}"}[term.norm]
+            "sequence_mean_constant": f"sequences of {population} · max_new_tokens", "constant": f"{term.constant}"}[term.norm]
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

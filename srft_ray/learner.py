@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from algorithms import Algorithm, Group, PolicyOutput, Stage
+from algorithms import Algorithm, Group, PolicyOutput, Stage, selections
 from srft_ray.batching import MicroBatch, collate, pack
 from srft_ray.config import LearnerSection
 from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
@@ -40,7 +40,7 @@ class Learner:
         number, algorithm = stage.schedule.mini_batches or self.config.mini_batches, stage.algorithm
         mini_batches = [self._cut([g for g in groups if g.group_id % number == i], step, stage.start) for i in range(number)]
         parity, mean_entropy, lr = None, None, learning_rate(self.config, stage, step)
-        if "mean_entropy" in algorithm.needs or (number > 1 and algorithm.uses_rollouts):
+        if number > 1 or "mean_entropy" in algorithm.needs:
             parity, mean_entropy = self._look(list(chain(*mini_batches)), step, temperature, keep=number > 1)
         updates = []
         for micro_batches in mini_batches:
@@ -144,9 +144,11 @@ def _observe(micro_batch: MicroBatch, policy: PolicyOutput, totals: Totals) -> T
         totals[f"entropy/{origin}"] += (entropies_BT * mask_BT).sum()
         totals[f"tokens/{origin}"] += mask_BT.sum()
     if policy.old_logprobs_BT is not None:
-        log_ratio_BT = (logprobs_BT - policy.old_logprobs_BT) * masks["rollout"]
-        totals["ratio/mean"] += (log_ratio_BT.exp() * masks["rollout"]).sum()
-        totals["ratio/kl_old"] += ((log_ratio_BT.exp() - 1 - log_ratio_BT) * masks["rollout"]).sum()
+        sampled_BT = selections.sampled(batch)
+        log_ratio_BT = (logprobs_BT - policy.old_logprobs_BT) * sampled_BT
+        totals["ratio/mean"] += (log_ratio_BT.exp() * sampled_BT).sum()
+        totals["ratio/kl_old"] += ((log_ratio_BT.exp() - 1 - log_ratio_BT) * sampled_BT).sum()
+        totals["tokens/sampled"] += sampled_BT.sum()
     gap_BT = (logprobs_BT - batch.behavior_logprobs_BT).abs() * micro_batch.fresh_BT
     totals["parity/sum"] += gap_BT.sum()
     totals["parity/tokens"] += micro_batch.fresh_BT.sum()
@@ -164,7 +166,7 @@ def _summary(algorithm: Algorithm, sums: Mapping[str, Tensor], counts: Mapping[s
     loss = sum(value for key, value in metrics.items() if key.startswith("loss/"))
     for origin in ("rollout", "demo"):
         metrics[f"entropy/{origin}"] = float(sums[f"entropy/{origin}"] / sums[f"tokens/{origin}"].clamp(min=1))
-    metrics |= {key: float(sums[key] / sums["tokens/rollout"].clamp(min=1)) for key in ("ratio/mean", "ratio/kl_old") if key in sums}
+    metrics |= {key: float(sums[key] / sums["tokens/sampled"].clamp(min=1)) for key in ("ratio/mean", "ratio/kl_old") if key in sums}
     return {"loss": loss, **metrics, "tokens": float(sums["tokens/rollout"] + sums["tokens/demo"])}
 
 

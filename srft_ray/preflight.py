@@ -72,6 +72,10 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     section = {} if algorithm else config.algorithm
     algorithm = algorithm or make_algorithm(section)
     config.algorithm = settings_of(algorithm, section)
+    try:
+        algorithm.stage(0, config.trainer.steps)
+    except ValueError as error:
+        raise UserError(f"The settings of algorithm do not fit trainer.steps: {error}.") from error
     return algorithm
 
 
@@ -132,10 +136,12 @@ def limits(config: Config) -> Limits:
 def check_stages(config: Config, algorithm: Algorithm) -> None:
     for start in (0, config.trainer.steps - 1):
         stage = algorithm.stage(start, config.trainer.steps)
-        schedule, size, number = stage.schedule, stage_size(config, stage), stage.schedule.mini_batches or config.learner.mini_batches
-        require(size % number == 0, f"{number} mini-batches do not divide the {size} groups per step of {stage.algorithm.name}: choose a divisor.")
-        require(schedule.lr_schedule in (None, "constant", "linear", "cosine"),
-                f"lr_schedule of {stage.algorithm.name} is {schedule.lr_schedule!r}: choose constant, linear or cosine.")
+        name, size, number = stage.algorithm.name, stage_size(config, stage), stage.schedule.mini_batches or config.learner.mini_batches
+        require(size % number == 0, f"{number} mini-batches do not divide the {size} groups per step of {name}: choose a divisor.")
+        require(config.rollout.num_rollouts >= stage.algorithm.min_rollouts, f"{name} compares the rollouts of a prompt with each other: set "
+                f"rollout.num_rollouts to at least {stage.algorithm.min_rollouts}.")
+        require(stage.start == 0 or "reference" not in stage.algorithm.needs or config.learner.reference is not None,
+                f"The second stage, {name}, uses a reference model, and it would be the model before the first stage: set learner.reference.")
 
 
 def prepare_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, folder: Path,

@@ -37,7 +37,9 @@ class LearnerWorker:
         self.tokenizer = load_tokenizer(self.config.model)
         self.model = load_model(self.config, dtype)
         self.engine = DeepSpeedEngine(self.model, self.config.learner, dtype)
-        threshold = self.config.learner.parity_threshold or (1e-3 if dtype == torch.float32 else 0.1)
+        threshold = self.config.learner.parity_threshold
+        if threshold is None:
+            threshold = 1e-3 if dtype == torch.float32 else 0.1
         reference = self._reference(dtype) if "reference" in job.algorithm.needs else None
         self.learner = Learner(self.engine, self.config.learner, threshold, reference)
         rollout = self.config.rollout

@@ -15,7 +15,9 @@ from srft_ray.config import Config, bounds
 from srft_ray.data.blocks import as_block
 from srft_ray.data.plan import Segment, StreamPlan, needs_engines
 from srft_ray.data.store import PreparedData, shuffled
-from srft_ray.rollout.stage import Rollout
+from srft_ray.rollout.stage import Rollout, credit
+
+REFILL_DISTANCE = 720720 * 2**20  # positions; a multiple of every number of mini-batches up to 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class StreamFactory:
         blocks = [pa.table({"position": np.arange(first, first + self.plan.block)}) for first in range(0, total, self.plan.block)]
         stream = ray.data.from_arrow(blocks)
         if not needs_engines(self.config, self.algorithm):
-            return stream.map_batches(lambda block: as_block(reader(block)), batch_size=None, batch_format="numpy", num_cpus=0.1)
+            return stream.map_batches(lambda block: as_block(reader.credited(reader(block))), batch_size=None, batch_format="numpy", num_cpus=0.1)
         return self._roll_out(stream, reader)
 
     def _roll_out(self, stream: Dataset, reader: "ReadGroups") -> Dataset:
@@ -77,7 +79,7 @@ class ReadGroups:
     def __init__(self, config: Config, algorithm: Algorithm, plan: StreamPlan, segments: list[Segment], train: PreparedData,
                  evaluation: dict[str, PreparedData]) -> None:
         self.config, self.algorithm, self.segments, self.train, self.evaluation = config, algorithm, segments, train, evaluation
-        self.positions, self.total = [plan.position(step) for step in range(plan.steps)], sum(plan.sizes)
+        self.positions = [plan.position(step) for step in range(plan.steps)]
         self.ends = np.cumsum([segment.padded for segment in segments])
 
     def __call__(self, block: dict[str, np.ndarray]) -> list[Group]:
@@ -95,9 +97,9 @@ class ReadGroups:
         return self.algorithm.stage(step, self.config.trainer.steps)
 
     def refill(self, group: Group) -> Group:
-        """The group that takes the place of one without signal: as far behind it in the seeded order as the run is long, so
-        that it is nobody else's and depends on nothing but its place and the attempt."""
-        found = self._at(group.step, group.group_id + self.total)
+        """The group that takes the place of one without signal, from far behind in the seeded order: it depends on nothing
+        but its place and the attempt."""
+        found = self._at(group.step, group.group_id + REFILL_DISTANCE)
         found.attempt = group.attempt + 1
         found.discarded_tokens = group.discarded_tokens + sum(len(c.ids) - c.prefix for c in group.rollouts)
         return found
@@ -111,7 +113,16 @@ class ReadGroups:
         group = self._at(step, self.positions[step] + offset)
         while not group.num_rollouts and self.lacks_signal(group):
             group = self.refill(group)
+        if not group.num_rollouts and not self.stage(step).algorithm.has_signal(group):
+            raise RuntimeError(f"Step {step}: none of {group.attempt} prompts of the data has what {self.stage(step).algorithm.name} learns from.")
         return group
+
+    def credited(self, groups: list[Group]) -> list[Group]:
+        """Gives the completions of training groups their advantages, and says which are trained on."""
+        for group in groups:
+            if group.dataset == "train":
+                credit(group, self.stage(group.step).algorithm)
+        return groups
 
     def _at(self, step: int, position: int) -> Group:
         algorithm = self.stage(step).algorithm

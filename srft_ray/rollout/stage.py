@@ -63,10 +63,7 @@ class Rollout:
                 self._roll_out(refills)
                 for index, group in zip(lacking, refills, strict=True):
                     groups[index] = group
-        for group in groups:
-            if group.dataset == "train":
-                credit(group, self.read.stage(group.step).algorithm)
-        return as_block(groups)
+        return as_block(self.read.credited(groups))
 
     def _roll_out(self, groups: list[Group]) -> None:
         version = self._enter(groups[0])

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from algorithms import REGISTRY
 from srft_ray import fit, make_config
+from srft_ray.data.pipeline import REFILL_DISTANCE
 from tests.ray.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -86,7 +87,7 @@ def test_dapo_refills_groups_without_signal(tmp_path, srft):
     refilled = [row for row in run.ledger if row["attempt"] > 0]
     groups = {(row["step"], row["group_id"]): row["attempt"] for row in run.ledger}
     assert sum(groups.values()) == sum(record["groups/discarded"] for record in run.metrics) > 0
-    assert len(groups) == 12 and all(row["group_id"] >= 12 for row in refilled)
+    assert len(groups) == 12 and all(row["group_id"] >= REFILL_DISTANCE for row in refilled)
     for place in groups:
         verdicts = {row["reward"] > 0.5 for row in run.ledger if (row["step"], row["group_id"]) == place}
         assert verdicts == {True, False}, "a group without signal was trained on before the limit"

@@ -160,6 +160,7 @@ def test_overlong_penalty(length, penalty):
 def test_dapo_shapes_rewards_by_length():
     found = DAPO(standardize=False).advantages(group([1, 1, 0], demos=0, lengths=[70, 90, 100], limit=100))  # buffer of 20 tokens
     close(found, [0.5 + 1 / 3, 1 / 3, -1 - 1 / 6])
+    assert DAPO().advantages(group([0, 0, 0], demos=0, lengths=[70, 90, 100], limit=100)) == [0.0] * 3, "no signal, whatever the lengths"
 
 
 # ratios, clips, corrections
@@ -188,6 +189,10 @@ def test_clip_fraction():
     close(bound(batch, policy)[0], [1.0, 0.0, 0.0])
     batch.advantages_B = -batch.advantages_B
     close(bound(batch, policy)[0], [0.0, 1.0, 0.0])
+    close(GRPO(old="learner", dual_clip=1.1).terms()[0].watch["clipped"](batch, policy)[0], [1.0, 1.0, 0.0])
+    one_sided = GRPO(old="learner", clip_high=None)
+    close(per_token(one_sided, "policy", *one_sequence([.9], old=[.1])), [-9.0])
+    close(per_token(one_sided, "policy", *one_sequence([.1], old=[.2], advantage=-1.0)), [0.8])
 
 
 def test_gspo():
@@ -245,7 +250,7 @@ def test_dft():
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
-    ({}, [.79056942]), ({"temperature": 2.0}, [.625]), ({"level": "token", "low": .2, "high": 1.8}, [1.25, .5])])
+    ({}, [.79056942]), ({"temperature": 2.0}, [.625]), ({"level": "token"}, [1.25, .5]), ({"level": "token", "high": 1.2}, [1.2, .5])])
 def test_iw_sft(settings, expected):
     batch, policy = one_sequence([.5, .25], reference=[.4, .5], demo=True)
     close(IWSFT(**settings).terms()[0].weight(batch, policy)[0], expected)
@@ -283,6 +288,7 @@ def test_chord():
     mu = CHORDMu()
     close([mu.mu(step) for step in (0, 50, 100, 150, 200, 300)], [.9, .77552, .475, .17448, .05, .05])
     assert CHORDMu(warmup_steps=10).mu(5) == 0.45
+    assert [CHORDPhi(constant_mu=0.3).mu(step) for step in (0, 500)] == [0.3, 0.3]
     batch, policy = one_sequence([.5], demo=True)
     batch.step = 100
     close(per_token(mu, "sft_demo", batch, policy), [.475 * .69314718])
@@ -329,10 +335,12 @@ def test_signal():
 
 
 def test_prefixes_of_the_first_rollout():
-    one, algorithm = group([0, 0]), PrefixRFT(decay_steps=100)
+    one, algorithm = group([0, 0], limit=64), PrefixRFT(decay_steps=100)
     assert {algorithm.prefix(one, 0, 0, random.Random(seed)) for seed in range(50)} == {18}  # ⌊0.95 · 20⌋, at most |y*| - 2
     later = {algorithm.prefix(one, 0, 100, random.Random(seed)) for seed in range(500)}
     assert later == set(range(19))
+    one.max_new_tokens = 10
+    assert algorithm.prefix(one, 0, 0, random.Random(0)) == 8, "room for the sampled end must remain"
     assert algorithm.prefix(one, 1, 0, random.Random(0)) == 0 and algorithm.prefix(group([0], 0), 0, 0, random.Random(0)) == 0
     close([cosine(step, .95, 0.0, 100) for step in (0, 50, 100, 200)], [.95, .475, 0.0, 0.0])
 
@@ -355,6 +363,12 @@ def test_sft_then_rl_has_the_settings_of_the_paper():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: SRFT(entropy_granularity="tokens"), "entropy_granularity is 'tokens': choose one of token, sequence, batch"),
     (lambda: GRPO(norm="mean"), "norm is 'mean'"), (lambda: GRPO(correction="token_tis"), "set old=learner"),
+    (lambda: GRPO(norm="constant").terms(), "no constant is given"), (lambda: GRPO(clip_low=-.1), "clip_low is -0.1: it must be at least 0"),
+    (lambda: GRPO(correction_low=3.0), "nothing would be kept"), (lambda: DAPO(overlong_buffer=4096), "must be within 0 and 1"),
+    (lambda: RLOO(clip_low=.2), "rloo has no clip"), (lambda: RLOO(standardize=True), "no std"), (lambda: HPT(gamma=8), "gamma is 8"),
+    (lambda: Schedule(warmup=100), "warmup is 100"), (lambda: Schedule(mini_batches=0), "mini_batches is 0"),
+    (lambda: Schedule(lr_schedule="cos"), "choose one of constant, linear, cosine"), (lambda: SFTThenRL(first_steps=-1), "first_steps is -1"),
+    (lambda: SFTThenRL(first_steps=4).stage(0, 4), "leaves nothing of 4 steps"), (lambda: SFTThenRL(first=SFTThenRL()), "cannot have stages"),
     (lambda: PrefixRFT(old="behavior"), "prefix_rft needs old=learner"),
     (lambda: Term("x", selections.rollouts, losses.nll, needs=("refrence",)), "needs of term 'x'")])
 def test_wrong_settings_are_said(make, message):

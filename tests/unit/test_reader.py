@@ -6,7 +6,7 @@ import pytest
 
 from algorithms import DAPO, GRPO, REGISTRY, SFT, SRFT, Completion, Schedule, TwoStage
 from srft_ray.config import make_config
-from srft_ray.data.pipeline import ReadGroups
+from srft_ray.data.pipeline import REFILL_DISTANCE, ReadGroups
 from srft_ray.data.plan import make_plan
 from srft_ray.data.prepare import prepare
 from srft_ray.preflight import limits
@@ -28,7 +28,7 @@ def reader(tmp_path, tiny_model, tokenizer):
 
 
 def read(reader):
-    return reader({"position": np.arange(reader.total)})
+    return reader({"position": np.arange(reader.ends[-1])})
 
 
 @pytest.mark.parametrize("cls", REGISTRY.values(), ids=REGISTRY)
@@ -47,7 +47,7 @@ def test_sft_takes_later_prompts_for_those_without_demonstration(reader):
     groups = read(reader(SFT()))
     assert all(group.demonstrations for group in groups)
     assert len({group.group_id for group in groups}) == 16
-    assert all(group.group_id == place + 16 * group.attempt for place, group in enumerate(groups))
+    assert all(group.group_id == place + REFILL_DISTANCE * group.attempt for place, group in enumerate(groups))
 
 
 def test_stages_go_on_where_the_one_before_ended(reader):
@@ -64,7 +64,7 @@ def test_a_refill_counts_what_it_discards(reader):
     group.completions = [Completion(n, "rollout", "", [1, 2, 3], reward=0.0, prefix=n) for n in range(2)]
     assert source.lacks_signal(group)
     refill = source.refill(group)
-    assert (refill.group_id, refill.attempt, refill.discarded_tokens, refill.step) == (16, 1, 5, 0)
+    assert (refill.group_id, refill.attempt, refill.discarded_tokens, refill.step) == (REFILL_DISTANCE, 1, 5, 0)
     assert not source.lacks_signal(replace(refill, completions=group.completions)), "the limit is one"
     group.completions[0].reward = 1.0
     assert not source.lacks_signal(group)
