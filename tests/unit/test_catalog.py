@@ -3,6 +3,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from algorithms import REGISTRY
 from srft_ray import catalog
@@ -10,9 +11,11 @@ from srft_ray.cli import main
 from srft_ray.compare import Outcome, table
 from srft_ray.registry import make_algorithm, settings_of
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_the_page_is_made_from_the_classes():
-    page = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
+    page = ROOT / "docs" / "algorithms.md"
     assert page.read_text().strip() == catalog.markdown().strip(), "run: srft-ray algorithms --markdown > docs/algorithms.md"
 
 
@@ -64,8 +67,28 @@ def test_the_resolved_config_has_every_setting_and_makes_the_same_algorithm():
         settings = settings_of(cls(), {})
         assert settings["name"] == cls.name and set(settings) == {"name", *(field.name for field in dataclasses.fields(cls))}
         assert make_algorithm(settings) == cls()
-    path = str(Path(__file__).resolve().parents[2] / "examples" / "custom_algorithm.py") + ":Confident"
+    path = str(ROOT / "examples" / "custom_algorithm.py") + ":Confident"
     section = {"name": "two_stage", "second": {"path": path, "ceiling": 0.7}, "first_schedule": {"lr": 1e-5}}
     full = settings_of(make_algorithm(section), section)
     assert full["second"]["path"] == path and full["second"]["clip_low"] == 0.2 and full["first_schedule"]["lr"] == 1e-5
     assert settings_of(make_algorithm(full), full) == full
+
+
+def readme_block(language, needle):
+    text = (ROOT / "README.md").read_text()
+    return next(block.split("\n", 1)[1] for block in text.split("```") if block.startswith(language) and needle in block)
+
+
+def test_the_readmes_two_stages_and_method_of_ones_own():
+    two = make_algorithm(OmegaConf.to_object(OmegaConf.create(readme_block("yaml", "two_stage")))["algorithm"])
+    assert two.stage(0, 1000).schedule.lr == 5e-5 and two.stage(200, 1000).algorithm.clip_high == 0.28
+    scope = {"__name__": "mine"}
+    exec(readme_block("python", "class Mine"), scope)
+    assert [term.name for term in scope["Mine"](strength=0.3).terms()] == ["imitate", "policy"]
+
+
+def test_the_custom_example_is_short_and_touches_nothing_else():
+    source = (ROOT / "examples" / "custom_algorithm.py").read_text()
+    assert len(source.splitlines()) <= 40
+    algorithm = make_algorithm({"path": str(ROOT / "examples" / "custom_algorithm.py") + ":Confident", "ceiling": 0.7})
+    assert algorithm.ceiling == 0.7 and [term.name for term in algorithm.terms()] == ["policy", "sft_demo"]
