@@ -37,6 +37,7 @@ def compare(config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> 
     runs = [_variant(config, algorithm, seed) for seed in seeds for algorithm in algorithms]
     for run in runs:
         resolve_settings(run)
+    for run in runs:
         if not _finished(run):
             resolve(run)
     start_ray(config, max(demand(run, engines=True, device="cpu").cpus for run in runs))

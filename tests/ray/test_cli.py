@@ -12,6 +12,7 @@ import yaml
 
 from tests.conftest import ROWS, base_config, write_jsonl
 from tests.ray.conftest import Run
+from tests.ray.test_comparable import check_same_data, prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,6 +141,7 @@ def test_plan_of_the_examples(example, tmp_path):
         assert "32 learners and 32 engines" in out and "64 GPUs" in out and "7,615.6 M parameters" in out
 
 
+@pytest.mark.full
 def test_python_api_example():
     done = subprocess.run([sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -153,17 +155,21 @@ def test_custom_algorithm_example():
 
 
 def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
-    words = ("compare", ROOT / "examples/quickstart.yaml", "--algorithms", "sft,grpo", "--seeds", "4", f"run.dir={tmp_path}", "trainer.steps=2",
+    words = ("compare", ROOT / "examples/quickstart.yaml", "--algorithms", "sft,srft", "--seeds", "4", f"run.dir={tmp_path}", "trainer.steps=2",
              "trainer.groups_per_step=4", "rollout.num_rollouts=4", "evaluation.samples=2", "evaluation.data.heldout.size=8",
              "evaluation.data.harder.size=4", "data.size=64")
     code, out, error = finish(start(*words))
     assert code == 0, error
     table = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("|")]
-    assert [row[0].strip() for row in table] == ["algorithm (1 seed)", "---", "(before)", "sft", "grpo"]
+    assert [row[0].strip() for row in table] == ["algorithm (1 seed)", "---", "(before)", "sft", "srft"]
     figures = json.loads((tmp_path / "quickstart-compare/compare.json").read_text())
     assert figures[0]["figures"] == figures[2]["figures"], "before training both are the same model"
     assert figures[1]["figures"]["tokens generated"] == 0 < figures[3]["figures"]["tokens generated"]
     assert table[3][1].split()[0] == f"{figures[1]['figures']['heldout avg@2, %']:.1f}"
+    sft, srft = (Run(tmp_path / "quickstart-compare" / f"{name}-seed4") for name in ("sft", "srft"))
+    check_same_data(sft, srft)
+    assert prompts(sft) == prompts(srft) and not sft.rollouts
+    assert {row["response"] for row in sft.ledger} == {row["response"] for row in srft.ledger if row["origin"] == "demo"}
     began = time.time()
     code, again, error = finish(start(*words))
     assert code == 0 and again.splitlines()[-5:] == out.splitlines()[-5:] and time.time() - began < 40, error

@@ -10,6 +10,7 @@ from tests.conftest import base_config
 from tests.ray.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+CUSTOM = Path(__file__).resolve().parents[2] / "examples" / "custom_algorithm.py:Confident"
 NUMBERED = {"loss", "entropy/rollout", "entropy/demo", "reward/mean", "groups/all_correct", "groups/all_wrong", "length/mean",
             "length/truncated", "parity/abs_logprob_diff", "staleness/mean", "grad_norm", "lr", "tokens", "time/step",
             "time/rollout_wait", "time/learner", "time/publish", "policy_version", "step"}
@@ -67,14 +68,16 @@ def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
 
 
 def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
+    """The second is a method from a file, as a user names it in YAML."""
     algorithm = {"name": "two_stage", "first_steps": 2, "first_schedule": {"groups_per_step": 8, "warmup": 0.5, "lr_schedule": "linear"},
-                 "second_schedule": {"lr": 1e-5, "mini_batches": 2}}
+                 "second": {"path": str(CUSTOM), "ceiling": 0.7}, "second_schedule": {"lr": 1e-5, "mini_batches": 2}}
     config = make_config({**base_config(tmp_path, tiny_model, trainer={"steps": 3}), "algorithm": algorithm})
     run = Run(fit(config).run_dir)
     rows = [[row for row in run.ledger if row["step"] == step] for step in range(3)]
-    assert [{row["origin"] for row in of_step} for of_step in rows] == [{"demo"}, {"demo"}, {"rollout"}]
+    assert [{row["origin"] for row in of_step} for of_step in rows] == [{"demo"}, {"demo"}, {"demo", "rollout"}]
     assert [sorted({row["group_id"] for row in of_step}) for of_step in rows] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
     assert [record["lr"] for record in run.metrics] == [1e-6, 1e-6, 1e-5]
+    assert {"loss/policy", "loss/sft_demo"} <= run.metrics[2].keys()
     assert "ratio/mean" in run.metrics[2] and "ratio/mean" not in run.metrics[0]
 
 
