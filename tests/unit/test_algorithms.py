@@ -83,7 +83,8 @@ def test_entropy_weights_by_sequence():
 
 
 @pytest.mark.parametrize(("entropy", "w_sft", "w_rl"), [
-    (0.0, 0.5, 0.1), (0.2, 0.40936538, 0.12214028), (0.5, 0.30326533, 0.16487213), (1.0, 0.18393972, 0.27182818), (2.0, 0.06766764, 0.73890561)])
+    (0.0, 0.5, 0.1), (0.2, 0.40936538, 0.12214028), (0.5, 0.30326533, 0.16487213), (1.0, 0.18393972, 0.27182818), (2.0, 0.06766764, 0.73890561),
+    (0.80471896, 0.2236068, 0.2236068), (2.30258509, 0.05, 1.0)])  # w_SFT = w_RL, and w_RL = 1
 def test_entropy_weight_values(entropy, w_sft, w_rl):
     policy = PolicyOutput(torch.zeros(1, 2, dtype=torch.float64), torch.full((1, 2), entropy, dtype=torch.float64))
     batch = Batch(torch.ones(1, 2, dtype=torch.bool), torch.tensor([True]), torch.ones(1), torch.ones(1), torch.zeros(1, 2))
@@ -139,6 +140,9 @@ def test_token_mean_is_not_a_mean_of_means():
     mask = torch.arange(100)[None] < torch.tensor(counts)[:, None]
     batch = Batch(mask, torch.ones(4, dtype=torch.bool), torch.ones(4), torch.ones(4), torch.zeros(4, 100))
     close(SFT().losses(batch, PolicyOutput(-values, torch.zeros(4, 100)))["sft_demo"], 1.12068966)
+    one_by_one = [Batch(mask[i:i + 1], *[torch.ones(1, dtype=torch.bool)] + [torch.ones(1)] * 2, torch.zeros(1, 100)) for i in range(4)]
+    means = [SFT().losses(one, PolicyOutput(-values[i:i + 1], torch.zeros(1, 100)))["sft_demo"] for i, one in enumerate(one_by_one)]
+    close(sum(means) / 4, 1.875)  # what a mean of means would give
 
 
 def test_masked_positions_carry_no_gradient_even_if_not_finite():

@@ -231,6 +231,17 @@ def test_a_missing_reference_is_said():
     assert GRPO(kl_coefficient=1.0).needs == {"reference"} and GRPO().needs == frozenset()
 
 
+def test_log_probs_and_entropies_of_the_golden_logits():
+    from srft_ray.logprobs import _logprobs
+    from tests.unit.test_algorithms import TOKENS
+    head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    torch.nn.init.eye_(head.weight)
+    logprobs, entropies = _logprobs(head, LOGITS.flatten(0, 1), TOKENS.flatten(), 1.0, False)
+    close(logprobs[:8], [-0.27797837, -0.62652338, -1.66722416, -0.74366838, -0.34075295, -1.38629436, -0.74366838, -0.13920631])
+    close(entropies[:8], [0.80105637, 1.16440622, 1.3559945, 1.26830149, 0.91828377, 1.38629436, 1.26830149, 0.52906079])
+    close([entropies[:3].mean(), entropies[3:6].mean(), entropies[6:8].mean()], [1.10715236, 1.19095987, 0.89868114])
+
+
 def test_entropy_and_its_gradient():
     from srft_ray.logprobs import _logprobs
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
