@@ -26,7 +26,8 @@ def check_settings(made: Any) -> None:
         if get_origin(item.type) is Literal and value not in choices:
             raise ValueError(f"{item.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
         least, most = item.metadata.get("least"), item.metadata.get("most")
-        if (value is not None and not (least is None or value >= least)) or (value is not None and not (most is None or value <= most)):
+        within = value is None or ((least is None or value >= least) and (most is None or value <= most))
+        if not within:
             raise ValueError(f"{item.name} is {value}: it must be {f'at least {least}' if most is None else f'within {least} and {most}'}")
 
 

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Result", "RunFailed", "UserError", "evaluate", "fit", "load_config", "make_config"]
 
 _HOMES = {"Config": "config", "load_config": "config", "make_config": "config", "fit": "driver", "Result": "driver",
-          "RunFailed": "driver", "UserError": "errors", "evaluate": "evaluation"}
+          "RunFailed": "errors", "UserError": "errors", "evaluate": "evaluation"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from srft_ray.config import load_config, make_config
-from srft_ray.errors import UserError
+from srft_ray.errors import RunFailed, UserError
 
 INTERRUPTED = 130
 EVALUATE = {  # option: config key, type, help
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"srft-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"srft-ray: run failed: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("srft-ray: interrupted; every finished step is kept, and the same command continues from the newest checkpoint.", file=sys.stderr)
         return INTERRUPTED
@@ -53,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in examples/")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.steps=10 learner.num_workers=2")
         sub.set_defaults(command=command)
-        if name == "compare":
-            sub.add_argument("--algorithms", default="sft,grpo,two_stage,luffy,srft", help="names, as in `srft-ray algorithms` (default %(default)s)")
-            sub.add_argument("--seeds", default="0,1,2", help="default %(default)s")
+    sub = commands.choices["compare"]
+    sub.add_argument("--algorithms", default="sft,grpo,two_stage,luffy,srft", help="names, as in `srft-ray algorithms` (default %(default)s)")
+    sub.add_argument("--seeds", default="0,1,2", help="default %(default)s")
     text = "the algorithms with their papers and defaults, or one with its equations, settings and terms"
     sub = commands.add_parser("algorithms", help=text, description=text)
     sub.add_argument("name", metavar="NAME", nargs="?", help="such as srft")
@@ -72,14 +75,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace) -> int:
-    from srft_ray.driver import RunFailed, fit
+    from srft_ray.driver import fit
     from srft_ray.report import table
-    config = load_config(options.config, options.overrides)
-    try:
-        result = fit(config)
-    except RunFailed as error:
-        print(f"srft-ray: run failed: {error}", file=sys.stderr)
-        return 1
+    result = fit(load_config(options.config, options.overrides))
     summary = result.summary
     if summary["evaluations"]:
         print(f"\n{table(summary['evaluations'])}\n")
@@ -89,16 +87,11 @@ def train(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from srft_ray.compare import compare as run
-    from srft_ray.driver import RunFailed
     try:
         names, seeds = options.algorithms.split(","), [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds {options.seeds} are not whole numbers separated by commas, such as 0,1,2.") from error
-    try:
-        print(f"\n{run(load_config(options.config, options.overrides), names, seeds)}")
-    except RunFailed as error:
-        print(f"srft-ray: run failed: {error}", file=sys.stderr)
-        return 1
+    print(f"\n{run(load_config(options.config, options.overrides), names, seeds)}")
     return 0
 
 

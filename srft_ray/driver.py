@@ -13,15 +13,12 @@ from srft_ray.cluster import cluster_address, placed
 from srft_ray.config import Config, bounds, to_yaml
 from srft_ray.data.pipeline import StreamFactory, execution_options
 from srft_ray.data.plan import needs_engines
+from srft_ray.errors import RunFailed
 from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, resolve
 from srft_ray.progress import Progress
 from srft_ray.rollout.gate import Gate
 from srft_ray.train_loop import ABORTED, Job, train_loop
-
-
-class RunFailed(RuntimeError):
-    """A run that ended without its last step; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from algorithms import Algorithm, Group, PolicyOutput, Stage, selections
 from srft_ray.batching import MicroBatch, collate, pack
 from srft_ray.config import LearnerSection
+from srft_ray.data.plan import updates_per_step
 from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
 
 Totals = defaultdict[str, Tensor]
@@ -37,7 +38,7 @@ class Learner:
         """
         if step == stage.start > 0:
             self.engine.reset_optimizer()
-        number, algorithm = stage.schedule.mini_batches or self.config.mini_batches, stage.algorithm
+        number, algorithm = updates_per_step(self.config, stage), stage.algorithm
         mini_batches = [self._cut([g for g in groups if g.group_id % number == i], step, stage.start) for i in range(number)]
         parity, mean_entropy, lr = None, None, learning_rate(self.config, stage, step)
         if number > 1 or "mean_entropy" in algorithm.needs:
@@ -74,8 +75,9 @@ class Learner:
                     mean_entropy: Tensor | None) -> tuple[Totals, Tensor]:
         """Adds the gradients of all micro-batches of one update; returns this rank's sums and its largest log-prob difference."""
         totals, parity_max = self._totals()
+        needs = algorithm.needs
         for index, micro_batch in enumerate(micro_batches):
-            policy = self._forward(micro_batch, temperature, algorithm.needs, mean_entropy)
+            policy = self._forward(micro_batch, temperature, needs, mean_entropy)
             loss = self._loss(algorithm, micro_batch, policy, counts, totals)
             parity_max = torch.maximum(parity_max, _observe(micro_batch, policy, totals))
             self.engine.backward(loss, last=index == len(micro_batches) - 1)

@@ -3,6 +3,7 @@ import dataclasses
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from algorithms import Algorithm
 from srft_ray.checkpoint import latest_step
 from srft_ray.config import Config, DataSection, check_values, first_line, nearest, require, to_yaml
-from srft_ray.data.plan import StreamPlan, make_plan, needs_engines, stage_size
+from srft_ray.data.plan import StreamPlan, make_plan, needs_engines, stage_size, updates_per_step
 from srft_ray.data.prepare import Limits, prepare, remove
 from srft_ray.data.rows import data_format
 from srft_ray.data.store import PreparedData
@@ -37,11 +38,9 @@ class Resolved:
 def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
     """Checks config, model and data against each other and prepares the data. UserError: one sentence for the first thing that is wrong."""
     algorithm = resolve_settings(config, algorithm)
-    load_model_config(config)
-    _check_reference(config, algorithm)
+    _check_reference(config, algorithm, load_model_config(config))
     check_run_directory(config)
     make_plan(config, {}, algorithm)  # its errors come before data are prepared
-    check_stages(config, algorithm)
     require(not (config.trainer.evaluate_every and not config.evaluation.data),
             "trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
     tokenizer, folder, created = load_tokenizer(config.model), data_folder(config), list[Path]()
@@ -72,20 +71,17 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     section = {} if algorithm else config.algorithm
     algorithm = algorithm or make_algorithm(section)
     config.algorithm = settings_of(algorithm, section)
-    try:
-        algorithm.stage(0, config.trainer.steps)
-    except ValueError as error:
-        raise UserError(f"The settings of algorithm do not fit trainer.steps: {error}.") from error
+    check_stages(config, algorithm)
     return algorithm
 
 
-def _check_reference(config: Config, algorithm: Algorithm) -> None:
+def _check_reference(config: Config, algorithm: Algorithm, model: Any) -> None:
     path = config.learner.reference
     if path is None:
         return
     require("reference" in algorithm.needs, f"learner.reference is set, but no term of {algorithm.name} uses a reference: remove it.")
     reference = load_model_config(dataclasses.replace(config, model=dataclasses.replace(config.model, path=path)), key="learner.reference")
-    require(reference.vocab_size == load_model_config(config).vocab_size, f"learner.reference {path} has another vocabulary than model.path.")
+    require(reference.vocab_size == model.vocab_size, f"learner.reference {path} has another vocabulary than model.path.")
 
 
 def _make_paths_absolute(config: Config) -> None:
@@ -134,9 +130,13 @@ def limits(config: Config) -> Limits:
 
 
 def check_stages(config: Config, algorithm: Algorithm) -> None:
-    for start in (0, config.trainer.steps - 1):
-        stage = algorithm.stage(start, config.trainer.steps)
-        name, size, number = stage.algorithm.name, stage_size(config, stage), stage.schedule.mini_batches or config.learner.mini_batches
+    """UserError: a stage that its settings and the run's do not allow."""
+    try:
+        stages = [algorithm.stage(step, config.trainer.steps) for step in (0, config.trainer.steps - 1)]
+    except ValueError as error:
+        raise UserError(f"The settings of algorithm do not fit trainer.steps: {error}.") from error
+    for stage in stages:
+        name, size, number = stage.algorithm.name, stage_size(config, stage), updates_per_step(config.learner, stage)
         require(size % number == 0, f"{number} mini-batches do not divide the {size} groups per step of {name}: choose a divisor.")
         require(config.rollout.num_rollouts >= stage.algorithm.min_rollouts, f"{name} compares the rollouts of a prompt with each other: set "
                 f"rollout.num_rollouts to at least {stage.algorithm.min_rollouts}.")

@@ -79,7 +79,7 @@ class ReadGroups:
     def __init__(self, config: Config, algorithm: Algorithm, plan: StreamPlan, segments: list[Segment], train: PreparedData,
                  evaluation: dict[str, PreparedData]) -> None:
         self.config, self.algorithm, self.segments, self.train, self.evaluation = config, algorithm, segments, train, evaluation
-        self.positions = [plan.position(step) for step in range(plan.steps)]
+        self.positions = plan.positions()
         self.ends = np.cumsum([segment.padded for segment in segments])
 
     def __call__(self, block: dict[str, np.ndarray]) -> list[Group]:

@@ -2,9 +2,10 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from algorithms import Algorithm, Stage
-from srft_ray.config import Config, bounds, require
+from srft_ray.config import Config, LearnerSection, bounds, require
 from srft_ray.errors import UserError
 
 
@@ -28,9 +29,9 @@ class StreamPlan:
     learner_multiple: int
     first_group: int = 0  # position in the seeded order where step 0 begins
 
-    def position(self, step: int) -> int:
-        """Where the groups of a step begin in the seeded order."""
-        return self.first_group + sum(self.sizes[:step])
+    def positions(self) -> list[int]:
+        """Where the groups of each step begin in the seeded order."""
+        return list(accumulate(self.sizes[:-1], initial=self.first_group))
 
     def segments(self, start: int) -> Iterator[Segment]:
         for step in range(start, self.steps):
@@ -66,6 +67,10 @@ def make_plan(config: Config, evaluation_sizes: dict[str, int], algorithm: Algor
 def stage_size(config: Config, stage: Stage) -> int:
     """Groups of each step of the stage."""
     return stage.schedule.groups_per_step or config.trainer.groups_per_step
+
+
+def updates_per_step(learner: LearnerSection, stage: Stage) -> int:
+    return stage.schedule.mini_batches or learner.mini_batches
 
 
 def needs_engines(config: Config, algorithm: Algorithm) -> bool:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
 from srft_ray.config import LearnerSection
+from srft_ray.data.plan import updates_per_step
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
         return replace(stage, schedule=Schedule(mini_batches=stage.schedule.mini_batches))
 
     def updates(self, step: int) -> int:
-        return self.stage(step).schedule.mini_batches or self.mini_batches
+        return updates_per_step(self.learner(), self.stage(step))
 
 
 def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> list[Group]:
@@ -122,7 +123,8 @@ def _losses(model, old, frozen, case, stage, everything, groups):
         old_BT = None if old is None else forward(old, pairs, case.temperature)[0]
         reference_BT = forward(frozen, pairs, case.temperature)[0] if "reference" in stage.algorithm.needs else None
         own = [(g, c) for g in everything for c in g.trained if c.origin == "rollout"]
-        mean = forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own) if own else None
+        needs_mean = "mean_entropy" in stage.algorithm.needs
+        mean = forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own) if needs_mean else None
     completions = [c for _, c in pairs]
     mask, prefix, behavior = (torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64))
     for row, c in enumerate(completions):
