@@ -79,6 +79,9 @@ def train(options: argparse.Namespace) -> int:
     from srft_ray.report import table
     result = fit(load_config(options.config, options.overrides))
     summary = result.summary
+    if result.stopped:
+        print(f"stopped by {result.stopped} after step {result.steps}; every finished step is kept, and the same command continues.")
+        return 0
     if summary["evaluations"]:
         print(f"\n{table(summary['evaluations'])}\n")
     print(f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; plots in {result.run_dir / 'plots'}")

@@ -41,6 +41,11 @@ def demand(config: Config, engines: bool, device: str) -> Demand:
     return Demand(learners, number, cpus, gpus)
 
 
+def learner_resources(config: Config, device: str) -> dict[str, float]:
+    learner = config.learner
+    return {"CPU": learner.cpus_per_worker, **({"GPU": 1.0} if device == "cuda" else {}), **learner.resources}
+
+
 def start_ray(config: Config, cpus: float) -> bool:
     """Connects to the Ray of `cluster.address` or RAY_ADDRESS, else starts one here; True if it was started here.
 

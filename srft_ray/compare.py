@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srft_ray.checkpoint import latest_step
+from srft_ray.checkpoint import CheckpointStore
 from srft_ray.cluster import demand, start_ray
 from srft_ray.config import Config, require, to_yaml
 from srft_ray.driver import fit
-from srft_ray.metrics import read_json_lines
+from srft_ray.journal import read_json_lines
 from srft_ray.models import count_parameters
 from srft_ray.preflight import resolve, resolve_settings
 from srft_ray.registry import make_algorithm
@@ -64,7 +64,7 @@ def _variant(config: Config, algorithm: str, seed: int) -> Config:
 
 def _finished(run: Config) -> bool:
     record = run.run_dir / "config.yaml"
-    return record.exists() and record.read_text() == to_yaml(run) and latest_step(run.run_dir) == run.trainer.steps
+    return record.exists() and record.read_text() == to_yaml(run) and CheckpointStore.of(run).latest() == run.trainer.steps
 
 
 def _outcomes(run: Config, parameters: int) -> list[Outcome]:

@@ -22,6 +22,7 @@ class RunSection:
     name: str = "srft"
     dir: str = "runs"
     seed: int = 0
+    resume: str = limited("auto", choices=("auto", "never"))  # auto: continue an unfinished run; never: its directory is an error
     device: str = limited("auto", choices=("auto", "cpu", "cuda"))
     loggers: list[str] = field(default_factory=list)  # wandb, mlflow; TensorBoard is always written
 
@@ -73,7 +74,10 @@ class RolloutSection:
     groups_per_task: int | None = limited(None, least=1)
     transport: str = "object_store"  # of weights to the engines; or a class of one's own, file.py:Class
     transport_chunk_mb: int = limited(512, least=1)
-    timeout_s: float = limited(1800.0, above=0)
+    resources: dict[str, float] = field(default_factory=dict)  # custom Ray resources of an engine
+    timeout_s: float = limited(1800.0, above=0)  # for anything that waits for rollouts, for the gate or for weights
+    stall_timeout_s: float = limited(300.0, above=0)  # an engine that makes no progress for so long is killed and started again
+    max_restarts: int = limited(10, least=0)  # of each engine; then the stream starts anew, which counts as a failure of the learners
 
 
 @dataclass
@@ -96,6 +100,10 @@ class LearnerSection:
     logit_chunk_mb: int = limited(64, least=1)
     parity_threshold: float | None = None  # None: 1e-3 in float32, 0.1 in bfloat16 and float16
     cpus_per_worker: float = limited(1.0, above=0)
+    resources: dict[str, float] = field(default_factory=dict)  # custom Ray resources of a learner
+    timeout_s: float = limited(1800.0, above=0)  # of a collective between learners
+    start_timeout_s: float = limited(600.0, above=0)  # for learners to be placed and to start
+    resize_interval_s: float = limited(60.0, above=0)  # how often num_workers=[min, max] looks for nodes that joined
 
 
 @dataclass
@@ -104,9 +112,14 @@ class TrainerSection:
     groups_per_step: int = limited(16, least=1)
     first_group: int = limited(0, least=0)  # where in the seeded order of prompts step 0 begins: the end of an earlier run
     checkpoint_every: int = limited(0, least=0)  # 0: only after the last step
-    keep_checkpoints: int | None = limited(None, least=1)
+    checkpoint_path: str | None = None  # directory or URI (s3://, gs://, …) under which run.name gets its own; None: in the run directory
+    keep_checkpoints: int | None = limited(None, least=1)  # the newest ones; None: all
+    keep_every: int | None = limited(None, least=1)  # and those of steps that are a multiple of this
+    keep_best: str | None = None  # and the best by this metric (reward/mean) or evaluation set (its avg@k); higher is better
+    max_checkpoint_failures: int = limited(2, least=0)  # failed writes in a row that are only reported
     evaluate_every: int = limited(0, least=0)  # 0: never; else also before the first and after the last step
     max_failures: int = limited(3, least=0)  # restarts of the learner group
+    resize_timeout_s: float = limited(300.0, above=0)  # how long a resize waits for a checkpoint, so that it repeats nothing
 
 
 @dataclass

@@ -1,6 +1,13 @@
 """`fit`: one run from a config to a trained model."""
+import os
+import signal
+import threading
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +15,36 @@ import ray
 
 from algorithms import Algorithm
 from srft_ray import report
-from srft_ray.checkpoint import checkpoint_folder, latest_step
-from srft_ray.cluster import cluster_address, placed
+from srft_ray.checkpoint import CheckpointStore
+from srft_ray.cluster import cluster_address, learner_resources, placed
 from srft_ray.config import Config, bounds, to_yaml
 from srft_ray.data.pipeline import StreamFactory, execution_options
 from srft_ray.data.plan import needs_engines
 from srft_ray.errors import RunFailed
+from srft_ray.journal import record_event
 from srft_ray.models import resolve_device, resolve_dtype
-from srft_ray.preflight import Resolved, resolve
+from srft_ray.preflight import Resolved, claimed, resolve
 from srft_ray.progress import Progress
 from srft_ray.rollout.gate import Gate
-from srft_ray.train_loop import ABORTED, Job, train_loop
+from srft_ray.train_loop import Job, train_loop
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its directory, its final figures (those of summary.json), and the trained model."""
+    """A run that ended well: its directory, how many steps it has done, and why it was asked to stop before the last ("" if it
+    was not); its final figures (those of summary.json; empty if it was stopped) and the trained model."""
     run_dir: Path
+    steps: int
+    stopped: str
     summary: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        return checkpoint_folder(self.run_dir, latest_step(self.run_dir)) / "hf"
+    model: str
 
 
 def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
     """Trains; `algorithm` takes the place of the config's `algorithm` section. Call it from the main thread.
+
+    SIGTERM ends it in order: the learners finish or drop their step and write a checkpoint, and the result says so; the same
+    call goes on from there.
 
     Raises:
         UserError: bad config, model or data, before anything is written.
@@ -42,55 +53,100 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
     if not cluster_address(config):
         resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
-    with placed(config, needs_engines(config, resolved.algorithm)) as (device, threads):
+    with placed(config, needs_engines(config, resolved.algorithm)) as (device, threads), claimed(config):
         return _run(resolved, device, threads)
 
 
 def _run(resolved: Resolved, device: str, threads: int | None) -> Result:
     config, started = resolved.config, time.time()
-    run_dir = config.run_dir
-    (run_dir / "groups").mkdir(parents=True, exist_ok=True)
+    run_dir, store, steps = config.run_dir, CheckpointStore.of(config), config.trainer.steps
     (run_dir / "config.yaml").write_text(to_yaml(config))
-    (run_dir / ABORTED).unlink(missing_ok=True)
-    progress = Progress(config, resume_from=latest_step(run_dir))
-    with progress:
-        _train(resolved, device, threads)
-    if latest_step(run_dir) < config.trainer.steps:
-        raise RunFailed(_abort_message(run_dir))
-    summary = report.write(run_dir, time.time() - started)
-    return Result(run_dir, summary)
+    gate = ray.remote(Gate).options(num_cpus=0, max_restarts=config.rollout.max_restarts, max_task_retries=-1, scheduling_strategy=_here()).remote(
+        config.rollout.max_staleness, config.rollout.stall_timeout_s, partial(record_event, run_dir))
+    with Progress(config, resume_from=store.latest()), _stopping(gate):
+        stopped = _attempts(resolved, store, gate, device, threads)
+    done = store.latest()
+    model = store.path(done, "hf")
+    if done < steps:
+        return Result(run_dir, done, stopped, {}, model)
+    return Result(run_dir, done, "", report.write(run_dir, done, model, time.time() - started), model)
 
 
-def _train(resolved: Resolved, device: str, threads: int | None) -> None:
-    trainer, started = make_trainer(resolved, device, threads), time.time()
+def _attempts(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> str:
+    """Trains until the last step, or until the run is asked to stop; returns who asked. Learners that left because a machine
+    is taken away start again on the others."""
+    idle = 0
+    while True:
+        before = store.latest()
+        _train(resolved, store, gate, device, threads)
+        stopped, aborted = ray.get(gate.ended.remote())
+        if aborted:
+            raise RunFailed(aborted)
+        if stopped or store.latest() == resolved.config.trainer.steps:
+            return stopped
+        idle = 0 if store.latest() > before else idle + 1
+        if idle > resolved.config.trainer.max_failures:
+            raise RunFailed(f"The learners left {idle} times without a step (after {before} saved steps).")
+
+
+def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> None:
+    trainer, started, run_dir = make_trainer(resolved, store, gate, device, threads), time.time(), resolved.config.run_dir
     try:
         trainer.fit()
     except SystemExit:  # Ray Train's own answer to Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as error:
-        (resolved.config.run_dir / "failure.txt").write_text(f"{time.time() - started:.0f} s after the start:\n{error}\n")
-        raise RunFailed(f"{cause(error)} (after {latest_step(resolved.config.run_dir)} saved steps; details in "
-                        f"{resolved.config.run_dir / 'failure.txt'})") from error
+        with suppress(OSError):  # on a full disk
+            (run_dir / "failure.txt").write_text(f"{time.time() - started:.0f} s after the start:\n{error}\n")
+        raise RunFailed(f"{cause(error)} (after {store.latest()} saved steps; details in {run_dir / 'failure.txt'})") from error
 
 
-def make_trainer(resolved: Resolved, device: str, threads: int | None) -> Any:
+@contextmanager
+def _stopping(gate: Any) -> Iterator[None]:
+    """While it lasts, SIGTERM asks the learners to leave with a checkpoint."""
+    def stop(number: int, frame: object) -> None:
+        threading.Thread(target=lambda: ray.get(gate.stop.remote("SIGTERM")), daemon=True).start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _here() -> Any:
+    """On the driver's node, whose end is the run's end; elsewhere if there is no room."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def make_trainer(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> Any:
     """The Ray Train trainer with the stream as its dataset; the gate outlives every restart of either."""
-    from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    config = resolved.config
+
+    from srft_ray.resizing import CheckpointBeforeResize
+    config, learner, trainer = resolved.config, resolved.config.learner, resolved.config.trainer
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(learner.start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
     dtype = resolve_dtype(config, device)
-    gate = ray.remote(Gate).options(num_cpus=0).remote(config.rollout.max_staleness)
-    low, high = bounds(config.learner.num_workers, "learner.num_workers")
-    stream = StreamFactory(config, resolved.algorithm, resolved.plan, resolved.train, resolved.evaluation, gate, device, dtype)
-    job = Job(config, resolved.algorithm, resolved.plan, gate, dtype, threads)
+    low, high = bounds(learner.num_workers, "learner.num_workers")
+    stream = StreamFactory(config, store, resolved.algorithm, resolved.plan, resolved.train, resolved.evaluation, gate, device, dtype)
+    job = Job(config, store, resolved.algorithm, resolved.plan, gate, dtype, threads)
     return TorchTrainer(
-        train_loop, train_loop_config={"job": job}, torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
-        scaling_config=ScalingConfig(num_workers=low if low == high else (low, high), use_gpu=device == "cuda",
-                                     resources_per_worker={"CPU": config.learner.cpus_per_worker, **({"GPU": 1} if device == "cuda" else {})}),
+        train_loop, train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=int(learner.timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=low if low == high else (low, high), use_gpu=device == "cuda", resources_per_worker=learner_resources(config, device),
+            elastic_resize_monitor_interval_s=learner.resize_interval_s),
         datasets={"train": stream}, dataset_config=DataConfig(execution_options=execution_options(), enable_shard_locality=False),
-        run_config=RunConfig(name="checkpoints", storage_path=str(config.run_dir),
-                             failure_config=FailureConfig(max_failures=config.trainer.max_failures),
-                             checkpoint_config=CheckpointConfig(num_to_keep=config.trainer.keep_checkpoints)))
+        run_config=RunConfig(
+            name=uuid.uuid4().hex, storage_path=str(config.run_dir / ".ray_train"),
+            callbacks=[CheckpointBeforeResize(gate, trainer.resize_timeout_s, config.run_dir)],
+            failure_config=FailureConfig(max_failures=trainer.max_failures, controller_failure_limit=trainer.max_failures)))
 
 
 def cause(error: BaseException) -> str:
@@ -99,8 +155,3 @@ def cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def _abort_message(run_dir: Path) -> str:
-    aborted = run_dir / ABORTED
-    return aborted.read_text() if aborted.exists() else f"The run stopped after {latest_step(run_dir)} steps."

@@ -4,17 +4,27 @@ DeepSpeed averages gradients over ranks; the loss is multiplied by the number of
 the caller's losses simply sum over all micro-batches of all ranks.
 """
 import logging
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 
+from srft_ray.batching import collate
 from srft_ray.config import LearnerSection
 from srft_ray.logprobs import PolicyModel
+
+STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
 
 
 def deepspeed_config(learner: LearnerSection, dtype: torch.dtype) -> dict[str, Any]:
@@ -63,6 +73,7 @@ class DeepSpeedEngine:
             model=self.policy, optimizer=optimizer, config=deepspeed_config(learner, dtype))
         self.device = self.engine.device
         self.world_size = dist.get_world_size()
+        self.updates = 0  # Adam's step
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         return self.engine(*inputs)
@@ -80,14 +91,16 @@ class DeepSpeedEngine:
         if self.zero_stage == 0:  # in float32 DeepSpeed keeps no norm then
             own = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
         self.engine.step()
+        self.updates += 1
         norm = self.engine.get_global_grad_norm()
         return float(own if norm is None else norm)
 
     def reset_optimizer(self) -> None:
         """Forgets Adam's moments and step count, as if training began here."""
-        for state in getattr(self.optimizer, "optimizer", self.optimizer).state.values():
+        for state in self._optimizer_states():
             for value in state.values():
                 value.zero_()
+        self.updates = 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by their checkpoint names, tied ones under each name. A collective: every rank iterates."""
@@ -101,12 +114,79 @@ class DeepSpeedEngine:
         persistent = model.state_dict().keys()
         yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
 
-    def save(self, folder: Path) -> None:
-        """Writes this rank's part of model and optimizer state."""
-        self.engine.save_checkpoint(str(folder), tag="state")
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """What training needs besides the step: of every parameter `name|key`, whole and in float32, whatever the ranks and
+        ZeRO stage. A collective: every rank iterates."""
+        for name, parameter in self.policy.model.named_parameters():
+            for key in STATE:
+                yield f"{name}|{key}", self._get(parameter, key)
 
-    def load(self, folder: Path) -> None:
-        """Raises RuntimeError if the state does not fit this engine."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise RuntimeError(f"no training state in {folder}")
+    def load(self, saved: Mapping[str, Tensor], updates: int) -> None:
+        """Takes up training after `updates` updates, from tensors as `state` gave them. A collective: each tensor is read by
+        one rank and sent to the others.
+
+        Raises:
+            RuntimeError: a tensor is missing or has another size.
+        """
+        self._create_optimizer_state()
+        number = 0
+        for name, parameter in self.policy.model.named_parameters():
+            for key in STATE:
+                self._set(parameter, key, self._receive(saved, f"{name}|{key}", _whole_size(parameter), number % self.world_size))
+                number += 1
+        self._set_updates(updates)
+
+    def _receive(self, saved: Mapping[str, Tensor], name: str, numel: int, reader: int) -> Tensor:
+        value = torch.empty(numel, device=self.device)
+        if dist.get_rank() == reader:
+            if name not in saved or saved[name].numel() != numel:
+                raise RuntimeError(f"the checkpoint has no {name} of {numel} numbers: it is of another model")
+            value.copy_(saved[name])
+        dist.broadcast(value, reader)
+        return value
+
+    def _create_optimizer_state(self) -> None:
+        """An update with rate 0 and an empty micro-batch: Adam and DeepSpeed make their tensors in their first."""
+        empty = collate([], 0, 0).to(self.device)
+        logprobs_N, _ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
+        self.backward(logprobs_N.sum() * 0.0, last=True)
+        self.step(0.0)
+
+    def _set_updates(self, updates: int) -> None:
+        self.updates = updates
+        for state in self._optimizer_states():
+            state["step"].fill_(updates)
+
+    def _optimizer_states(self) -> Iterator[dict[str, Tensor]]:
+        yield from getattr(self.optimizer, "optimizer", self.optimizer).state.values()
+
+    def _get(self, parameter: nn.Parameter, key: str) -> Tensor:
+        if not self._mixed(parameter):
+            return parameter if key == "weight" else self.optimizer.state[parameter][key]
+        return safe_get_full_fp32_param(parameter) if key == "weight" else safe_get_full_optimizer_state(parameter, key)
+
+    def _set(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        if key == "weight":
+            gathered = [parameter] if self.zero_stage == 3 else []
+            with torch.no_grad(), deepspeed.zero.GatheredParameters(gathered, modifier_rank=0 if gathered else None):
+                if not gathered or dist.get_rank() == 0:
+                    parameter.copy_(value.view_as(parameter))
+        if self.zero_stage == 3:
+            own = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
+            mine = value[dist.get_rank() * own.numel():][:own.numel()]
+            own[:mine.numel()] = mine
+            set_weight, set_state = safe_set_local_fp32_param, safe_set_local_optimizer_state
+            set_weight(parameter, own) if key == "weight" else set_state(parameter, own, key)
+        elif self._mixed(parameter):
+            value = value.view_as(parameter)
+            safe_set_full_fp32_param(parameter, value) if key == "weight" else safe_set_full_optimizer_state(parameter, value, key)
+        elif key != "weight":
+            self.optimizer.state[parameter][key].copy_(value.view_as(parameter))
+
+    def _mixed(self, parameter: nn.Parameter) -> bool:
+        """Whether DeepSpeed keeps the float32 weights and moments apart from the parameter (not with ZeRO 0 in float32)."""
+        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _whole_size(parameter: nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())

@@ -1,5 +1,4 @@
 """What a step leaves behind: its metrics, and the ledger with every sequence that entered the update."""
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,32 +36,6 @@ def write_ledger(run_dir: Path, step: int, rank: int, groups: Sequence[Group]) -
     part = target.with_suffix(".part")
     pq.write_table(pa.Table.from_pylist(ledger_rows(groups), LEDGER), part)
     part.replace(target)
-
-
-def append_json(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a file that may be growing: a last line that is not whole yet is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def truncate(run_dir: Path, step: int) -> None:
-    """Removes metrics, evaluations and ledger rows of steps >= `step`, which are about to be repeated."""
-    for name in ("metrics.jsonl", "evaluations.jsonl"):
-        path = run_dir / name
-        if path.exists():
-            kept = [record for record in read_json_lines(path) if record["step"] < step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            part.replace(path)
-    for file in (run_dir / "groups").glob("step-*"):
-        if int(file.name.split("-")[1]) >= step:
-            file.unlink()
 
 
 def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """Everything that can be known to be wrong before anything is started or written."""
 import dataclasses
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from algorithms import Algorithm
-from srft_ray.checkpoint import latest_step
-from srft_ray.config import Config, DataSection, check_values, first_line, nearest, require, to_yaml
+from srft_ray.checkpoint import CheckpointStore
+from srft_ray.config import Config, DataSection, check_values, first_line, nearest, require
 from srft_ray.data.plan import StreamPlan, make_plan, needs_engines, stage_size, updates_per_step
 from srft_ray.data.prepare import Limits, prepare, remove
 from srft_ray.data.rows import data_format
@@ -23,6 +26,16 @@ from srft_ray.models import load_model_config
 from srft_ray.registry import make_algorithm, settings_of
 from srft_ray.verify import resolve as resolve_verifier
 from srft_ray.weights import transport_class
+
+LOCK = ".lock"
+PLACEMENT = {  # may change when a run is continued: nothing of it enters an update
+    "cluster", "run.resume", "run.loggers", "learner.num_workers", "learner.zero_stage", "learner.offload_optimizer", "learner.micro_batch_tokens",
+    "learner.activation_checkpointing", "learner.logit_chunk_mb", "learner.parity_threshold", "learner.cpus_per_worker", "learner.resources",
+    "learner.timeout_s", "learner.start_timeout_s", "learner.resize_interval_s", "rollout.num_engines", "rollout.tensor_parallel",
+    "rollout.gpus_per_engine", "rollout.gpu_memory_utilization", "rollout.cpus_per_engine", "rollout.max_num_seqs", "rollout.kv_cache_gib",
+    "rollout.groups_per_task", "rollout.transport", "rollout.transport_chunk_mb", "rollout.resources", "rollout.timeout_s", "rollout.stall_timeout_s",
+    "rollout.max_restarts", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.keep_every", "trainer.keep_best",
+    "trainer.max_checkpoint_failures", "trainer.max_failures", "trainer.resize_timeout_s", "verifier.num_workers", "verifier.memory_mb"}
 
 
 @dataclass
@@ -90,6 +103,8 @@ def _make_paths_absolute(config: Config) -> None:
         return str(Path(path).expanduser().absolute())
 
     config.run.dir = absolute(config.run.dir)
+    if config.trainer.checkpoint_path and "://" not in config.trainer.checkpoint_path:
+        config.trainer.checkpoint_path = absolute(config.trainer.checkpoint_path)
     if Path(config.model.path).expanduser().exists():
         config.model.path = absolute(config.model.path)
     if data_format(config.data) != "tasks":
@@ -116,12 +131,45 @@ def check_run_directory(config: Config) -> None:
     for path in (folder, *folder.parents):
         require(path.is_dir() or not path.exists(), f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
                 "run.dir or run.name.")
+    store = CheckpointStore.of(config)
     if not record.exists():
-        require(not folder.exists() or not any(folder.iterdir()),
+        require(not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK, "groups"},
                 f"The run directory {folder} is not empty and holds no run: choose another run.name.")
+        require(store.latest() == 0, f"{store.root} holds checkpoints of another run: choose another run.name or trainer.checkpoint_path.")
         return
-    require(record.read_text() == to_yaml(config), f"The run directory {folder} already holds a different run: choose another run.name or delete it.")
-    require(latest_step(folder) < config.trainer.steps, f"The run in {folder} is already finished: choose another run.name or delete it.")
+    require(config.run.resume == "auto", f"The run directory {folder} already holds a run, and run.resume=never: choose another run.name or delete "
+            "it.")
+    changed = changes(OmegaConf.to_container(OmegaConf.load(record)), dataclasses.asdict(config))
+    require(not changed, f"The run directory {folder} already holds a different run ({', '.join(changed)} changed): choose another run.name or "
+            "delete it.")
+    require(store.latest() < config.trainer.steps, f"The run in {folder} is already finished: choose another run.name or delete it.")
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys that differ and enter what a run computes; where and how it runs may change when it is continued."""
+    found = []
+    for key in before.keys() | now.keys():
+        name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
+        if name in PLACEMENT or old == new:
+            continue
+        found += changes(old, new, f"{name}.") if isinstance(old, dict) and isinstance(new, dict) and not prefix else [name]
+    return sorted(found)
+
+
+@contextmanager
+def claimed(config: Config) -> Iterator[None]:
+    """The run directory is this process's own; the system gives it back when the process ends, however it ends.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    (config.run_dir / "groups").mkdir(parents=True, exist_ok=True)
+    with (config.run_dir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"Another process trains in the run directory {config.run_dir}: wait for its end or choose another run.name.") from None
+        yield
 
 
 def limits(config: Config) -> Limits:

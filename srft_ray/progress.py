@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from srft_ray.config import Config
-from srft_ray.metrics import read_json_lines
+from srft_ray.journal import read_json_lines
 from srft_ray.report import percent
 
 POLL_S = 0.5

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srft_ray.checkpoint import checkpoint_folder, latest_step
-from srft_ray.metrics import read_json_lines
+from srft_ray.journal import read_json_lines
 
 PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reward": ("mean reward of the rollouts", ("reward/mean",)),
@@ -16,14 +15,13 @@ PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def write(run_dir: Path, seconds: float) -> dict[str, Any]:
-    """Writes plots and summary.json; returns the summary."""
+def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, Any]:
+    """Writes plots and summary.json of a finished run; returns the summary."""
     records = read_json_lines(run_dir / "metrics.jsonl")
     evaluations = read_json_lines(run_dir / "evaluations.jsonl")
     write_plots(run_dir / "plots", records, evaluations)
-    step = latest_step(run_dir)
     summary = {
-        "run": run_dir.name, "steps": step, "seconds": round(seconds, 1), "model": str(checkpoint_folder(run_dir, step) / "hf"),
+        "run": run_dir.name, "steps": steps, "seconds": round(seconds, 1), "model": model,
         "tokens": sum(r["tokens"] for r in records), "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
         "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),

@@ -1,24 +1,23 @@
 """The entry point of Ray Train on each learner. Light to import: Ray's controllers import it too."""
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
+import ray
 import ray.train
 
 from algorithms import Algorithm
+from srft_ray.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.config import Config
 from srft_ray.data.plan import StreamPlan
 from srft_ray.errors import UserError
-
-ABORTED = "aborted.txt"
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything a learner needs, resolved by the driver."""
     config: Config
+    store: CheckpointStore
     algorithm: Algorithm
     plan: StreamPlan
     gate: Any
@@ -29,7 +28,7 @@ class Job:
 def train_loop(settings: dict[str, Any]) -> None:
     """Runs one learner. An error that a restart would only repeat ends the run without one."""
     job: Job = settings["job"]
-    batches = start_stream(job.plan.block)  # engines start while the learner imports and loads
+    batches = Batches(job.plan.block)  # engines start while the learner imports and loads
     from srft_ray.learner import ParityError
     from srft_ray.worker import LearnerWorker
     try:
@@ -37,18 +36,30 @@ def train_loop(settings: dict[str, Any]) -> None:
         try:
             worker.run()
         except ParityError:
-            worker.save(worker.step)
+            worker.save(final=True)
             raise
         finally:
             worker.close()
-    except (ParityError, UserError) as error:
-        (job.config.run_dir / ABORTED).write_text(str(error))
+    except (CheckpointFailed, ParityError, UserError) as error:
+        ray.get(job.gate.abort.remote(str(error)))
 
 
-def start_stream(block: int) -> Iterator[dict[str, Any]]:
+class Batches:
     """This learner's blocks; the stream's execution begins at once, not when the first block is asked for."""
-    batches = iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=block, prefetch_batches=0, batch_format="numpy"))
-    thread = ThreadPoolExecutor(1)
-    first = thread.submit(next, batches)
-    thread.shutdown(wait=False)
-    return chain((future.result() for future in (first,)), batches)
+
+    def __init__(self, block: int) -> None:
+        self._batches = iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=block, prefetch_batches=0, batch_format="numpy"))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: Future[dict[str, Any]] | None = self._thread.submit(next, self._batches)
+
+    def next(self, wait_s: float) -> dict[str, Any] | None:
+        """The next block; None if it is not there within `wait_s`."""
+        self._next = self._next or self._thread.submit(next, self._batches)
+        try:
+            block = self._next.result(wait_s)
+        except TimeoutError:
+            if self._next.done():
+                raise  # the stream's own error
+            return None
+        self._next = None
+        return block

@@ -1,17 +1,13 @@
 """One learner under Ray Train: takes groups from the stream, updates, publishes, records."""
-import os
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
 
 from algorithms import Group
-from srft_ray import checkpoint, metrics
+from srft_ray import journal, metrics
 from srft_ray.data.blocks import groups_of
 from srft_ray.data.plan import Segment, needs_engines
 from srft_ray.data.tokenize import load_tokenizer
@@ -19,20 +15,22 @@ from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
 from srft_ray.learner import Learner
 from srft_ray.loggers import make_loggers
 from srft_ray.models import load_model
-from srft_ray.train_loop import Job
+from srft_ray.saving import Saver
+from srft_ray.train_loop import Batches, Job
 from srft_ray.weights import transport_class
+
+LOOK_S = 0.5  # between looks, while there is nothing to train on, at whether the learners are to leave
 
 
 class LearnerWorker:
     """One rank. It consumes the segments of the plan in order, waits for groups, and unblocks the engines by publishing."""
 
-    def __init__(self, job: Job, batches: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, job: Job, batches: Batches) -> None:
         if job.threads:
             torch.set_num_threads(job.threads)
         self.job, self.config, self.run_dir, self.batches = job, job.config, job.config.run_dir, batches
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        torch.manual_seed(self.config.run.seed)
         dtype = getattr(torch, job.dtype)
         self.tokenizer = load_tokenizer(self.config.model)
         self.model = load_model(self.config, dtype)
@@ -45,48 +43,76 @@ class LearnerWorker:
         rollout = self.config.rollout
         self.transport = transport_class(rollout.transport)(job.gate, rollout) if needs_engines(self.config, job.algorithm) else None
         self.loggers = make_loggers(self.config) if self.rank == 0 else []
-        self.step = self._resume()
+        self.saver = Saver(job.store, self.config, self.engine, self.model, self.tokenizer)
+        self.taken = 0  # groups, by all learners
+        self.step = self.saved = self._resume()
 
     def _reference(self, dtype: torch.dtype) -> ReferenceModel:
         path = self.config.learner.reference or self.config.model.path
         return ReferenceModel(load_model(self.config, dtype, path), self.config.learner, dtype, self.engine.device)
 
     def _resume(self) -> int:
-        step = checkpoint.latest_step(self.run_dir)
-        dist.barrier()
+        step = ray.get(self.job.gate.start.remote())
         if self.rank == 0:
-            metrics.truncate(self.run_dir, step)
-            checkpoint.discard_after(self.run_dir, step)
+            journal.truncate(self.run_dir, step)
+            self.job.store.discard_after(step)
         dist.barrier()
         if step > 0:
-            self.engine.load(checkpoint.checkpoint_folder(self.run_dir, step))
-            self._publish(step)
+            self.saver.load(step)
+        self._publish(step)
         return step
 
     def run(self) -> None:
+        """Until the last step, or until the learners are to leave; then they leave a checkpoint."""
         mark = time.perf_counter()
-        for segment, groups, waited in self._segments():
+        for segment in self.job.plan.segments(self.step):
+            groups = self._wait_for(segment)
+            if self._leaving(groups is None):
+                self.save(final=True)
+                return ray.get(self.job.gate.left.remote())
+            self.taken += segment.padded
             if segment.dataset == "train":
-                self._train(segment.step, groups, waited, mark)
+                self._train(segment.step, groups, time.perf_counter() - mark, mark)
             else:
                 self._evaluate(segment, groups)
             mark = time.perf_counter()
-        if checkpoint.latest_step(self.run_dir) < self.step:
-            self.save(self.step)
+        return self.save(final=True)
 
-    def _segments(self) -> Iterator[tuple[Segment, list[Group], float]]:
-        """(segment, this rank's share of its groups, seconds waited for them)."""
-        for segment in self.job.plan.segments(self.step):
-            started, groups = time.perf_counter(), []
-            while len(groups) < segment.padded // self.world_size:
-                groups.extend(groups_of(next(self.batches)))
-            strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
-            if strangers:
-                raise RuntimeError(f"The stream is out of order: {segment} received groups of {sorted(strangers)}.")
-            yield segment, groups, time.perf_counter() - started
+    def _wait_for(self, segment: Segment) -> list[Group] | None:
+        """This rank's share of a segment's groups; None if the learners are to leave before it is complete.
+
+        Raises:
+            TimeoutError: naming what did not come within rollout.timeout_s.
+        """
+        started, groups, share = time.monotonic(), list[Group](), segment.padded // self.world_size
+        while len(groups) < share:
+            block = self.batches.next(LOOK_S)
+            if block is not None:
+                groups.extend(groups_of(block))
+            elif self._wished():
+                return None
+            elif time.monotonic() - started > self.config.rollout.timeout_s:
+                raise TimeoutError(f"Step {segment.step}: after rollout.timeout_s={self.config.rollout.timeout_s:.0f} s a learner has {len(groups)} "
+                                   f"of {share} groups of {segment.dataset}. The engines are stuck, cannot be placed, or need longer.")
+        strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
+        if strangers:
+            raise RuntimeError(f"The stream is out of order: {segment} received groups of {sorted(strangers)}.")
+        return groups
+
+    def _wished(self) -> bool:
+        """Whether the driver, the scaling of the learners, or a machine that is taken away asks this rank to leave."""
+        return bool(ray.get(self.job.gate.wish.remote())) or ray.train.get_preemption_info() is not None
+
+    def _leaving(self, without_groups: bool) -> bool:
+        """Whether any rank is to leave; all find the same."""
+        leave = without_groups or (ray.train.get_preemption_info() is not None) or (self.rank == 0 and self._wished())
+        flag = torch.tensor(float(leave), device=self.engine.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
     def _train(self, step: int, groups: list[Group], waited: float, mark: float) -> None:
         started = time.perf_counter()
+        torch.manual_seed(self.config.run.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.config.trainer.steps)
         temperature = self.config.rollout.temperature if stage.algorithm.uses_rollouts else 1.0
         record = {"step": step, "policy_version": step, **self.learner.step(groups, step, stage, temperature)}
@@ -97,13 +123,15 @@ class LearnerWorker:
         metrics.write_ledger(self.run_dir, step, self.rank, groups)
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {"time/rollout_wait": waited, "time/learner": learned - started, "time/publish": published - learned}
+        if self.rank == 0:
+            record |= ray.get(self.job.gate.figures.remote(self.taken))
         self._record(record | {"time/step": time.perf_counter() - mark})
-        if self.config.trainer.checkpoint_every and self.step % self.config.trainer.checkpoint_every == 0:
-            self.save(self.step)
+        if self.config.trainer.checkpoint_every and self.step % self.config.trainer.checkpoint_every == 0 and self.step < self.config.trainer.steps:
+            self.save(final=False)
 
     def _publish(self, version: int) -> None:
         if self.transport:
-            self.transport.publish(version, self.engine.weights(), sender=self.rank == 0)
+            self.transport.publish(version, self.engine.weights() if version else iter(()), sender=self.rank == 0)
 
     def _evaluate(self, segment: Segment, groups: list[Group]) -> None:
         mine = [metrics.Scored.of(group) for group in groups if group.group_id >= 0]
@@ -111,26 +139,23 @@ class LearnerWorker:
         dist.all_gather_object(shares, mine)
         if self.rank == 0:
             record = metrics.evaluation_record(segment.dataset, segment.step, [scored for share in shares for scored in share])
-            metrics.append_json(self.run_dir / "evaluations.jsonl", record)
+            journal.append_json(self.run_dir / "evaluations.jsonl", record)
             values = {f"eval/{segment.dataset}/avg@{record['samples']}": record["avg"], f"eval/{segment.dataset}/entropy": record["entropy"]}
             for logger in self.loggers:
                 logger(segment.step, values)
 
     def _record(self, record: dict[str, float]) -> None:
         if self.rank == 0:
-            metrics.append_json(self.run_dir / "metrics.jsonl", record)
+            journal.append_json(self.run_dir / "metrics.jsonl", record)
             for logger in self.loggers:
                 logger(int(record["step"]), record)
 
-    def save(self, step: int) -> None:
-        """Writes the checkpoint of `step` optimizer steps through Ray Train's storage; a collective."""
-        with tempfile.TemporaryDirectory(dir=os.environ.get("RAY_TMPDIR")) as folder:
-            self.engine.save(Path(folder))
-            checkpoint.write_hf(self.model, self.tokenizer, self.engine.weights(), Path(folder) / "hf", sender=self.rank == 0)
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=f"step-{step}")
-        dist.barrier()
-        if self.rank == 0:
-            checkpoint.mark_complete(self.run_dir, step)
+    def save(self, final: bool) -> None:
+        """Writes a checkpoint of the steps done so far unless there is one; a collective. `final`: there will be no other."""
+        if self.step > self.saved:
+            about = {"policy_version": self.step, "position": self.job.plan.position(self.step), "dtype": self.job.dtype}
+            if self.saver.save(self.step, final, about):
+                self.saved = self.step
 
     def close(self) -> None:
         for logger in self.loggers:

@@ -10,7 +10,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 
 from algorithms import Algorithm, Completion, Group, Stage
-from srft_ray.checkpoint import latest_step
+from srft_ray.checkpoint import CheckpointStore
 from srft_ray.config import Config, bounds
 from srft_ray.data.blocks import as_block
 from srft_ray.data.plan import Segment, StreamPlan, needs_engines
@@ -24,6 +24,7 @@ REFILL_DISTANCE = 720720 * 2**20  # positions; a multiple of every number of min
 class StreamFactory:
     """Builds the stream from the newest checkpoint on; Ray Train calls it each time that it starts the learners."""
     config: Config
+    store: CheckpointStore | None
     algorithm: Algorithm
     plan: StreamPlan
     train: PreparedData
@@ -33,7 +34,7 @@ class StreamFactory:
     dtype: str
 
     def __call__(self) -> Dataset:
-        start = latest_step(self.config.run_dir)
+        start = self.store.newest_whole()
         ray.get(self.gate.restart.remote(start))
         return self.stream(start)
 
@@ -55,12 +56,16 @@ class StreamFactory:
         blocks_per_step = max(self.plan.sizes) // self.plan.block
         # At staleness 0 no task waits at the gate while others run: Ray Data's loop would look for results only every 0.1 s.
         in_flight = math.ceil(blocks_per_step * (rollout.max_staleness + 1) / low)
+        if low < high:  # all blocks of a step count as work for the engines there are; none is given back while it has none
+            scaling = ray.data.DataContext.get_current().autoscaling_config
+            scaling.actor_pool_util_upscaling_threshold, scaling.actor_pool_util_downscaling_threshold = 0.9 * low / high, 0.0
         pool = ActorPoolStrategy(min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=in_flight,
                                  max_concurrent_calls_per_actor=in_flight, enable_true_multi_threading=True)
         arguments = (self.config, reader, self.gate, self.device, self.dtype)
         gpus = engine_gpus(self.config) if self.device == "cuda" else 0
         return stream.map_batches(Rollout, fn_constructor_args=arguments, compute=pool, batch_size=None, batch_format="numpy",
-                                  num_cpus=rollout.cpus_per_engine, num_gpus=gpus)
+                                  num_cpus=rollout.cpus_per_engine, num_gpus=gpus, resources=rollout.resources or None,
+                                  max_restarts=rollout.max_restarts)
 
 
 def execution_options() -> ExecutionOptions:

@@ -33,6 +33,10 @@ class StreamPlan:
         """Where the groups of each step begin in the seeded order."""
         return list(accumulate(self.sizes[:-1], initial=self.first_group))
 
+    def position(self, step: int) -> int:
+        """Where the groups of `step` begin, also of the one after the last."""
+        return self.first_group + sum(self.sizes[:step])
+
     def segments(self, start: int) -> Iterator[Segment]:
         for step in range(start, self.steps):
             yield from self._evaluations(step)

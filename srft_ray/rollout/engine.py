@@ -50,6 +50,7 @@ class Engine:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Generation]] = {}
         self._number = 0
+        self.steps = 0  # of vLLM: a sign of progress
         self._thread = threading.Thread(target=self._loop, name="vllm-step-loop", daemon=True)
         self._thread.start()
         self.generate([[0]], [0], Sampling(1.0, 1.0, 2))  # the first generation compiles kernels
@@ -92,7 +93,9 @@ class Engine:
                     if command is None:
                         return
                     command()
-                for output in self._llm.step():
+                outputs = self._llm.step()
+                self.steps += 1
+                for output in outputs:
                     if output.finished:
                         self._waiting.pop(output.request_id).set_result(_generation(output))
         except BaseException as error:  # the callers wait on futures: they get the engine's death, not silence

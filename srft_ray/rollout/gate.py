@@ -1,38 +1,68 @@
 """The gate: which policy version a rollout may start with. Staleness has this one owner."""
 import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
 
 import ray
+
+from srft_ray.rollout.watch import Sign, Watch
 
 
 class Gate:
     """State of the published policy. Run as a Ray actor that outlives learners and engines: it also owns the weights.
 
-    A group of step s may start when `version >= s - max_staleness`; version v is the policy after v optimizer steps.
+    A group of step s may start when `version >= s - max_staleness`; version v is the policy after v optimizer steps. Version -1
+    means that nobody is admitted: the learners have not published yet, or this actor died, was restarted by Ray, and has
+    forgotten everything; then the learners publish again (`weights.ObjectStoreTransport`).
+
+    It also passes on what must reach the learners between two steps: that they are to leave, and why.
     """
 
-    def __init__(self, max_staleness: int) -> None:
+    def __init__(self, max_staleness: int, stall_timeout_s: float, report: Callable[[str, str], None]) -> None:
         self.max_staleness = max_staleness
-        self.version = 0
-        self.chunks: list[ray.ObjectRef] = []
-        self._arriving: list[ray.ObjectRef] = []
-        self._published = asyncio.Condition()
+        self.version = -1
+        self.chunks: dict[int, ray.ObjectRef] = {}
+        self._arriving: dict[int, ray.ObjectRef] = {}
+        self._start: int | None = None
+        self._wish, self._stop, self._abort = "", "", ""
+        self._changed = asyncio.Condition()
+        self._watch = Watch(stall_timeout_s, report)
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            report("gate", "the actor that holds the weights died and was started again; the learners publish to it anew")
 
-    async def restart(self, version: int) -> None:
-        """The learners start (again) at a checkpoint; nobody is admitted until they have published its weights.
+    async def restart(self, step: int) -> None:
+        """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights.
 
         Version 0 needs no publication: engines start from the model itself.
         """
-        self.version, self.chunks, self._arriving = 0 if version == 0 else -1, [], []
+        self._start, self._wish = step, self._stop
+        self._watch.restart()
+        await self._set(0 if step == 0 else -1, {})
 
-    async def put(self, chunk: object) -> None:
+    async def start(self) -> int:
+        """The step that learners and stream begin at. RuntimeError: this actor was restarted after `restart`."""
+        if self._start is None:
+            raise RuntimeError("the gate was restarted while the learners started")
+        return self._start
+
+    async def put(self, number: int, chunk: object) -> None:
         """Takes one piece of the next version's weights; as its owner, this actor keeps it when a learner dies."""
-        self._arriving.append(ray.put(chunk))
+        self._arriving[number] = ray.put(chunk)
 
-    async def publish(self, version: int) -> None:
-        """Makes the pieces put so far the weights of `version`."""
-        async with self._published:
-            self.version, self.chunks, self._arriving = version, self._arriving, []
-            self._published.notify_all()
+    async def publish(self, version: int, count: int) -> None:
+        """Makes the `count` pieces put so far the weights of `version`. RuntimeError: some were lost with a restart of this actor."""
+        if set(self._arriving) != set(range(count)):
+            raise RuntimeError(f"{len(self._arriving)} of {count} pieces of version {version} are here")
+        await self._set(version, self._arriving)
+
+    async def _set(self, version: int, chunks: dict[int, ray.ObjectRef]) -> None:
+        async with self._changed:
+            self.version, self.chunks, self._arriving = version, chunks, {}
+            self._changed.notify_all()
+
+    async def newest(self) -> int:
+        return self.version
 
     async def admit(self, step: int, timeout_s: float, exact: bool = False) -> int:
         """Waits until a group of `step` may start; returns the newest version. `exact` asks for version `step` (evaluation).
@@ -41,9 +71,9 @@ class Gate:
             TimeoutError: naming what it waited for.
         """
         needed = max(0, step if exact else step - self.max_staleness)
-        async with self._published:
+        async with self._changed:
             try:
-                await asyncio.wait_for(self._published.wait_for(lambda: self.version >= needed), timeout_s)
+                await asyncio.wait_for(self._changed.wait_for(lambda: self.version >= needed), timeout_s)
             except TimeoutError:
                 raise TimeoutError(f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {needed}; the newest is "
                                    f"{self.version}. The learners are stuck or slower than rollout.timeout_s.") from None
@@ -51,4 +81,43 @@ class Gate:
 
     async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
         """(version, its pieces); no pieces for the model that the engines started from."""
-        return self.version, list(self.chunks)
+        return self.version, [self.chunks[number] for number in sorted(self.chunks)]
+
+    async def beat(self, actor: Any, sign: Sign) -> None:
+        """An engine says that it lives, and what it does."""
+        self._watch.beat(actor, sign, time.monotonic())
+
+    async def figures(self, taken: int) -> dict[str, float]:
+        """For the metrics of a step: engines, and groups that wait for the learners, who have `taken` so many since they started."""
+        return self._watch.figures(taken)
+
+    async def stop(self, why: str) -> None:
+        """The learners are to finish or drop their step, write a checkpoint and leave; for good."""
+        self._stop = self._wish = why
+
+    async def leave(self, why: str, timeout_s: float) -> bool:
+        """The same, to start again at once; waits until they have left. False: they did not within `timeout_s`."""
+        self._wish = self._wish or why
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: not self._wish), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    async def wish(self) -> str:
+        """Why the learners are to leave; empty if they are not."""
+        return self._wish
+
+    async def left(self) -> None:
+        async with self._changed:
+            self._wish = ""
+            self._changed.notify_all()
+
+    async def abort(self, message: str) -> None:
+        """The run ends for a reason that a restart would only repeat."""
+        self._abort = message
+
+    async def ended(self) -> tuple[str, str]:
+        """(why it was stopped, why it was aborted); empty if it was not."""
+        return self._stop, self._abort

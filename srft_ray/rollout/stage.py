@@ -1,18 +1,22 @@
 """The rollout stage of the stream: one engine of the actor pool with its policy version and its judge."""
 import hashlib
+import os
 import random
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from algorithms import Algorithm, Completion, Group
 from srft_ray.config import Config
 from srft_ray.data.blocks import as_block
 from srft_ray.rollout.engine import Engine, Generation, Sampling
+from srft_ray.rollout.watch import PERIOD_S, Sign
 from srft_ray.verify import Item, Judge
 from srft_ray.weights import transport_class
 
@@ -51,8 +55,9 @@ class Rollout:
         self.judge = make_judge(config)
         self.transport = transport_class(config.rollout.transport)(gate, config.rollout)
         self.engine = Engine(config, device, dtype)
-        self.version, self.in_flight = 0, 0
+        self.version, self.in_flight, self.finished = 0, 0, 0
         self._changed = threading.Condition()
+        threading.Thread(target=self._beat, name="sign-of-life", daemon=True).start()
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.read(block)
@@ -63,7 +68,17 @@ class Rollout:
                 self._roll_out(refills)
                 for index, group in zip(lacking, refills, strict=True):
                     groups[index] = group
+        self.finished += len(groups)
         return as_block(self.read.credited(groups))
+
+    def _beat(self) -> None:
+        """Tells the gate every second that this engine lives and what it does: a process that hangs is killed from outside."""
+        context = ray.get_runtime_context()
+        engine, actor, process = context.get_actor_id(), context.current_actor, f"{context.get_node_id()}/{os.getpid()}"
+        while True:
+            with suppress(RayActorError):
+                ray.get(self.gate.beat.remote(actor, Sign(engine, process, self.engine.steps, self.in_flight, self.finished)))
+            time.sleep(PERIOD_S)
 
     def _roll_out(self, groups: list[Group]) -> None:
         version = self._enter(groups[0])

@@ -1,4 +1,5 @@
 """The owner's side of the verifier processes."""
+import math
 import os
 import pickle
 import subprocess
@@ -6,9 +7,17 @@ import sys
 import threading
 from collections.abc import Sequence
 from multiprocessing import Pipe
+from typing import Any
 
 from srft_ray.errors import UserError
 from srft_ray.verify.verifier import Item, Verdict
+
+TRIES = 3
+START_S = 120.0  # for the keeper to start: a verifier's imports
+
+
+class VerifierFailed(RuntimeError):
+    """The verifier processes themselves fail, whatever they are given."""
 
 
 class Judge:
@@ -24,20 +33,41 @@ class Judge:
         self._start()
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in order. Raises UserError where `resolve` would; starts anew after `close`."""
+        """One verdict per item, in order. Raises UserError where `resolve` would; starts anew after `close`.
+
+        Processes that die or hang are replaced and asked again.
+
+        Raises:
+            VerifierFailed: they died or hung TRIES times in a row.
+        """
         jobs = [_pack(item) for item in items]
         with self._lock:
-            if self._conn.closed:
-                self._start()
-            try:
-                self._conn.send(jobs)
-                replies = self._conn.recv()
-            except BaseException:
-                self._stop()  # an interrupted request must not leave its reply to the next one
-                raise
+            for _ in range(TRIES):
+                if self._conn.closed:
+                    self._start()
+                try:
+                    replies = self._ask(jobs)
+                    break
+                except (EOFError, OSError, TimeoutError) as error:
+                    failure = error
+                    self._stop()
+                except BaseException:
+                    self._stop()  # an interrupted request must not leave its reply to the next one
+                    raise
+            else:
+                raise VerifierFailed(f"the verifier processes died or hung {TRIES} times in a row: {failure or type(failure).__name__}")
         if isinstance(replies, str):
             raise UserError(replies)
         return [pickle.loads(reply) for reply in replies]
+
+    def _ask(self, jobs: list[bytes]) -> Any:
+        """The keeper bounds every item, so that an answer that takes longer than all of them is none."""
+        _, _, timeout_s, num_workers, _ = self._settings
+        deadline_s = START_S + 2 * timeout_s * math.ceil(len(jobs) / num_workers)
+        self._conn.send(jobs)
+        if not self._conn.poll(deadline_s):
+            raise TimeoutError(f"no answer for {deadline_s:.0f} s")
+        return self._conn.recv()
 
     def close(self) -> None:
         """End the processes."""
@@ -56,6 +86,7 @@ class Judge:
 
     def _stop(self) -> None:
         self._conn.close()
+        self._process.kill()  # its workers die with it
         self._process.wait()
 
 

@@ -24,7 +24,7 @@ from srft_ray.verify.verifier import Verdict, as_verdict, resolve
 
 PR_SET_PDEATHSIG = 1
 MAX_ITEMS = 1_000  # then a worker is replaced: what a verifier leaks must not add up to the memory limit
-TIMEOUT, ERROR = (pickle.dumps(Verdict(verdict, 0.0, None)) for verdict in ("timeout", "error"))
+TIMEOUT, CRASH = (pickle.dumps(Verdict(verdict, 0.0, None)) for verdict in ("timeout", "error"))  # a crash: the worker died under the item
 
 
 class Worker:
@@ -72,7 +72,7 @@ class Worker:
                 return None
             failure = TIMEOUT
         except (EOFError, OSError):
-            failure = ERROR
+            failure = CRASH
         self.kill()
         self.fork()
         return failure
@@ -101,8 +101,10 @@ def keep(owner: Connection) -> None:
 
 
 def judge(jobs: list[bytes], workers: list[Worker], owner: Connection, owner_pid: int) -> list[bytes]:
-    """Give every idle worker the next item until all have a reply; one that fails costs its own item only."""
+    """Give every idle worker the next item until all have a reply; one that fails costs its own item only. A worker that dies
+    may have been killed from outside, so its item has a second try."""
     replies, waiting, idle, busy = [b""] * len(jobs), deque(enumerate(jobs)), list(workers), []
+    crashed = set()
     while waiting or busy:
         while waiting and idle:
             busy.append(idle.pop())
@@ -114,6 +116,9 @@ def judge(jobs: list[bytes], workers: list[Worker], owner: Connection, owner_pid
         for worker in list(busy):
             reply = worker.reply(worker.conn in readable)
             if reply is not None:
+                if reply is CRASH and worker.index not in crashed:
+                    crashed.add(worker.index)
+                    waiting.appendleft((worker.index, jobs[worker.index]))
                 replies[worker.index] = reply
                 busy.remove(worker)
                 idle.append(worker)

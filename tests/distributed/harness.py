@@ -29,13 +29,14 @@ class Case:
     activation_checkpointing: bool = False
     mini_batches: int = 1
     clip: bool = False  # at half the largest gradient norm
+    lr: float = 0.1
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
         """An eps of the size of the gradient's elements: the update is about proportional to the gradient, so that errors of the
         gradient are seen in the parameters, and rounding noise of zero gradients is not made large by Adam."""
         norm = self.norm / 2 if self.clip else self.norm
-        return LearnerSection(lr=0.1, eps=0.1 * norm, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, weight_decay=0.01,
+        return LearnerSection(lr=self.lr, eps=0.1 * norm, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, weight_decay=0.01,
                               offload_optimizer=self.offload, max_grad_norm=norm if self.clip else 1e9, logit_chunk_mb=self.logit_chunk_mb,
                               mini_batches=self.mini_batches)
 
@@ -152,18 +153,13 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
-def _rank(rank, world, port, model_path, cases, results, faults):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    import deepspeed
-    deepspeed.init_distributed("gloo", verbose=False)
+def _cases(rank, world, model_path, cases, faults):
     template, frozen = load(model_path)
+    outcomes = []
     for number, case in enumerate(cases):
         with faults[number](template) if faults else nullcontext():
-            outcome = _steps(rank, world, case, copy.deepcopy(template), copy.deepcopy(frozen))
-        if rank == 0:
-            results[number] = outcome
-    dist.destroy_process_group()
+            outcomes.append(_steps(rank, world, case, copy.deepcopy(template), copy.deepcopy(frozen)))
+    return outcomes
 
 
 def _steps(rank, world, case, model, frozen):
@@ -183,13 +179,29 @@ def _steps(rank, world, case, model, frozen):
 
 def run(model_path: str, world: int, cases: list[Case], faults: Sequence[Callable] = ()) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
     """(parameters, last metrics) of every case, all on `world` ranks; `faults[i](model)` is a context that breaks something in case i."""
+    return spawn(world, _cases, str(model_path), cases, faults)
+
+
+def spawn(world: int, function: Callable, *arguments):
+    """What `function(rank, world, *arguments)` returns on rank 0, of `world` processes in one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (world, port, str(model_path), cases, results, faults), nprocs=world)
-        return [results[number] for number in range(len(cases))]
+        mp.spawn(_in_group, (world, port, function, arguments, results), nprocs=world)
+        return results[0]
+
+
+def _in_group(rank, world, port, function, arguments, results):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    import deepspeed
+    deepspeed.init_distributed("gloo", verbose=False)
+    outcome = function(rank, world, *arguments)
+    if rank == 0:
+        results[0] = outcome
+    dist.destroy_process_group()
 
 
 def difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

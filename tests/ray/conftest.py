@@ -8,7 +8,7 @@ import ray
 
 from srft_ray import make_config
 from srft_ray.cluster import start_ray
-from srft_ray.metrics import read_json_lines
+from srft_ray.journal import read_json_lines
 
 
 @pytest.fixture(scope="session")

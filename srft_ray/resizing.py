@@ -1,0 +1,30 @@
+"""Elastic learners: Ray Train restarts them to change their number; here they leave a checkpoint first, so that nothing is repeated."""
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState
+
+from srft_ray.journal import record_event
+
+
+class CheckpointBeforeResize(ControllerCallback):
+    """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers and may change them with a release."""
+
+    def __init__(self, gate: Any, timeout_s: float, run_dir: Path) -> None:
+        self.gate, self.timeout_s, self.run_dir = gate, timeout_s, run_dir
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, ResizingState):
+            number = current_state.scaling_decision.num_workers
+            in_time = ray.get(self.gate.leave.remote(f"a change to {number} learners", self.timeout_s))
+            record_event(self.run_dir, "learners", f"continuing with {number} learners" + ("" if in_time else
+                         f"; the present ones wrote no checkpoint within trainer.resize_timeout_s={self.timeout_s:g}, steps will be repeated"))
+        elif isinstance(current_state, RestartingState):
+            record_event(self.run_dir, "learners", f"restarting after a failure: {_cause(current_state.training_failed_error)}")
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,79 @@
+"""Watches the engines: Ray starts one that dies again; one that hangs looks alive to it."""
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+PERIOD_S = 1.0  # between looks, and between an engine's signs of life
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What an engine says of itself: its actor and process, steps of vLLM done, blocks being generated, groups finished."""
+    engine: str
+    process: str
+    steps: int
+    in_flight: int
+    finished: int
+
+
+@dataclass
+class Pulse:
+    """What is known of an engine: its last sign, when it came and when it last made progress or had nothing to do (monotonic
+    seconds), and what processes of it that died had finished."""
+    actor: Any
+    sign: Sign
+    heard: float
+    moved: float
+    before: int = 0
+
+
+class Watch:
+    """Kills engines that are silent, or do not get on with what they have, for `timeout_s`; Ray starts them again and
+    Ray Data repeats their blocks."""
+
+    def __init__(self, timeout_s: float, report: Callable[[str, str], None]) -> None:
+        self.timeout_s, self.report = timeout_s, report
+        self.pulses: dict[str, Pulse] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def restart(self) -> None:
+        """The engines known so far are of a stream that has ended."""
+        self.pulses.clear()
+
+    def beat(self, actor: Any, sign: Sign, now: float) -> None:
+        self._task = self._task or asyncio.get_running_loop().create_task(self._look())
+        pulse = self.pulses.setdefault(sign.engine, Pulse(actor, sign, now, now))
+        if sign.process != pulse.sign.process:
+            self.report("engine", f"engine {sign.engine[:8]} died and was started again")
+            pulse.before += pulse.sign.finished
+            pulse.moved = now
+        if sign.steps != pulse.sign.steps or not sign.in_flight:
+            pulse.moved = now
+        pulse.sign, pulse.heard = sign, now
+
+    def hung(self, now: float) -> dict[str, str]:
+        """Engines to kill, and what is wrong with each."""
+        found = {}
+        for engine, pulse in self.pulses.items():
+            if now - pulse.heard > self.timeout_s:
+                found[engine] = f"said nothing for {now - pulse.heard:.0f} s"
+            elif now - pulse.moved > self.timeout_s:
+                found[engine] = f"made no progress for {now - pulse.moved:.0f} s with {pulse.sign.in_flight} blocks of rollouts"
+        return found
+
+    def figures(self, taken: int) -> dict[str, float]:
+        finished = sum(pulse.before + pulse.sign.finished for pulse in self.pulses.values())
+        return {"engines": float(len(self.pulses)), "queue/depth": float(max(0, finished - taken))}
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            for engine, why in self.hung(time.monotonic()).items():
+                pulse = self.pulses[engine]
+                pulse.heard = pulse.moved = time.monotonic()
+                self.report("engine", f"engine {engine[:8]} {why} (rollout.stall_timeout_s={self.timeout_s:g}): it is killed")
+                ray.kill(pulse.actor, no_restart=False)

@@ -1,0 +1,103 @@
+"""A checkpoint fits any number of learners and any ZeRO stage, and training goes on as if it had not been interrupted."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from algorithms import SRFT
+from srft_ray.checkpoint import CheckpointStore
+from srft_ray.config import make_config
+from tests.distributed.harness import Case, difference, load, make_groups, spawn
+
+STEPS, STOP = 8, 4
+
+
+def config_for(folder):
+    return make_config({"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}})
+
+
+def train(rank, world, model_path, folder, case, first, last, stop):
+    """Losses of steps first … last - 1 and the parameters after them; loads at `first` if it is not 0, saves after `stop`."""
+    from srft_ray.engine_deepspeed import DeepSpeedEngine
+    from srft_ray.learner import Learner
+    from srft_ray.saving import Saver
+    from tests.conftest import make_tokenizer
+    model, _ = load(model_path)
+    engine = DeepSpeedEngine(model, case.learner(), torch.float32)
+    learner = Learner(engine, case.learner(), parity_threshold=1e9)
+    saver = Saver(CheckpointStore.of(config_for(folder)), config_for(folder), engine, model, make_tokenizer())
+    if first:
+        saver.load(first)
+    losses = []
+    for step in range(first, last):
+        stage = case.stage(step)
+        losses.append(learner.step(make_groups(stage, step)[rank::world], step, stage, 1.0)["loss"])
+        if step + 1 == stop:
+            assert saver.save(stop, final=False, about={"policy_version": stop})
+    return losses, {name: value.detach().clone() for name, value in engine.weights()}
+
+
+def case(zero, offload=False):
+    return Case(SRFT(), zero_stage=zero, offload=offload, micro_batch_tokens=60, steps=STEPS, lr=0.003)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_model):
+    """An uninterrupted run of two learners under ZeRO 2 that left a checkpoint half-way."""
+    folder = tmp_path_factory.mktemp("saved")
+    losses, weights = spawn(2, train, tiny_model, folder, case(2), 0, STEPS, STOP)
+    return folder, losses, weights
+
+
+@pytest.mark.parametrize(("world", "zero", "offload"), [
+    (1, 0, False), (4, 3, False), (2, 2, False), *(pytest.param(*full, marks=pytest.mark.full) for full in ((1, 3, True), (3, 1, True), (2, 0, False)))])
+def test_other_learners_and_zero_stages_go_on(saved, tiny_model, world, zero, offload):
+    folder, losses, weights = saved
+    continued, after = spawn(world, train, tiny_model, folder, case(zero, offload), STOP, STEPS, None)
+    worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(continued, losses[STOP:], strict=True))
+    print(f"2 learners, ZeRO 2 -> {world} learners, ZeRO {zero}, offload {offload}: losses differ by at most {worst:.1e}, "
+          f"parameters by {difference(after, {k: v.double() for k, v in weights.items()}):.1e}")
+    assert worst <= 1e-5
+    assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
+    if (world, zero) == (2, 2):
+        assert continued == losses[STOP:] and all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("zero", [0, 2, pytest.param(1, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)])
+def test_one_learner_goes_on_bit_for_bit(tmp_path, tiny_model, zero):
+    losses, weights = spawn(1, train, tiny_model, tmp_path, case(zero), 0, STEPS, STOP)
+    continued, after = spawn(1, train, tiny_model, tmp_path, case(zero), STOP, STEPS, None)
+    assert continued == losses[STOP:] and all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+def test_it_is_the_moments_that_matter(saved, tiny_model):
+    """The comparison above can fail: without Adam's moments the losses part."""
+    folder, losses, _ = saved
+    continued, _ = spawn(1, train_without_moments, tiny_model, folder, case(0), STOP, STEPS, None)
+    assert max(abs(a - b) for a, b in zip(continued, losses[STOP:], strict=True)) > 1e-4
+
+
+def train_without_moments(*args):
+    from srft_ray.engine_deepspeed import DeepSpeedEngine
+    load_all = DeepSpeedEngine.load
+
+    def load_and_forget(self, saved, updates):
+        load_all(self, saved, updates)
+        self.reset_optimizer()
+    DeepSpeedEngine.load = load_and_forget
+    return train(*args)
+
+
+def test_a_model_that_does_not_fit_is_refused(saved, tmp_path, untied_model):
+    folder, _, _ = saved
+    with pytest.raises(Exception, match=r"the checkpoint has no lm_head.weight\|weight"):
+        spawn(1, train, untied_model, folder, case(0), STOP, STEPS, None)
+
+
+def test_hf_is_the_trained_model(saved, tiny_model):
+    from transformers import AutoModelForCausalLM
+    folder, _, _ = saved
+    model = AutoModelForCausalLM.from_pretrained(Path(folder) / "run" / "checkpoints" / f"step-{STOP}" / "hf", dtype=torch.float32)
+    reader = CheckpointStore.of(config_for(folder)).tensors(STOP)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(reader[f"{name}|weight"].view_as(parameter), parameter)
