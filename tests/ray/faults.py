@@ -1,0 +1,104 @@
+"""Runs that are disturbed: the command line as a user types it, whose processes are killed at chosen moments."""
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from srft_ray.journal import read_json_lines
+from tests.ray.conftest import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = {"engine": "ray::MapWorker", "learner": "ray::RayTrainWorker", "gate": "ray::Gate", "verifier": "srft_ray.verify.keeper"}
+TIMES = ("time/", "engines", "queue/", "utilization/")  # metrics that say how fast, not what
+
+
+def processes(token: str, title: str = "") -> list[int]:
+    """Living processes whose environment holds the token and whose command line contains the title."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and token.encode() in (folder / "environ").read_bytes() and title in (folder / "cmdline").read_text().replace("\0", " "):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+class Watched:
+    """A training command in a process of its own; `token` marks every process that it starts."""
+
+    def __init__(self, run_dir: Path, *words: object, address: str | None = None, **environment: str) -> None:
+        self.run_dir, self.words, self.token = run_dir, words, f"SRFT_TEST={run_dir}"
+        self.environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
+        self.environment |= {"SRFT_TEST": str(run_dir), **({"RAY_ADDRESS": address} if address else {})}
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "srft_ray", "train", *map(str, self.words)], cwd=ROOT, env=self.environment,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def done(self) -> int:
+        """Steps in the metrics."""
+        return max((record["step"] + 1 for record in read_json_lines(self.run_dir / "metrics.jsonl")), default=0)
+
+    def wait_for_step(self, steps: int, timeout_s: float = 240) -> None:
+        """Until so many steps are done."""
+        deadline = time.monotonic() + timeout_s
+        while self.done() < steps:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline, f"{self.done()} of {steps} steps after {timeout_s} s; {read_json_lines(self.run_dir / 'events.jsonl')}"
+            time.sleep(0.02)
+
+    def step_s(self) -> float:
+        return statistics.median(r["time/step"] for r in read_json_lines(self.run_dir / "metrics.jsonl")[1:])
+
+    def find(self, kind: str) -> list[int]:
+        return processes(self.token, KINDS[kind])
+
+    def kill(self, kind: str, chance: random.Random | None = None, number: int = signal.SIGKILL) -> int:
+        pid = (chance or random.Random(0)).choice(self.find(kind))
+        os.kill(pid, number)
+        return pid
+
+    def finish(self, timeout_s: float = 300) -> tuple[int, str, str]:
+        out, error = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, out, error
+
+    def events(self) -> list[str]:
+        return [f"{event['kind']}: {event['message']}" for event in read_json_lines(self.run_dir / "events.jsonl")]
+
+    def left(self, timeout_s: float = 20) -> list[int]:
+        """Processes that outlive the command for so long."""
+        deadline = time.monotonic() + timeout_s
+        while (found := processes(self.token)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+
+def what(record: dict) -> dict:
+    return {key: value for key, value in record.items() if not key.startswith(TIMES)}
+
+
+def check_same(run: Run, undisturbed: Run, steps: int, exact: bool = True) -> None:
+    """The same metrics, ledger and parameters; `exact` bit for bit, else to rounding."""
+    assert len(run.metrics) == len(undisturbed.metrics) == steps
+    order = ("step", "group_id", "sample")
+    mine, theirs = (sorted(r.ledger, key=lambda row: [row[key] for key in order]) for r in (run, undisturbed))
+    assert [[row[key] for key in order] for row in mine] == [[row[key] for key in order] for row in theirs]
+    weights = [load_file(r.dir / f"checkpoints/step-{steps}/hf/model.safetensors") for r in (run, undisturbed)]
+    if exact:
+        assert [what(record) for record in run.metrics] == [what(record) for record in undisturbed.metrics]
+        assert mine == theirs
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    else:
+        worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(run.metrics, undisturbed.metrics, strict=True))
+        print(f"losses differ by at most {worst:.1e}")
+        assert worst <= 1e-5
