@@ -97,7 +97,8 @@ class LearnerWorker:
         metrics.write_ledger(self.run_dir, step, self.rank, groups)
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {"time/rollout_wait": waited, "time/learner": learned - started, "time/publish": published - learned}
-        self._record(record | {"time/step": time.perf_counter() - mark})
+        record |= {"time/step": time.perf_counter() - mark}
+        self._record(record | metrics.utilization(record))
         if self.config.trainer.checkpoint_every and self.step % self.config.trainer.checkpoint_every == 0:
             self.save(self.step)
 
