@@ -37,6 +37,7 @@ nodes_alive() {
   timeout 60 python -c 'import ray; ray.init(log_to_driver=False, logging_level=40); print(sum(node["Alive"] for node in ray.nodes()))' 2> /dev/null || echo 0
 }
 
+trap 'scontrol requeue "$SLURM_JOB_ID"; exit 0' TERM # nothing to save yet
 export RAY_ADDRESS=$HEAD:$PORT
 on "${NODES[0]}" ray start --head --block --node-ip-address="$HEAD" --port="$PORT" --disable-usage-stats "${RESOURCES[@]}" &
 head=$!

@@ -153,6 +153,14 @@ def test_slurm_script_queues_a_preempted_run_again(slurm, tmp_path, variables, c
     assert "saved" in log(tmp_path) and ("scontrol requeue 7" in log(tmp_path)) == requeued
 
 
+def test_slurm_script_that_is_preempted_before_the_run_starts(slurm, tmp_path):
+    job = slurm(ALIVE="1")
+    log(tmp_path, "ray start --head")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == 0
+    assert "scontrol requeue 7" in log(tmp_path) and "srft-ray" not in log(tmp_path)
+
+
 def test_slurm_script_passes_on_the_code_of_a_failed_run(slurm, tmp_path):
     assert slurm(CODE="1").wait(20) == 1
     assert "requeue" not in log(tmp_path)
