@@ -2,16 +2,20 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 
 import ray
+from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from srft_ray.config import Config, bounds
+from srft_ray.config import Config, bounds, require
 from srft_ray.data.pipeline import engine_gpus
 from srft_ray.errors import UserError
 from srft_ray.models import resolve_device
+from srft_ray.preflight import shared_paths
 
 SPARE_CPUS = 2.0  # Ray Data's own tasks
 WORKER_ENVIRONMENT = {
@@ -57,8 +61,8 @@ def start_ray(config: Config, cpus: float) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return False
-    quiet = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR,
-             "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
+    variables = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}  # Ray refuses a job that sets one twice
+    quiet = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR, "runtime_env": {"env_vars": variables}}
     if cluster_address(config):
         ray.init(address=cluster_address(config), **quiet)
         return False
@@ -71,13 +75,14 @@ def placed(config: Config, engines: bool) -> Iterator[tuple[str, int | None]]:
     """Ray with room for the run, for the length of the block: (device, CPU threads of a learner; None on GPUs).
 
     Raises:
-        UserError: CUDA is asked for and absent, or the cluster can never place the run.
+        UserError: CUDA is asked for and absent, the cluster can never place the run, or not all of its nodes see the run's files.
     """
     ours = start_ray(config, demand(config, engines, "cpu").cpus)
     try:
         device = resolve_device(config)
         needed = demand(config, engines, device)
         check_placement(needed)
+        check_shared(shared_paths(config))
         cores = (os.cpu_count() or 1) // (needed.learners + needed.engines) if ours else math.ceil(config.learner.cpus_per_worker)
         yield device, max(1, cores) if device == "cpu" else None
     finally:
@@ -96,3 +101,34 @@ def check_placement(needed: Demand) -> None:
     if needed.cpus > cpus or needed.gpus > gpus:
         raise UserError(f"The run asks for {needed}, but the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs: lower "
                         "learner.num_workers or rollout.num_engines (or their cpus_per_…), or add nodes.")
+
+
+def check_shared(paths: Mapping[str, str]) -> None:
+    """Raises UserError if a node that can hold learners or engines does not see one of the paths, or has a run.dir of its own.
+
+    `paths` are absolute, by config key. A job's working directory is no shared storage: every node unpacks what was submitted for
+    itself, under one name, so that it has the files but sees nothing that another node writes there.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) < 2:
+        return
+    with NamedTemporaryFile(dir=paths["run.dir"], prefix=".seen-by-all-") as marker:
+        probes = {**paths, "run.dir": marker.name}
+        answers = [(node, _unseen_on(node["NodeID"], list(probes.values()))) for node in nodes]
+        for node, answer in answers:
+            try:
+                unseen = ray.get(answer)
+            except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError):
+                continue  # the node has left
+            for key, path in paths.items():
+                require(probes[key] not in unseen, f"Node {node['NodeManagerAddress']} of the Ray cluster does not see {key}={path} of this node: "
+                        "put it on storage that all nodes see at the same path.")
+
+
+def _unseen_on(node_id: str, paths: list[str]) -> ray.ObjectRef:
+    """The paths that do not exist on a node."""
+    def unseen() -> list[str]:  # nested, so that a node without srft_ray's dependencies can answer too
+        return [path for path in paths if not os.path.exists(path)]
+
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(unseen).options(scheduling_strategy=here).remote()

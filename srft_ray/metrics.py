@@ -62,6 +62,17 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
         "tokens/generated": length - prefix + discarded_tokens}
 
 
+def utilization(record: dict[str, float]) -> dict[str, float]:
+    """What learners and engines did with a step, from its record: shares of `time/step` in 0..1, and trained tokens per second.
+
+    The engines' share is the span from the first start to the last end of generation for the step's groups. With
+    max_staleness > 0 that span reaches into earlier steps and the share is cut at 1: the step itself did not wait for it.
+    """
+    seconds = record["time/step"]
+    return {"utilization/learner": min(1.0, record["time/learner"] / seconds),
+            "utilization/engine": min(1.0, record["time/generation"] / seconds), "tokens/per_second": record["tokens"] / seconds}
+
+
 @dataclass(frozen=True)
 class Scored:
     """What evaluation keeps of a prompt: the rewards of its rollouts, how many tokens they have, and minus the sum of their log-probs."""

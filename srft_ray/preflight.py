@@ -119,6 +119,14 @@ def _make_paths_absolute(config: Config) -> None:
         config.algorithm["path"] = absolute(config.algorithm["path"])
 
 
+def shared_paths(config: Config) -> dict[str, str]:
+    """Absolute paths that learners and engines read or write, by config key; a hub's model id is none."""
+    plugins = {"verifier.path": config.verifier.path, "rollout.transport": config.rollout.transport, "algorithm.path": config.algorithm.get("path")}
+    found = {"run.dir": config.run.dir, "model.path": config.model.path, "learner.reference": config.learner.reference or "",
+             **{key: str(value).rpartition(":")[0] for key, value in plugins.items()}}
+    return {key: path for key, path in found.items() if Path(path).is_absolute()}
+
+
 def check_deepspeed(installed: str) -> None:
     """Releases before 0.19 silently lose gradients (DeepSpeed #7967, #7981)."""
     require(tuple(int(part) for part in installed.split(".")[:2]) >= (0, 19),

@@ -125,7 +125,8 @@ class LearnerWorker:
         record |= {"time/rollout_wait": waited, "time/learner": learned - started, "time/publish": published - learned}
         if self.rank == 0:
             record |= ray.get(self.job.gate.figures.remote(self.taken))
-        self._record(record | {"time/step": time.perf_counter() - mark})
+        record |= {"time/step": time.perf_counter() - mark}
+        self._record(record | metrics.utilization(record))
         if self.config.trainer.checkpoint_every and self.step % self.config.trainer.checkpoint_every == 0 and self.step < self.config.trainer.steps:
             self.save(final=False)
 
