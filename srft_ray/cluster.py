@@ -57,7 +57,7 @@ def start_ray(config: Config, cpus: float) -> bool:
     if cluster_address(config):
         ray.init(address=cluster_address(config), **quiet)
         return False
-    ray.init(num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, int(-(-cpus // 1))), include_dashboard=False, **quiet)
+    ray.init("local", num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, int(-(-cpus // 1))), include_dashboard=False, **quiet)
     return True
 
 
