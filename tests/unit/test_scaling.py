@@ -253,6 +253,19 @@ def test_settings_that_cannot_be_run(tmp_path: Path, counts: dict, sections: dic
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["--engines", "1,x"], "--engines 1,x are not whole numbers separated by commas, such as 1,2."),
+    (["--learners", "0,1"], "--learners 0,1 must be at least 1 each."),
+    (["--staleness=-1"], "--staleness -1 must be at least 0 each."), (["model.path=./none"], "model.path"),
+])
+def test_options_that_are_no_numbers(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], words: list[str], wanted: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(base_config(tmp_path, tiny_model)))
+    assert main(["scale", str(path), *words]) == 2
+    error = capsys.readouterr().err
+    assert wanted in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
 # `plan`, from stated figures.
 
 STATED = {"learner_tflops": 100.0, "utilization": 0.5, "engine_tokens_per_s": 1000.0, "engine_token_ms": 10.0, "network_gb_per_s": 10.0,
