@@ -56,7 +56,8 @@ def bare_vllm(config, prompts, seeds, warm_up, repeats):
 def pipeline(config, resolved, warm_up_steps):
     """(tokens/s over the steps after the warm-up, all groups), as a learner would receive them."""
     gate = ray.remote(Gate).options(num_cpus=0).remote(config.rollout.max_staleness)
-    factory = StreamFactory(config, SRFT(), resolved.plan, resolved.train, {}, gate, "cpu", "float32")
+    ray.get(gate.restart.remote(0))
+    factory = StreamFactory(config, None, SRFT(), resolved.plan, resolved.train, {}, gate, "cpu", "float32")
     groups = []
     for batch in factory.stream(0).iter_batches(batch_size=resolved.plan.block, batch_format="numpy", prefetch_batches=0):
         groups += groups_of(batch)

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, plan, data, algorithms. Exit code 0 on success, 2 on bad config or data, 1 on a failed run."""
+"""The command line: train, evaluate, compare, scale, plan, data, algorithms. Exit code 0 on success, 2 on bad config or data, 1 on a failed run."""
 import argparse
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from srft_ray.config import load_config, make_config
+from srft_ray.config import load_config, make_config, require
 from srft_ray.errors import RunFailed, UserError
 
 INTERRUPTED = 130
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     for name, command, text in (
             ("train", train, "train as the config says"),
             ("compare", compare, "train with several algorithms and seeds and show accuracy, entropy and cost as mean ± standard deviation"),
+            ("scale", scale, "measure the step time for numbers of engines and learners, model it, and predict the best split"),
             ("plan", partial(describe, "srft_ray.estimate"), "check a config and show placement, tokens and memory; starts nothing"),
             ("data", partial(describe, "srft_ray.data.inspect"),
              "show rows, lengths, what is dropped and why, and what the verifier says of the demonstrations")):
@@ -59,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.choices["compare"]
     sub.add_argument("--algorithms", default="sft,grpo,two_stage,luffy,srft", help="names, as in `srft-ray algorithms` (default %(default)s)")
     sub.add_argument("--seeds", default="0,1,2", help="default %(default)s")
+    sub = commands.choices["scale"]
+    sub.add_argument("--engines", default="1,2", help="default %(default)s")
+    sub.add_argument("--learners", default="1,2", help="default %(default)s")
+    sub.add_argument("--staleness", help="such as 0,1 (default: rollout.max_staleness of the config)")
+    sub.add_argument("--steps", type=int, default=12, help="of each run (default %(default)s)")
+    sub.add_argument("--devices", type=int, help="to split between engines and learners (default: the most that was run)")
     text = "the algorithms with their papers and defaults, or one with its equations, settings and terms"
     sub = commands.add_parser("algorithms", help=text, description=text)
     sub.add_argument("name", metavar="NAME", nargs="?", help="such as srft")
@@ -90,12 +97,27 @@ def train(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from srft_ray.compare import compare as run
-    try:
-        names, seeds = options.algorithms.split(","), [int(seed) for seed in options.seeds.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {options.seeds} are not whole numbers separated by commas, such as 0,1,2.") from error
+    names, seeds = options.algorithms.split(","), _whole_numbers("--seeds", options.seeds, least=0)
     print(f"\n{run(load_config(options.config, options.overrides), names, seeds)}")
     return 0
+
+
+def scale(options: argparse.Namespace) -> int:
+    from srft_ray.scale import scale as run
+    counts = [_whole_numbers(name, text, least=1) for name, text in (("--engines", options.engines), ("--learners", options.learners))]
+    staleness = None if options.staleness is None else _whole_numbers("--staleness", options.staleness, least=0)
+    print(f"\n{run(load_config(options.config, options.overrides), *counts, staleness, options.steps, options.devices)}")
+    return 0
+
+
+def _whole_numbers(option: str, text: str, least: int) -> list[int]:
+    """The different numbers of a list such as 0,1,2."""
+    try:
+        numbers = list(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError as error:
+        raise UserError(f"{option} {text} are not whole numbers separated by commas, such as 1,2.") from error
+    require(min(numbers) >= least, f"{option} {text} must be at least {least} each.")
+    return numbers
 
 
 def algorithms(options: argparse.Namespace) -> int:

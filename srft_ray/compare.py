@@ -1,20 +1,16 @@
 """`srft-ray compare`: the same run with several algorithms and seeds, as one table. Finished runs are not repeated."""
-import copy
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from srft_ray.checkpoint import CheckpointStore
 from srft_ray.cluster import demand, start_ray
-from srft_ray.config import Config, require, to_yaml
-from srft_ray.driver import fit
+from srft_ray.config import Config, require
 from srft_ray.journal import read_json_lines
 from srft_ray.models import count_parameters
-from srft_ray.preflight import resolve, resolve_settings
 from srft_ray.registry import make_algorithm
+from srft_ray.variants import check, complete, folder_of, variant
 
 
 @dataclass(frozen=True)
@@ -35,15 +31,11 @@ def compare(config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> 
     """
     require(bool(config.evaluation.data), "compare needs evaluation sets: add one, such as evaluation.data.heldout.split=heldout .")
     runs = [_variant(config, algorithm, seed) for seed in seeds for algorithm in algorithms]
-    for run in runs:
-        resolve_settings(run)
-    for run in runs:
-        if not _finished(run):
-            resolve(run)
+    check(runs)
     start_ray(config, max(demand(run, engines=True, device="cpu").cpus for run in runs))
     parameters = count_parameters(config)
     outcomes = [outcome for run in runs for outcome in _outcomes(run, parameters)]
-    folder = Path(config.run.dir).expanduser() / f"{config.run.name}-compare"
+    folder = folder_of(config, "compare")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=2) + "\n")
     text = table(outcomes)
@@ -52,29 +44,22 @@ def compare(config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> 
 
 
 def _variant(config: Config, algorithm: str, seed: int) -> Config:
-    """The config with another algorithm and seed, a name and directory of its own, and nothing else changed."""
-    run = copy.deepcopy(config)
-    run.run.dir = str(Path(config.run.dir).expanduser() / f"{config.run.name}-compare")
-    run.run.name, run.run.seed = f"{algorithm}-seed{seed}", seed
+    """The config with another algorithm and seed, evaluated at least before and after."""
+    run = variant(config, "compare", f"{algorithm}-seed{seed}")
+    run.run.seed = seed
     if config.algorithm.get("name") != algorithm:
         run.algorithm = {"name": algorithm}
     run.trainer.evaluate_every = config.trainer.evaluate_every or config.trainer.steps
     return run
 
 
-def _finished(run: Config) -> bool:
-    record = run.run_dir / "config.yaml"
-    return record.exists() and record.read_text() == to_yaml(run) and CheckpointStore.of(run).latest() == run.trainer.steps
-
-
 def _outcomes(run: Config, parameters: int) -> list[Outcome]:
     """Of the model before and after the run, which is done first if it is not finished. TFLOPs: 6 per parameter and token
     trained on, 2 per token generated (arXiv 2604.23747)."""
-    if not _finished(run):
-        fit(run)
-    summary = json.loads((run.run_dir / "summary.json").read_text())
+    run_dir = complete(run)
+    summary = json.loads((run_dir / "summary.json").read_text())
     generated, trained = summary["tokens_generated"], summary["tokens"]
-    seconds = statistics.median(m["time/step"] for m in read_json_lines(run.run_dir / "metrics.jsonl"))
+    seconds = statistics.median(m["time/step"] for m in read_json_lines(run_dir / "metrics.jsonl"))
     cost = {"tokens generated": generated, "tokens trained on": trained, "TFLOPs": parameters * (2 * generated + 6 * trained) / 1e12,
             "s per step": seconds}
     before, after = (_quality(run, summary["evaluations"], step) for step in (0, run.trainer.steps))

@@ -13,7 +13,7 @@ from srft_ray.errors import UserError
 
 
 def limited(default: Any, **limit: Any) -> Any:
-    """A field whose value, unless None, must be one of `choices=(…)`, at least `least=…` or more than `above=…`."""
+    """A field whose value, unless None, must be one of `choices=(…)`, at least `least=…`, more than `above=…` or at most `most=…`."""
     return field(default=default, metadata=limit)
 
 
@@ -141,6 +141,18 @@ class VerifierSection:
 
 
 @dataclass
+class HardwareSection:
+    """Figures that the user states for `plan`; training does not look at them."""
+    learner_tflops: float | None = limited(None, above=0)  # peak of one learner's device in model.dtype, 1e12 operations/s
+    utilization: float | None = limited(None, above=0, most=1)  # share of that peak in the learner's passes (MFU)
+    engine_tokens_per_s: float | None = limited(None, above=0)  # of one engine with its batch full
+    engine_token_ms: float | None = limited(None, above=0)  # between two tokens of one sequence: the longest response waits for all of its own
+    network_gb_per_s: float | None = limited(None, above=0)  # 1e9 bytes/s, of weights from the learners to the engines
+    mean_prompt_tokens: float | None = limited(None, above=0)
+    mean_response_tokens: float | None = limited(None, above=0)  # of rollouts and demonstrations alike
+
+
+@dataclass
 class Config:
     run: RunSection = field(default_factory=RunSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
@@ -152,6 +164,7 @@ class Config:
     trainer: TrainerSection = field(default_factory=TrainerSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     verifier: VerifierSection = field(default_factory=VerifierSection)
+    hardware: HardwareSection = field(default_factory=HardwareSection)
 
     @property
     def run_dir(self) -> Path:
@@ -274,9 +287,11 @@ def check_values(config: Config) -> None:
             f"model.max_length={config.model.max_length}: lower the one or raise the other.")
 
 
-def _check_limit(key: str, value: Any, choices: Sequence[Any] = (), least: float | None = None, above: float | None = None) -> None:
+def _check_limit(key: str, value: Any, choices: Sequence[Any] = (), least: float | None = None, above: float | None = None,
+                 most: float | None = None) -> None:
     if choices and value not in choices:
         raise UserError(f"{key} is {value!r}: {nearest(value, choices)}")
     if value is not None:  # NaN is within no limit
         require(least is None or value >= least, f"{key} must be at least {least}, not {value}.")
         require(above is None or value > above, f"{key} must be above {above}, not {value}.")
+        require(most is None or value <= most, f"{key} must be at most {most}, not {value}.")

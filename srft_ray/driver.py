@@ -1,4 +1,5 @@
 """`fit`: one run from a config to a trained model."""
+import json
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, claimed, resolve
 from srft_ray.progress import Progress
 from srft_ray.rollout.gate import Gate
+from srft_ray.rollout.watch import Watch
 from srft_ray.train_loop import Job, train_loop
 
 
@@ -44,7 +46,7 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
     """Trains; `algorithm` takes the place of the config's `algorithm` section. Call it from the main thread.
 
     SIGTERM ends it in order: the learners finish or drop their step and write a checkpoint, and the result says so; the same
-    call goes on from there.
+    call goes on from there. Of a run that is finished nothing is repeated.
 
     Raises:
         UserError: bad config, model or data, before anything is written.
@@ -53,23 +55,30 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
     if not cluster_address(config):
         resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
+    store = CheckpointStore.of(config)
+    if store.latest() == config.trainer.steps:
+        return _finished(config, store, time.time())
     with placed(config, needs_engines(config, resolved.algorithm)) as (device, threads), claimed(config):
-        return _run(resolved, device, threads)
+        return _run(resolved, store, device, threads)
 
 
-def _run(resolved: Resolved, device: str, threads: int | None) -> Result:
-    config, started = resolved.config, time.time()
-    run_dir, store, steps = config.run_dir, CheckpointStore.of(config), config.trainer.steps
+def _run(resolved: Resolved, store: CheckpointStore, device: str, threads: int | None) -> Result:
+    config, started, run_dir = resolved.config, time.time(), resolved.config.run_dir
     (run_dir / "config.yaml").write_text(to_yaml(config))
     gate = ray.remote(Gate).options(num_cpus=0, max_restarts=config.rollout.max_restarts, max_task_retries=-1, scheduling_strategy=_here()).remote(
-        config.rollout.max_staleness, config.rollout.stall_timeout_s, partial(record_event, run_dir))
+        config.rollout.max_staleness, Watch(config.rollout.stall_timeout_s, partial(record_event, run_dir)))
     with Progress(config, resume_from=store.latest()), _stopping(gate):
         stopped = _attempts(resolved, store, gate, device, threads)
     done = store.latest()
-    model = store.path(done, "hf")
-    if done < steps:
-        return Result(run_dir, done, stopped, {}, model)
-    return Result(run_dir, done, "", report.write(run_dir, done, model, time.time() - started), model)
+    return Result(run_dir, done, stopped, {}, store.path(done, "hf")) if done < config.trainer.steps else _finished(config, store, started)
+
+
+def _finished(config: Config, store: CheckpointStore, started: float) -> Result:
+    """With its summary, which is written if the run ended before it was."""
+    steps, summary = config.trainer.steps, config.run_dir / "summary.json"
+    model = store.path(steps, "hf")
+    figures = json.loads(summary.read_text()) if summary.exists() else report.write(config.run_dir, steps, model, time.time() - started)
+    return Result(config.run_dir, steps, "", figures, model)
 
 
 def _attempts(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> str:

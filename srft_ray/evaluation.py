@@ -29,7 +29,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     sets = prepare_evaluation(config, load_tokenizer(config.model), data_folder(config))
     plan = make_plan(config, evaluation_sizes(config, sets), GRPO())
     with placed(config, engines=True) as (device, _):
-        gate = ray.remote(Gate).options(num_cpus=0).remote(0, config.rollout.stall_timeout_s, print)
+        gate = ray.remote(Gate).options(num_cpus=0).remote(0)
         ray.get(gate.restart.remote(0))
         plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
         nothing = next(iter(sets.values()))

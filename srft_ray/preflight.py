@@ -29,13 +29,16 @@ from srft_ray.weights import transport_class
 
 LOCK = ".lock"
 PLACEMENT = {  # may change when a run is continued: nothing of it enters an update
-    "cluster", "run.resume", "run.loggers", "learner.num_workers", "learner.zero_stage", "learner.offload_optimizer", "learner.micro_batch_tokens",
-    "learner.activation_checkpointing", "learner.logit_chunk_mb", "learner.parity_threshold", "learner.cpus_per_worker", "learner.resources",
-    "learner.timeout_s", "learner.start_timeout_s", "learner.resize_interval_s", "rollout.num_engines", "rollout.tensor_parallel",
-    "rollout.gpus_per_engine", "rollout.gpu_memory_utilization", "rollout.cpus_per_engine", "rollout.max_num_seqs", "rollout.kv_cache_gib",
-    "rollout.groups_per_task", "rollout.transport", "rollout.transport_chunk_mb", "rollout.resources", "rollout.timeout_s", "rollout.stall_timeout_s",
-    "rollout.max_restarts", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.keep_every", "trainer.keep_best",
-    "trainer.max_checkpoint_failures", "trainer.max_failures", "trainer.resize_timeout_s", "verifier.num_workers", "verifier.memory_mb"}
+    "cluster", "hardware", "run.resume", "run.loggers",
+    *(f"learner.{name}" for name in (
+        "num_workers", "zero_stage", "offload_optimizer", "micro_batch_tokens", "activation_checkpointing", "logit_chunk_mb", "parity_threshold",
+        "cpus_per_worker", "resources", "timeout_s", "start_timeout_s", "resize_interval_s")),
+    *(f"rollout.{name}" for name in (
+        "num_engines", "tensor_parallel", "gpus_per_engine", "gpu_memory_utilization", "cpus_per_engine", "max_num_seqs", "kv_cache_gib",
+        "groups_per_task", "transport", "transport_chunk_mb", "resources", "timeout_s", "stall_timeout_s", "max_restarts")),
+    *(f"trainer.{name}" for name in (
+        "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "max_checkpoint_failures", "max_failures", "resize_timeout_s")),
+    "verifier.num_workers", "verifier.memory_mb"}
 
 
 @dataclass
@@ -134,7 +137,7 @@ def check_deepspeed(installed: str) -> None:
 
 
 def check_run_directory(config: Config) -> None:
-    """A directory that holds the same run unfinished is continued; any other run in it is an error."""
+    """A directory that holds the same run is continued; any other run in it is an error."""
     folder, record = config.run_dir, config.run_dir / "config.yaml"
     for path in (folder, *folder.parents):
         require(path.is_dir() or not path.exists(), f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
@@ -150,7 +153,6 @@ def check_run_directory(config: Config) -> None:
     changed = changes(OmegaConf.to_container(OmegaConf.load(record)), dataclasses.asdict(config))
     require(not changed, f"The run directory {folder} already holds a different run ({', '.join(changed)} changed): choose another run.name or "
             "delete it.")
-    require(store.latest() < config.trainer.steps, f"The run in {folder} is already finished: choose another run.name or delete it.")
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """Elastic learners: Ray Train restarts them to change their number; here they leave a checkpoint first, so that nothing is repeated."""
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import ray
@@ -27,4 +28,4 @@ class CheckpointBeforeResize(ControllerCallback):
 
 def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return shorten(lines[-1], 200, placeholder=" …") if lines else type(error).__name__

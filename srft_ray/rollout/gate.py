@@ -1,7 +1,7 @@
 """The gate: which policy version a rollout may start with. Staleness has this one owner."""
 import asyncio
+import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ class Gate:
     It also passes on what must reach the learners between two steps: that they are to leave, and why.
     """
 
-    def __init__(self, max_staleness: int, stall_timeout_s: float, report: Callable[[str, str], None]) -> None:
+    def __init__(self, max_staleness: int, watch: Watch | None = None) -> None:
         self.max_staleness = max_staleness
         self.version = -1
         self.chunks: dict[int, ray.ObjectRef] = {}
@@ -27,9 +27,9 @@ class Gate:
         self._start: int | None = None
         self._wish, self._stop, self._abort = "", "", ""
         self._changed = asyncio.Condition()
-        self._watch = Watch(stall_timeout_s, report)
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            report("gate", "the actor that holds the weights died and was started again; the learners publish to it anew")
+        self._watch = watch or Watch(math.inf, print)
+        if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
+            self._watch.report("gate", "the actor that holds the weights died and was started again; the learners publish to it anew")
 
     async def restart(self, step: int) -> None:
         """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights.

@@ -49,8 +49,10 @@ def saved(tmp_path_factory, tiny_model):
     return folder, losses, weights
 
 
-@pytest.mark.parametrize(("world", "zero", "offload"), [
-    (1, 0, False), (4, 3, False), (2, 2, False), *(pytest.param(*full, marks=pytest.mark.full) for full in ((1, 3, True), (3, 1, True), (2, 0, False)))])
+FULL = [pytest.param(*setting, marks=pytest.mark.full) for setting in ((1, 3, True), (3, 1, True), (2, 0, False))]
+
+
+@pytest.mark.parametrize(("world", "zero", "offload"), [(1, 0, False), (4, 3, False), (2, 2, False), *FULL])
 def test_other_learners_and_zero_stages_go_on(saved, tiny_model, world, zero, offload):
     folder, losses, weights = saved
     continued, after = spawn(world, train, tiny_model, folder, case(zero, offload), STOP, STEPS, None)

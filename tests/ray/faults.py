@@ -54,7 +54,7 @@ class Watched:
         deadline = time.monotonic() + timeout_s
         while self.done() < steps:
             assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline, f"{self.done()} of {steps} steps after {timeout_s} s; {read_json_lines(self.run_dir / 'events.jsonl')}"
+            assert time.monotonic() < deadline, f"{self.done()} of {steps} steps after {timeout_s} s; {self.events()}"
             time.sleep(0.02)
 
     def step_s(self) -> float:

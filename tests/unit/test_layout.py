@@ -51,4 +51,4 @@ def test_the_system_stays_readable_in_an_hour():
         count += sum(bool(line.strip()) and not line.strip().startswith("#") and number not in documented
                      for number, line in enumerate(source.splitlines(), start=1))
     print(f"{count} lines of code, {sum(len(file.read_text().splitlines()) for file in SYSTEM)} with documentation and blank lines")
-    assert count <= 3500
+    assert count <= 4200
