@@ -16,7 +16,7 @@ from tests.ray.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"engine": "ray::MapWorker", "learner": "ray::RayTrainWorker", "gate": "ray::Gate", "verifier": "srft_ray.verify.keeper"}
-TIMES = ("time/", "engines", "queue/", "utilization/")  # metrics that say how fast, not what
+TIMES = ("time/", "engines", "queue/", "utilization/", "tokens/per_second")  # metrics that say how fast, not what
 
 
 def processes(token: str, title: str = "") -> list[int]:

@@ -1,0 +1,120 @@
+"""Real processes are killed at chosen moments of a step; the run ends as if nothing had happened: every sequence once, every figure the same."""
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.ray.conftest import Run
+from tests.ray.faults import KINDS, ROOT, Watched, check_same
+
+STEPS, GROUPS = 14, 8
+MOMENTS = (0.15, 0.5, 0.85)  # of a step's duration after the one before was recorded: generating, between, learning
+LIMIT_S = {"engine": 30, "gate": 30, "verifier": 30, "learner": 60}
+
+
+def words(folder, name, *more):
+    return (ROOT / "examples/quickstart.yaml", f"run.dir={folder}", f"run.name={name}", f"trainer.steps={STEPS}", f"trainer.groups_per_step={GROUPS}",
+            "trainer.evaluate_every=0", "trainer.checkpoint_every=4", "trainer.max_failures=4", *more)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = Watched(folder / "run", *words(folder, "run"))
+    code, _, error = run.finish()
+    assert code == 0, error
+    return Run(folder / "run")
+
+
+def strike(run, kind, moment, chance):
+    """Kills one process of the kind in the coming step; seconds until a step is recorded that was not, less an ordinary step."""
+    done, ordinary = run.done(), run.step_s()
+    time.sleep(moment * ordinary)
+    run.kill(kind, chance)
+    struck = time.monotonic()
+    run.wait_for_step(max(done, run.done()) + 1)
+    return time.monotonic() - struck - ordinary
+
+
+def disturb(folder, strikes):
+    """A run with (step, kind, moment) strikes; it must end well and leave nothing. Returns it with the seconds that each strike cost."""
+    run, chance, lost = Watched(folder / "run", *words(folder, "run")), random.Random(0), []
+    try:
+        for step, kind, moment in strikes:
+            run.wait_for_step(step)
+            lost.append(strike(run, kind, moment, chance))
+        code, _, error = run.finish()
+        assert code == 0, (error, run.events())
+        assert not run.left()
+    finally:
+        run.process.kill()
+    return Run(folder / "run"), lost
+
+
+def report(kinds, lost):
+    print("seconds lost:", ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in zip(kinds, lost, strict=True)))
+    assert all(seconds <= LIMIT_S[kind] for kind, seconds in zip(kinds, lost, strict=True))
+
+
+def test_one_run_survives_the_death_of_each(tmp_path, undisturbed):
+    strikes = [(2, "verifier", 0.5), (4, "gate", 0.15), (6, "engine", 0.5), (9, "learner", 0.85)]
+    run, lost = disturb(tmp_path, strikes)
+    run.check_exactly_once(STEPS, GROUPS)
+    check_same(run, undisturbed, STEPS)
+    report([kind for _, kind, _ in strikes], lost)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_three_moments(tmp_path, undisturbed, kind):
+    run, lost = disturb(tmp_path, [(3 + 3 * number, kind, moment) for number, moment in enumerate(MOMENTS)])
+    run.check_exactly_once(STEPS, GROUPS)
+    check_same(run, undisturbed, STEPS)
+    report([kind] * len(lost), lost)
+
+
+@pytest.mark.full
+def test_the_driver_dies_and_the_job_is_started_again(tmp_path, undisturbed):
+    run = Watched(tmp_path / "run", *words(tmp_path, "run"))
+    for number, moment in enumerate(MOMENTS):
+        done = 3 + 3 * number
+        run.wait_for_step(done)
+        time.sleep(moment * run.step_s())
+        run.process.kill()
+        struck = time.monotonic()
+        run.process.communicate()
+        assert not run.left(), "what the driver started outlived it"
+        run.start()
+        run.wait_for_step(done + 1)
+        print(f"driver: {time.monotonic() - struck:.1f} s until a new step")
+    code, _, error = run.finish()
+    assert code == 0, error
+    Run(tmp_path / "run").check_exactly_once(STEPS, GROUPS)
+    check_same(Run(tmp_path / "run"), undisturbed, STEPS)
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_with_other_learners(tmp_path, undisturbed):
+    run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.checkpoint_every=0"))
+    run.wait_for_step(5)
+    run.process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    code, out, error = run.finish(60)
+    assert code == 0 and "stopped by SIGTERM after step" in out, (out, error)
+    print(f"stopped {time.monotonic() - asked:.1f} s after SIGTERM")
+    assert not run.left() and not (run.run_dir / "summary.json").exists()
+    stopped = Run(run.run_dir)
+    assert 5 <= len(stopped.metrics) < STEPS and (run.run_dir / f"checkpoints/step-{len(stopped.metrics)}/complete.json").exists()
+    shutil.copytree(run.run_dir, tmp_path / "other" / "run")
+    run.start()
+    assert run.finish()[0] == 0
+    check_same(Run(run.run_dir), undisturbed, STEPS)
+    other = Watched(tmp_path / "other" / "run", *words(tmp_path / "other", "run", "trainer.checkpoint_every=0", "learner.num_workers=2",
+                                                      "learner.zero_stage=3", "rollout.num_engines=2"))
+    code, _, error = other.finish()
+    assert code == 0, error
+    other = Run(other.run_dir)
+    other.check_exactly_once(STEPS, GROUPS)
+    assert other.metrics[:len(stopped.metrics)] == stopped.metrics
+    check_same(other, undisturbed, STEPS, exact=False)
