@@ -2,6 +2,7 @@
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +32,12 @@ class Demand:
     engines: int
     cpus: float
     gpus: float
+    custom: dict[str, float]  # Ray resources by the user's own names
 
     def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.learners} learners and {self.engines} engines, together {self.cpus:g} CPUs{gpus}"
+        others = {"GPUs": self.gpus, **self.custom}
+        return f"{self.learners} learners and {self.engines} engines, together {self.cpus:g} CPUs" + "".join(
+            f" and {number:g} {name}" for name, number in others.items() if number)
 
 
 def demand(config: Config, engines: bool, device: str) -> Demand:
@@ -42,7 +45,9 @@ def demand(config: Config, engines: bool, device: str) -> Demand:
     number = bounds(config.rollout.num_engines, "rollout.num_engines")[0] if engines else 0
     cpus = learners * config.learner.cpus_per_worker + number * config.rollout.cpus_per_engine + SPARE_CPUS
     gpus = learners + number * engine_gpus(config) if device == "cuda" else 0.0
-    return Demand(learners, number, cpus, gpus)
+    custom = Counter({name: n * learners for name, n in config.learner.resources.items()})
+    custom.update({name: n * number for name, n in config.rollout.resources.items()})
+    return Demand(learners, number, cpus, gpus, dict(custom))
 
 
 def learner_resources(config: Config, device: str) -> dict[str, float]:
@@ -50,10 +55,10 @@ def learner_resources(config: Config, device: str) -> dict[str, float]:
     return {"CPU": learner.cpus_per_worker, **({"GPU": 1.0} if device == "cuda" else {}), **learner.resources}
 
 
-def start_ray(config: Config, cpus: float) -> bool:
+def start_ray(config: Config, cpus: float, custom: dict[str, float] | None = None) -> bool:
     """Connects to the Ray of `cluster.address` or RAY_ADDRESS, else starts one here; True if it was started here.
 
-    One that is started here offers the logical CPUs that the run asks for: with only the machine's own, learners, engines
+    One that is started here offers the logical CPUs and custom resources that the run asks for: with only the machine's own, learners, engines
     and Ray Data's tasks would wait for each other for ever on a small machine.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -66,7 +71,8 @@ def start_ray(config: Config, cpus: float) -> bool:
     if cluster_address(config):
         ray.init(address=cluster_address(config), **quiet)
         return False
-    ray.init("local", num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, int(-(-cpus // 1))), include_dashboard=False, **quiet)
+    ray.init("local", num_cpus=config.cluster.num_cpus or max(os.cpu_count() or 1, int(-(-cpus // 1))), include_dashboard=False, resources=custom,
+             **quiet)
     return True
 
 
@@ -77,7 +83,8 @@ def placed(config: Config, engines: bool) -> Iterator[tuple[str, int | None]]:
     Raises:
         UserError: CUDA is asked for and absent, the cluster can never place the run, or not all of its nodes see the run's files.
     """
-    ours = start_ray(config, demand(config, engines, "cpu").cpus)
+    asked = demand(config, engines, "cpu")
+    ours = start_ray(config, asked.cpus, asked.custom)
     try:
         device = resolve_device(config)
         needed = demand(config, engines, device)
@@ -97,10 +104,11 @@ def cluster_address(config: Config) -> str | None:
 def check_placement(needed: Demand) -> None:
     """Raises UserError if the cluster can never place what the run asks for."""
     there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    if needed.cpus > cpus or needed.gpus > gpus:
-        raise UserError(f"The run asks for {needed}, but the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs: lower "
-                        "learner.num_workers or rollout.num_engines (or their cpus_per_…), or add nodes.")
+    asked = {"CPU": needed.cpus, "GPU": needed.gpus, **needed.custom}
+    if any(number > there.get(name, 0.0) for name, number in asked.items()):
+        has = " and ".join(f"{there.get(name, 0.0):g} {name}{'s' * (name in ('CPU', 'GPU'))}" for name in asked)
+        raise UserError(f"The run asks for {needed}, but the Ray cluster has {has}: lower learner.num_workers or rollout.num_engines (or their "
+                        "cpus_per_… and resources), or add nodes.")
 
 
 def check_shared(paths: Mapping[str, str]) -> None:

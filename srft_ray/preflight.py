@@ -29,7 +29,7 @@ from srft_ray.weights import transport_class
 
 LOCK = ".lock"
 PLACEMENT = {  # may change when a run is continued: nothing of it enters an update
-    "cluster", "hardware", "run.resume", "run.loggers",
+    "cluster", "hardware", "run.dir", "run.name", "run.resume", "run.loggers",
     *(f"learner.{name}" for name in (
         "num_workers", "zero_stage", "offload_optimizer", "micro_batch_tokens", "activation_checkpointing", "logit_chunk_mb", "parity_threshold",
         "cpus_per_worker", "resources", "timeout_s", "start_timeout_s", "resize_interval_s")),

@@ -124,7 +124,7 @@ class LearnerWorker:
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {"time/rollout_wait": waited, "time/learner": learned - started, "time/publish": published - learned}
         if self.rank == 0:
-            record |= ray.get(self.job.gate.figures.remote(self.taken))
+            record |= {"learners": self.world_size, **ray.get(self.job.gate.figures.remote(self.taken))}
         record |= {"time/step": time.perf_counter() - mark}
         self._record(record | metrics.utilization(record))
         if self.config.trainer.checkpoint_every and self.step % self.config.trainer.checkpoint_every == 0 and self.step < self.config.trainer.steps:

@@ -16,7 +16,39 @@ from tests.ray.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"engine": "ray::MapWorker", "learner": "ray::RayTrainWorker", "gate": "ray::Gate", "verifier": "srft_ray.verify.keeper"}
-TIMES = ("time/", "engines", "queue/", "utilization/", "tokens/per_second")  # metrics that say how fast, not what
+TIMES = ("time/", "engines", "learners", "queue/", "utilization/", "tokens/per_second")  # metrics that say how fast, not what
+
+
+class Nodes:
+    """A Ray cluster of several local nodes whose processes carry the token; the head takes no learners or engines."""
+
+    def __init__(self, token: str) -> None:
+        from ray.cluster_utils import Cluster
+        name, _, value = token.partition("=")
+        os.environ.update({name: value, "RAY_AUTH_MODE": "disabled"})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        del os.environ[name]
+        self.token = token
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def join(self, cpus: int = 3) -> object:
+        """A node with room for one learner and one engine."""
+        name, _, value = self.token.partition("=")
+        os.environ[name] = value
+        try:
+            return self.cluster.add_node(num_cpus=cpus, resources={"learner": 1, "engine": 1})
+        finally:
+            del os.environ[name]
+
+    def kill(self, node: object) -> None:
+        """SIGKILL of the node's raylet; Ray ends what it ran."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self.cluster.shutdown()
 
 
 def processes(token: str, title: str = "") -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from tests.ray.conftest import Run
 from tests.ray.faults import KINDS, ROOT, Watched, check_same
 
-STEPS, GROUPS = 14, 8
+STEPS, GROUPS = 16, 8
 MOMENTS = (0.15, 0.5, 0.85)  # of a step's duration after the one before was recorded: generating, between, learning
 LIMIT_S = {"engine": 30, "gate": 30, "verifier": 30, "learner": 60}
 
@@ -29,13 +29,16 @@ def undisturbed(tmp_path_factory):
 
 
 def strike(run, kind, moment, chance):
-    """Kills one process of the kind in the coming step; seconds until a step is recorded that was not, less an ordinary step."""
-    done, ordinary = run.done(), run.step_s()
+    """Kills one process of the kind in the coming step; how much longer than ordinary ones the next steps took, seconds.
+
+    Of the three, the first may have had its rollouts already.
+    """
+    ordinary = run.step_s()
     time.sleep(moment * ordinary)
+    done, struck = run.done(), time.monotonic()
     run.kill(kind, chance)
-    struck = time.monotonic()
-    run.wait_for_step(max(done, run.done()) + 1)
-    return time.monotonic() - struck - ordinary
+    run.wait_for_step(done + 3)
+    return time.monotonic() - struck - (3 - moment) * ordinary
 
 
 def disturb(folder, strikes):
@@ -59,7 +62,7 @@ def report(kinds, lost):
 
 
 def test_one_run_survives_the_death_of_each(tmp_path, undisturbed):
-    strikes = [(2, "verifier", 0.5), (4, "gate", 0.15), (6, "engine", 0.5), (9, "learner", 0.85)]
+    strikes = [(2, "verifier", 0.15), (5, "gate", 0.15), (8, "engine", 0.5), (11, "learner", 0.85)]
     run, lost = disturb(tmp_path, strikes)
     run.check_exactly_once(STEPS, GROUPS)
     check_same(run, undisturbed, STEPS)
@@ -69,7 +72,7 @@ def test_one_run_survives_the_death_of_each(tmp_path, undisturbed):
 @pytest.mark.full
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_three_moments(tmp_path, undisturbed, kind):
-    run, lost = disturb(tmp_path, [(3 + 3 * number, kind, moment) for number, moment in enumerate(MOMENTS)])
+    run, lost = disturb(tmp_path, [(3 + 4 * number, kind, moment) for number, moment in enumerate(MOMENTS)])
     run.check_exactly_once(STEPS, GROUPS)
     check_same(run, undisturbed, STEPS)
     report([kind] * len(lost), lost)

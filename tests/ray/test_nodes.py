@@ -1,0 +1,72 @@
+"""Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the curve stays the same."""
+import subprocess
+import sys
+import time
+
+import pytest
+
+from srft_ray.journal import read_json_lines
+from tests.ray.conftest import Run
+from tests.ray.faults import ROOT, Nodes, Watched, check_same
+
+GROUPS = 12
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
+
+
+def words(folder, steps, *more):
+    return (ROOT / "examples/quickstart.yaml", f"run.dir={folder}", "run.name=run", f"trainer.steps={steps}", f"trainer.groups_per_step={GROUPS}",
+            "trainer.evaluate_every=0", "learner.resources={learner: 1}", "rollout.resources={engine: 1}", "trainer.max_failures=4", *more)
+
+
+def learners_of(run):
+    return [int(record["learners"]) for record in read_json_lines(run.run_dir / "metrics.jsonl")]
+
+
+def wait_until(run, condition, timeout_s=180):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert run.process.poll() is None, run.process.communicate()
+        assert time.monotonic() < deadline, (learners_of(run), run.events())
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    cluster = Nodes(f"SRFT_TEST={tmp_path / 'run'}")
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def fixed_size(tmp_path_factory):
+    """The same run with one learner and one engine, undisturbed."""
+    folder = tmp_path_factory.mktemp("fixed")
+    run = Watched(folder / "run", *words(folder, 60))
+    code, _, error = run.finish()
+    assert code == 0, error
+    return Run(folder / "run")
+
+
+def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
+    """Three nodes; one joins, another is killed."""
+    first, _ = nodes.join(), nodes.join()
+    run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[1,3]", "rollout.num_engines=[1,3]", "trainer.checkpoint_every=5",
+                                           "learner.resize_interval_s=5"), address=nodes.address, **ENVIRONMENT)
+    try:
+        run.wait_for_step(5)
+        nodes.join()
+        wait_until(run, lambda: learners_of(run)[-1] == 3 and run.done() > 10)
+        nodes.kill(first)
+        struck = run.done()
+        wait_until(run, lambda: run.done() > struck and learners_of(run)[-1] == 2)
+        code, _, error = run.finish()
+        assert code == 0, (error, run.events())
+    finally:
+        run.process.kill()
+        print("learners of each step:", learners_of(run))
+        print("engines of each step:", [int(record["engines"]) for record in read_json_lines(run.run_dir / "metrics.jsonl")])
+        print("\n".join(run.events()))
+    done = Run(run.run_dir)
+    done.check_exactly_once(60, GROUPS)
+    check_same(done, fixed_size, 60, exact=False)
+    assert max(int(record["engines"]) for record in done.metrics) == 3

@@ -1,0 +1,119 @@
+"""Checkpoints on storage: atomic, checked, kept by policy, on any file system of pyarrow."""
+import json
+
+import pytest
+import torch
+from pyarrow import fs
+from safetensors.torch import save
+
+from srft_ray.checkpoint import COMPLETE, DAMAGED, CheckpointStore, prune
+from srft_ray.config import make_config
+from srft_ray.errors import UserError
+from srft_ray.journal import append_json, read_json_lines
+
+STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
+
+
+def config_for(folder, **trainer):
+    return make_config({"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}, "trainer": trainer})
+
+
+def write(store, step, commit=True):
+    files = {"state-00000-00000.safetensors": store.write(step, "state-00000-00000.safetensors", save(STATE)),
+             "hf/config.json": store.write(step, "hf/config.json", b"{}")}
+    if commit:
+        store.commit(step, {"files": files, "updates": step})
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "run").mkdir()
+    return CheckpointStore.of(config_for(tmp_path))
+
+
+def test_without_its_marker_there_is_no_checkpoint(store):
+    assert store.latest() == store.newest_whole() == 0
+    write(store, 3)
+    write(store, 6, commit=False)
+    assert store.steps() == [3] and store.latest() == store.newest_whole() == 3
+    store.discard_after(3)
+    assert not (store.run_dir / "checkpoints/step-6").exists() and store.steps() == [3]
+
+
+def test_tensors_are_read_as_they_were_written(store):
+    write(store, 1)
+    reader = store.tensors(1)
+    assert all(torch.equal(reader[name], tensor) for name, tensor in STATE.items())
+    assert "a|weight" in reader and "c" not in reader and reader.manifest["updates"] == 1
+
+
+def cut(folder):
+    file = folder / "state-00000-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def flip(folder):
+    file = folder / "state-00000-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "123 of 128 bytes": cut, "has changed": flip, "0 of 2 bytes": lambda folder: (folder / "hf/config.json").unlink(),
+    "cannot be read": lambda folder: (folder / COMPLETE).write_text('{"format": 1,')}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, what, capsys):
+    write(store, 2)
+    write(store, 4)
+    size = (store.run_dir / "checkpoints/step-4/state-00000-00000.safetensors").stat().st_size
+    DAMAGES[what](store.run_dir / "checkpoints/step-4")
+    assert store.newest_whole() == 2 and store.steps() == [2]
+    message = read_json_lines(store.run_dir / "events.jsonl")[0]["message"]
+    assert "step 4 is damaged" in message and what.replace("123 of 128", f"{size - 5} of {size}") in message and message in capsys.readouterr().err
+    store.discard_after(2)
+    assert (store.run_dir / "checkpoints/step-4" / DAMAGED).exists(), "what is damaged stays to be looked at"
+    store.discard(4)
+    write(store, 4)
+    assert store.newest_whole() == 4 and not (store.run_dir / "checkpoints/step-4" / DAMAGED).exists()
+
+
+def test_kept_are_the_newest_the_regular_and_the_best(tmp_path):
+    config = config_for(tmp_path, keep_checkpoints=2, keep_every=10, keep_best="reward/mean")
+    store = CheckpointStore.of(config)
+    (tmp_path / "run").mkdir()
+    for step, reward in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]):
+        append_json(store.run_dir / "metrics.jsonl", {"step": step, "reward/mean": reward})
+    for step in range(1, 13):
+        write(store, step)
+    prune(store, config)
+    assert store.steps() == [2, 10, 11, 12]
+    append_json(store.run_dir / "evaluations.jsonl", {"step": 11, "set": "held", "avg": 70.0})
+    append_json(store.run_dir / "evaluations.jsonl", {"step": 10, "set": "held", "avg": 80.0})
+    prune(store, config_for(tmp_path, keep_checkpoints=1, keep_best="held"))
+    assert store.steps() == [10, 12]
+    prune(store, config_for(tmp_path))
+    assert store.steps() == [10, 12], "nothing is removed unless a number is set"
+
+
+def test_other_storage(tmp_path):
+    (tmp_path / "run").mkdir()
+    for path in (f"file://{tmp_path}/bucket", f"{tmp_path}/bucket"):
+        store = CheckpointStore.of(config_for(tmp_path, checkpoint_path=path))
+        write(store, 5)
+        assert (tmp_path / "bucket/run/step-5" / COMPLETE).exists() and store.newest_whole() == 5
+        store.discard(5)
+    memory = CheckpointStore(fs.FileSystem.from_uri("mock:///")[0], "bucket/run", tmp_path / "run")
+    write(memory, 7)
+    assert memory.newest_whole() == 7 and torch.equal(memory.tensors(7)["a|weight"], STATE["a|weight"])
+    manifest = memory.manifest(7)
+    assert manifest["files"]["hf/config.json"] == {"bytes": 2, "crc32": 2745614147} and json.dumps(manifest)
+    memory.discard_after(6)
+    assert memory.steps() == []
+
+
+def test_storage_that_cannot_be_reached_is_named(tmp_path):
+    with pytest.raises(UserError, match="trainer.checkpoint_path=nowhere://x cannot be reached"):
+        CheckpointStore.of(config_for(tmp_path, checkpoint_path="nowhere://x"))

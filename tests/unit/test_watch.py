@@ -1,0 +1,80 @@
+"""Engines that hang are found by what they do not say."""
+import asyncio
+
+import pytest
+
+from srft_ray.rollout.watch import Sign, Watch
+
+
+def sign(engine="a", process="n/1", steps=0, in_flight=1, finished=0):
+    return Sign(engine, process, steps, in_flight, finished)
+
+
+@pytest.fixture
+def watch():
+    reports = []
+    made = Watch(10.0, lambda kind, message: reports.append(message))
+    made.reports, made._task = reports, object()  # no look of its own
+    return made
+
+
+def test_silence_and_standstill_are_hangs(watch):
+    watch.beat("actor", sign("silent", steps=1), now=0.0)
+    for now in range(0, 12):
+        watch.beat("actor", sign("works", steps=now), now=float(now))
+        watch.beat("actor", sign("idle", in_flight=0), now=float(now))
+        watch.beat("actor", sign("stuck", steps=7), now=float(now))
+        assert not watch.hung(now) or now > 10
+    assert watch.hung(11.0) == {"silent": "said nothing for 11 s", "stuck": "made no progress for 11 s with 1 blocks of rollouts"}
+
+
+def test_a_new_process_is_a_restart(watch):
+    watch.beat("actor", sign(finished=4), now=0.0)
+    watch.beat("actor", sign(process="n/2", finished=0), now=30.0)
+    assert watch.hung(35.0) == {} and "died and was started again" in watch.reports[0]
+    watch.beat("actor", sign(process="n/2", finished=3), now=36.0)
+    assert watch.figures(taken=5) == {"engines": 1.0, "queue/depth": 2.0}
+    watch.restart()
+    assert watch.figures(0)["engines"] == 0.0
+
+
+def test_the_gate_forgets_and_admits_nobody_until_the_learners_publish_again():
+    from srft_ray.rollout.gate import Gate
+
+    async def story():
+        gate = Gate(max_staleness=1)
+        with pytest.raises(TimeoutError, match="waited 0 s for policy version 0; the newest is -1"):
+            await gate.admit(0, timeout_s=0.01)
+        with pytest.raises(RuntimeError, match="restarted while the learners started"):
+            await gate.start()
+        await gate.restart(0)
+        assert await gate.admit(1, timeout_s=1.0) == 0 and await gate.start() == 0
+        with pytest.raises(RuntimeError, match="0 of 2 pieces of version 1"):
+            await gate.publish(1, 2)
+        with pytest.raises(TimeoutError):
+            await gate.admit(2, timeout_s=0.01)
+        await gate.publish(1, 0)
+        assert await gate.admit(2, timeout_s=1.0) == 1
+        await gate.restart(5)
+        with pytest.raises(TimeoutError):
+            await gate.admit(1, timeout_s=0.01)
+    asyncio.run(story())
+
+
+def test_who_asks_the_learners_to_leave():
+    from srft_ray.rollout.gate import Gate
+
+    async def story():
+        gate = Gate(0)
+        assert await gate.wish() == ""
+        assert not await gate.leave("a change to 2 learners", timeout_s=0.01)
+        assert await gate.wish() == "a change to 2 learners"
+        waiting = asyncio.create_task(gate.leave("a change to 3 learners", timeout_s=5.0))
+        await asyncio.sleep(0)
+        await gate.left()
+        assert await waiting and await gate.wish() == ""
+        await gate.stop("SIGTERM")
+        await gate.left()
+        await gate.restart(4)
+        assert await gate.wish() == "SIGTERM" and await gate.ended() == ("SIGTERM", ""), "a stop is for good"
+    asyncio.run(story())
