@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"srft-ray: run failed: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"srft-ray: run failed: the system refused: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("srft-ray: interrupted; every finished step is kept, and the same command continues from the newest checkpoint.", file=sys.stderr)
         return INTERRUPTED

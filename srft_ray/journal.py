@@ -1,5 +1,7 @@
 """What a run writes line by line: metrics, evaluations, and events, which say what happened to it besides training."""
+import errno
 import json
+import os
 import sys
 import time
 from contextlib import suppress
@@ -8,8 +10,15 @@ from typing import Any
 
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Adds a line, or nothing: a write that fails half-way is undone."""
+    with path.open("ab", buffering=0) as file:
+        size, line = file.tell(), (json.dumps(record) + "\n").encode()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def record_event(run_dir: Path, kind: str, message: str) -> None:

@@ -19,7 +19,8 @@ class Progress:
 
     def __init__(self, config: Config, resume_from: int) -> None:
         self.config, self.run_dir, self.console = config, config.run_dir, Console(file=sys.stdout)
-        self.shown, self.evaluations, self.first = resume_from, 0, resume_from
+        self.shown, self.first = resume_from, resume_from
+        self.evaluated, self.events = set[tuple[int, str]](), len(read_json_lines(self.run_dir / "events.jsonl"))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self.bar = Bar(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
@@ -47,9 +48,13 @@ class Progress:
             self._show()
 
     def _show(self) -> None:
-        for record in read_json_lines(self.run_dir / "evaluations.jsonl")[self.evaluations:]:
-            self.evaluations += 1
-            self._print(evaluation_line(record))
+        for event in read_json_lines(self.run_dir / "events.jsonl")[self.events:]:
+            self.events += 1
+            self._print(f"{event['kind']}: {event['message']}")
+        for record in read_json_lines(self.run_dir / "evaluations.jsonl"):
+            if (record["step"], record["set"]) not in self.evaluated:
+                self.evaluated.add((record["step"], record["set"]))
+                self._print(evaluation_line(record))
         for record in read_json_lines(self.run_dir / "metrics.jsonl"):
             if record["step"] >= self.shown:
                 self.shown = record["step"] + 1

@@ -1,5 +1,6 @@
 """One learner under Ray Train: takes groups from the stream, updates, publishes, records."""
 import time
+from collections.abc import Callable
 
 import ray
 import ray.train
@@ -100,12 +101,13 @@ class LearnerWorker:
         return groups
 
     def _wished(self) -> bool:
-        """Whether the driver, the scaling of the learners, or a machine that is taken away asks this rank to leave."""
-        return bool(ray.get(self.job.gate.wish.remote())) or ray.train.get_preemption_info() is not None
+        """Whether the driver or the scaling of the learners asks them to leave."""
+        return bool(ray.get(self.job.gate.wish.remote()))
 
     def _leaving(self, without_groups: bool) -> bool:
-        """Whether any rank is to leave; all find the same."""
-        leave = without_groups or (ray.train.get_preemption_info() is not None) or (self.rank == 0 and self._wished())
+        """Whether any rank is to leave, also because its machine is taken away; all find the same."""
+        preempted = ray.train.get_preemption_info() is not None  # a collective
+        leave = without_groups or preempted or (self.rank == 0 and self._wished())
         flag = torch.tensor(float(leave), device=self.engine.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
@@ -120,7 +122,7 @@ class LearnerWorker:
         if self.step < self.config.trainer.steps or self.job.plan.evaluates(self.step):
             self._publish(self.step)
         published = time.perf_counter()
-        metrics.write_ledger(self.run_dir, step, self.rank, groups)
+        self._write(lambda: metrics.write_ledger(self.run_dir, step, self.rank, groups))
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {"time/rollout_wait": waited, "time/learner": learned - started, "time/publish": published - learned}
         if self.rank == 0:
@@ -138,18 +140,36 @@ class LearnerWorker:
         mine = [metrics.Scored.of(group) for group in groups if group.group_id >= 0]
         shares: list[list[metrics.Scored]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(shares, mine)
+        record = metrics.evaluation_record(segment.dataset, segment.step, [scored for share in shares for scored in share])
+        self._write(lambda: self.rank == 0 and journal.append_json(self.run_dir / "evaluations.jsonl", record))
         if self.rank == 0:
-            record = metrics.evaluation_record(segment.dataset, segment.step, [scored for share in shares for scored in share])
-            journal.append_json(self.run_dir / "evaluations.jsonl", record)
             values = {f"eval/{segment.dataset}/avg@{record['samples']}": record["avg"], f"eval/{segment.dataset}/entropy": record["entropy"]}
             for logger in self.loggers:
                 logger(segment.step, values)
 
     def _record(self, record: dict[str, float]) -> None:
-        if self.rank == 0:
-            journal.append_json(self.run_dir / "metrics.jsonl", record)
-            for logger in self.loggers:
-                logger(int(record["step"]), record)
+        self._write(lambda: self.rank == 0 and journal.append_json(self.run_dir / "metrics.jsonl", record))
+        for logger in self.loggers:
+            logger(int(record["step"]), record)
+
+    def _write(self, action: Callable[[], object]) -> None:
+        """Acts on the run directory; a collective, so that no rank goes on without what another could not write.
+
+        Raises:
+            RuntimeError: on all ranks, if the storage refused one of them.
+        """
+        error = None
+        try:
+            action()
+        except OSError as refused:
+            error = str(refused)
+        failed = torch.tensor(float(error is not None), device=self.engine.device)
+        dist.all_reduce(failed, dist.ReduceOp.MAX)
+        if failed:
+            errors: list[str | None] = [None] * self.world_size
+            dist.all_gather_object(errors, error)
+            raise RuntimeError(f"Step {self.step} cannot be recorded in {self.run_dir} ({next(filter(None, errors))}): make room, and run the same "
+                               "command again.")
 
     def save(self, final: bool) -> None:
         """Writes a checkpoint of the steps done so far unless there is one; a collective. `final`: there will be no other."""

@@ -1,6 +1,4 @@
 """Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the curve stays the same."""
-import subprocess
-import sys
 import time
 
 import pytest

@@ -115,5 +115,5 @@ def test_other_storage(tmp_path):
 
 
 def test_storage_that_cannot_be_reached_is_named(tmp_path):
-    with pytest.raises(UserError, match="trainer.checkpoint_path=nowhere://x cannot be reached"):
+    with pytest.raises(UserError, match=r"trainer\.checkpoint_path=nowhere://x cannot be reached"):
         CheckpointStore.of(config_for(tmp_path, checkpoint_path="nowhere://x"))

@@ -20,7 +20,7 @@ def watch():
 
 def test_silence_and_standstill_are_hangs(watch):
     watch.beat("actor", sign("silent", steps=1), now=0.0)
-    for now in range(0, 12):
+    for now in range(12):
         watch.beat("actor", sign("works", steps=now), now=float(now))
         watch.beat("actor", sign("idle", in_flight=0), now=float(now))
         watch.beat("actor", sign("stuck", steps=7), now=float(now))

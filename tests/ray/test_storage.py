@@ -1,0 +1,78 @@
+"""Storage that fails under a run: it says so in one sentence, ends or goes on as configured, and loses nothing that was there."""
+import contextlib
+import os
+import subprocess
+
+import pytest
+
+from srft_ray import RunFailed, fit, make_config
+from srft_ray.checkpoint import CheckpointStore
+from srft_ray.journal import read_json_lines
+from tests.conftest import base_config
+from tests.ray.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@contextlib.contextmanager
+def small_disk(folder, kib):
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+    if not mounted:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def events(config):
+    return [event["message"] for event in read_json_lines(config.run_dir / "events.jsonl")]
+
+
+def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
+    """One fits (a checkpoint of the tiny model has about 1.4 MB), the second fails half-way, and the third."""
+    with small_disk(tmp_path / "disk", 2000) as disk:
+        config = make_config(base_config(tmp_path, tiny_model, trainer={
+            "steps": 8, "checkpoint_every": 2, "checkpoint_path": str(disk), "max_checkpoint_failures": 1}))
+        with pytest.raises(RunFailed, match=r"The checkpoint of step 6 could not be written to .*No space left.* continues from step 2"):
+            fit(config)
+        assert "checkpoint of step 4 could not be written" in events(config)[0] and "failure 1 of 1" in events(config)[0]
+        store = CheckpointStore.of(config)
+        assert store.steps() == [2] and store.newest_whole() == 2
+        run = Run(config.run_dir)
+        assert [record["step"] for record in run.metrics] == list(range(6))
+        subprocess.run(["mount", "-o", "remount,size=20000k", disk], check=True)
+        fit(config)
+        Run(config.run_dir).check_exactly_once(steps=8, groups_per_step=4)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, tiny_model):
+    config = make_config(base_config(tmp_path, tiny_model, trainer={"steps": 5, "checkpoint_every": 2}))
+    fit(config)
+    whole = Run(config.run_dir)
+    (config.run_dir / "checkpoints/step-5/complete.json").unlink()
+    state = config.run_dir / "checkpoints/step-4/state-00000-00000.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    fit(config)
+    assert "step 4 is damaged (state-00000-00000.safetensors has 1000 of" in events(config)[0]
+    again = Run(config.run_dir)
+    again.check_exactly_once(steps=5, groups_per_step=4)
+    assert [record["loss"] for record in again.metrics] == [record["loss"] for record in whole.metrics]
+
+
+@pytest.mark.full
+def test_a_full_disk_for_the_ledger(tmp_path, tiny_model):
+    with small_disk(tmp_path / "runs", 700) as disk:
+        config = make_config(base_config(tmp_path, tiny_model, trainer={
+            "steps": 200, "checkpoint_every": 2, "keep_checkpoints": 1, "checkpoint_path": str(tmp_path / "elsewhere"), "max_failures": 0}))
+        with pytest.raises(RunFailed, match=r"cannot be recorded in .*No space left on device.*: make room"):
+            fit(config)
+        done = CheckpointStore.of(config).latest()
+        run = Run(config.run_dir)
+        assert done >= 2 and len(run.metrics) >= done and {row["step"] for row in run.ledger} >= set(range(done))
+        subprocess.run(["mount", "-o", "remount,size=60000k", disk], check=True)
+        config.trainer.steps = 200
+        fit(config)
+        Run(config.run_dir).check_exactly_once(steps=200, groups_per_step=4)
