@@ -43,6 +43,11 @@ class Nodes:
         finally:
             del os.environ[name]
 
+    def of(self, pid: int) -> object:
+        """The node that the process runs on."""
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return next(node for node in self.cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == parent)
+
     def kill(self, node: object) -> None:
         """SIGKILL of the node's raylet; Ray ends what it ran."""
         self.cluster.remove_node(node, allow_graceful=False)

@@ -121,3 +121,33 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_with_other_lea
     other.check_exactly_once(STEPS, GROUPS)
     assert other.metrics[:len(stopped.metrics)] == stopped.metrics
     check_same(other, undisturbed, STEPS, exact=False)
+
+
+@pytest.mark.full
+def test_what_hangs_is_killed(tmp_path, undisturbed):
+    """A stopped process looks alive to the system: an engine is found by its silence, a learner by Ray Train's health check."""
+    run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.stall_timeout_s=8", "learner.timeout_s=20"))
+    for step, kind in ((3, "engine"), (8, "learner")):
+        run.wait_for_step(step)
+        run.kill(kind, number=signal.SIGSTOP)
+        struck = time.monotonic()
+        run.wait_for_step(step + 3)
+        print(f"hung {kind}: {time.monotonic() - struck:.1f} s until three steps later")
+    code, _, error = run.finish()
+    assert code == 0 and not run.left(), error
+    assert any("said nothing for" in event for event in run.events())
+    Run(run.run_dir).check_exactly_once(STEPS, GROUPS)
+    check_same(Run(run.run_dir), undisturbed, STEPS)
+
+
+@pytest.mark.full
+def test_exhausted_limits_end_the_run_with_its_cause_and_a_usable_checkpoint(tmp_path, undisturbed):
+    run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.max_failures=0"))
+    run.wait_for_step(6)
+    run.kill("learner")
+    code, _, error = run.finish()
+    assert code == 1 and "worker process has died" in error and "after 4 saved steps" in error and len(error.splitlines()) == 1
+    assert not run.left()
+    run.start()
+    assert run.finish()[0] == 0
+    check_same(Run(run.run_dir), undisturbed, STEPS)

@@ -1,5 +1,8 @@
 """Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the curve stays the same."""
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +71,53 @@ def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
     done.check_exactly_once(60, GROUPS)
     check_same(done, fixed_size, 60, exact=False)
     assert max(int(record["engines"]) for record in done.metrics) == 3
+
+
+@pytest.mark.full
+def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
+    """The one with the learner; another takes its place. One learner, so that everything is the same bit for bit."""
+    nodes.join(), nodes.join()
+    run = Watched(tmp_path / "run", *words(tmp_path, 60, "trainer.checkpoint_every=4"), address=nodes.address, **ENVIRONMENT)
+    try:
+        for number, moment in enumerate((0.15, 0.5, 0.85)):
+            run.wait_for_step(4 + 12 * number)
+            ordinary = run.step_s()
+            time.sleep(moment * ordinary)
+            done, struck = run.done(), time.monotonic()
+            nodes.kill(nodes.of(run.find("learner")[0]))
+            nodes.join()
+            run.wait_for_step(done + 3)
+            print(f"node: {time.monotonic() - struck - 3 * ordinary:.1f} s lost")
+        code, _, error = run.finish()
+        assert code == 0, (error, run.events())
+    finally:
+        run.process.kill()
+        print("\n".join(run.events()))
+    done = Run(run.run_dir)
+    done.check_exactly_once(60, GROUPS)
+    check_same(done, fixed_size, 60)
+
+
+@pytest.mark.full
+def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed_size):
+    """The notice of a preemption: the learners leave with a checkpoint, and go on elsewhere; nothing is repeated."""
+    nodes.join(), nodes.join()
+    run = Watched(tmp_path / "run", *words(tmp_path, 60, "trainer.checkpoint_every=0"), address=nodes.address, **ENVIRONMENT)
+    try:
+        run.wait_for_step(10)
+        node = nodes.of(run.find("learner")[0])
+        subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address, "--node-id", node.node_id, "--reason",
+                        "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "60"],
+                       env=run.environment, check=True, capture_output=True, timeout=60)
+        wait_until(run, lambda: any((run.run_dir / "checkpoints").glob("step-*/complete.json")))
+        saved = run.done()
+        wait_until(run, lambda: run.done() > saved)
+        assert node is not nodes.of(run.find("learner")[0])
+        code, _, error = run.finish()
+        assert code == 0, (error, run.events())
+    finally:
+        run.process.kill()
+        print("\n".join(run.events()))
+    done = Run(run.run_dir)
+    done.check_exactly_once(60, GROUPS)
+    check_same(done, fixed_size, 60)

@@ -17,6 +17,7 @@ import pytest
 from srft_ray.data import tasks
 from srft_ray.errors import UserError
 from srft_ray.verify import Item, Judge, Verdict, resolve
+from srft_ray.verify.judge import VerifierFailed
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not there")
@@ -64,6 +65,7 @@ ACTS = {
     "good": lambda: 1.0, "bad": lambda: False, "partial": lambda: 0.25, "nan": lambda: float("nan"),
     "text": lambda: "1.0", "none": lambda: None, "raise": lambda: 1 / 0, "exit": lambda: os._exit(0),
     "sys_exit": lambda: sys.exit(0), "segfault": lambda: ctypes.string_at(0), "memory": lambda: len(bytearray(10**9)),
+    "slow": lambda: time.sleep(0.6) or 1.0,
     "hang": forever, "own": lambda: Verdict("no_answer", 0.5, 7), "given": lambda: Verdict("given", 1.0, None),
     "pid": lambda: Verdict("match", 1.0, str(os.getpid())), "sleeper": lambda: sleeper(),
     "heavy": lambda: Verdict("match", 1.0, ",".join(m for m in ("ray", "torch", "vllm") if m in sys.modules)),
@@ -281,3 +283,28 @@ def test_every_gold_answer_of_a_benchmark_matches_itself(math: Judge, name: str)
 @needs_data
 def test_worked_solutions_of_gsm8k_match(math: Judge) -> None:
     assert {verdict.verdict for verdict in math.judge(random.Random(0).sample(gsm8k(), 1000))} == {"match"}
+
+
+@pytest.mark.parametrize(("number", "who"), [(signal.SIGKILL, "worker"), (signal.SIGKILL, "keeper"), (signal.SIGSTOP, "keeper")])
+def test_processes_that_die_or_hang_under_a_question_are_asked_again(user: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch,
+                                                                    number: int, who: str) -> None:
+    judge = user(timeout_s=2.0)
+    worker = int(judge.judge([item("pid")])[0].answer)
+    monkeypatch.setattr("srft_ray.verify.judge.START_S", 2.0)
+    victim = worker if who == "worker" else judge._process.pid
+    threading.Timer(0.2, lambda: os.kill(victim, number)).start()
+    assert judge.judge([item("slow"), item("good")]) == [EXPECTED["good"]] * 2
+    assert wait_dead([victim], 2.0) == []
+
+
+def test_processes_that_always_die_end_the_judging(user: Callable[..., Judge]) -> None:
+    judge = user()
+    start = judge._start
+
+    def start_and_die() -> None:
+        start()
+        judge._process.kill()
+    judge._stop()
+    judge._start = start_and_die
+    with pytest.raises(VerifierFailed, match="died or hung 3 times in a row"):
+        judge.judge([item("good")])
