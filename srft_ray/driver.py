@@ -100,9 +100,13 @@ def _attempts(resolved: Resolved, store: CheckpointStore, gate: Any, device: str
 
 def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> None:
     trainer, started, run_dir = make_trainer(resolved, store, gate, device, threads), time.time(), resolved.config.run_dir
+    absent = _Absent(gate, resolved.config.learner.start_timeout_s)
     try:
-        trainer.fit()
+        with absent:
+            trainer.fit()
     except SystemExit:  # Ray Train's own answer to Ctrl-C
+        if absent.found:
+            raise RunFailed(f"{absent.found} (after {store.latest()} saved steps)") from None
         raise KeyboardInterrupt from None
     except Exception as error:
         with suppress(OSError):  # on a full disk
@@ -124,6 +128,27 @@ def _stopping(gate: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Absent:
+    """While it lasts, ends the run if there are no learners for too long: Ray Train would wait for elastic ones for ever."""
+
+    def __init__(self, gate: Any, timeout_s: float) -> None:
+        self.gate, self.timeout_s, self.found, self._done = gate, timeout_s, "", threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+
+    def _look(self) -> None:
+        while not self._done.wait(2.0):
+            if ray.get(self.gate.idle_s.remote()) > self.timeout_s:
+                self.found = (f"No learners could be placed for learner.start_timeout_s={self.timeout_s:.0f} s: add nodes, or lower "
+                              "learner.num_workers, and run the same command again")
+                os.kill(os.getpid(), signal.SIGINT)
+                break
 
 
 def _here() -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState
+from ray.train.v2._internal.execution.controller.state import PreemptingState, ResizingState, RestartingState, RunningState
 
 from srft_ray.journal import record_event
 
@@ -17,6 +17,7 @@ class CheckpointBeforeResize(ControllerCallback):
         self.gate, self.timeout_s, self.run_dir = gate, timeout_s, run_dir
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        self.gate.learners.remote(isinstance(current_state, (RunningState, ResizingState, PreemptingState)))
         if isinstance(current_state, ResizingState):
             number = current_state.scaling_decision.num_workers
             in_time = ray.get(self.gate.leave.remote(f"a change to {number} learners", self.timeout_s))

@@ -28,7 +28,7 @@ class Nodes:
         os.environ.update({name: value, "RAY_AUTH_MODE": "disabled"})
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
         del os.environ[name]
-        self.token = token
+        self.token, self.joined = token, 0
 
     @property
     def address(self) -> str:
@@ -39,7 +39,8 @@ class Nodes:
         name, _, value = self.token.partition("=")
         os.environ[name] = value
         try:
-            return self.cluster.add_node(num_cpus=cpus, resources={"learner": 1, "engine": 1})
+            self.joined += 1  # an address of its own, so that the driver is on the head and nowhere else
+            return self.cluster.add_node(num_cpus=cpus, resources={"learner": 1, "engine": 1}, node_ip_address=f"127.0.0.{self.joined + 1}")
         finally:
             del os.environ[name]
 

@@ -121,3 +121,16 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed
     done = Run(run.run_dir)
     done.check_exactly_once(60, GROUPS)
     check_same(done, fixed_size, 60)
+
+
+@pytest.mark.full
+def test_too_few_nodes_for_too_long_end_the_run(tmp_path, nodes):
+    nodes.join()
+    lost = nodes.join()
+    run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[2,3]", "trainer.checkpoint_every=2", "learner.start_timeout_s=20"),
+                  address=nodes.address, **ENVIRONMENT)
+    run.wait_for_step(4)
+    nodes.kill(lost)
+    code, _, error = run.finish()
+    assert code == 1 and "No learners could be placed for learner.start_timeout_s=20 s" in error and len(error.splitlines()) == 1, error
+    assert (run.run_dir / "checkpoints").exists() and list((run.run_dir / "checkpoints").glob("step-*/complete.json"))
