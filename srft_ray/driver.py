@@ -30,6 +30,8 @@ from srft_ray.rollout.gate import Gate
 from srft_ray.rollout.watch import Watch
 from srft_ray.train_loop import Job, train_loop
 
+ELASTIC_TRY_S = 30.0
+
 
 @dataclass(frozen=True)
 class Result:
@@ -152,9 +154,9 @@ class _Absent:
 
 
 def _here() -> Any:
-    """On the driver's node, whose end is the run's end; elsewhere if there is no room."""
+    """On the driver's node, whose end is the run's end."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def make_trainer(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> Any:
@@ -164,10 +166,12 @@ def make_trainer(resolved: Resolved, store: CheckpointStore, gate: Any, device: 
 
     from srft_ray.resizing import CheckpointBeforeResize
     config, learner, trainer = resolved.config, resolved.config.learner, resolved.config.trainer
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(learner.start_timeout_s)
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
     dtype = resolve_dtype(config, device)
     low, high = bounds(learner.num_workers, "learner.num_workers")
+    # elastic learners are counted anew after a try: the count may be of before a node died
+    placing_s = learner.start_timeout_s if low == high else min(ELASTIC_TRY_S, learner.start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(placing_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
     stream = StreamFactory(config, store, resolved.algorithm, resolved.plan, resolved.train, resolved.evaluation, gate, device, dtype)
     job = Job(config, store, resolved.algorithm, resolved.plan, gate, dtype, threads)
     return TorchTrainer(
@@ -180,7 +184,7 @@ def make_trainer(resolved: Resolved, store: CheckpointStore, gate: Any, device: 
         run_config=RunConfig(
             name=uuid.uuid4().hex, storage_path=str(config.run_dir / ".ray_train"),
             callbacks=[CheckpointBeforeResize(gate, trainer.resize_timeout_s, config.run_dir)],
-            failure_config=FailureConfig(max_failures=trainer.max_failures, controller_failure_limit=trainer.max_failures)))
+            failure_config=FailureConfig(max_failures=trainer.max_failures)))
 
 
 def cause(error: BaseException) -> str:
