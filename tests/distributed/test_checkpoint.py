@@ -9,7 +9,7 @@ from srft_ray.checkpoint import CheckpointStore
 from srft_ray.config import make_config
 from tests.distributed.harness import Case, difference, load, make_groups, spawn
 
-STEPS, STOP = 8, 4
+STEPS, STOP = 9, 4
 
 
 def config_for(folder):

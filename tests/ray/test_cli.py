@@ -86,6 +86,7 @@ def test_sft_never_starts_an_engine(tmp_path, tiny_model, monkeypatch):
     assert not run.rollouts and all(row["verdict"] == "given" for row in run.ledger)
 
 
+@pytest.mark.full
 def test_interrupt_leaves_no_process_and_the_same_command_continues(tmp_path, tiny_model, monkeypatch):
     config = write_config(tmp_path, tiny_model, trainer={"steps": 12, "checkpoint_every": 2})
     monkeypatch.setenv("SRFT_TEST", str(tmp_path))

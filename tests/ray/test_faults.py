@@ -98,7 +98,7 @@ def test_the_driver_dies_and_the_job_is_started_again(tmp_path, undisturbed):
     check_same(Run(tmp_path / "run"), undisturbed, STEPS)
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_with_other_learners(tmp_path, undisturbed):
+def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_with_other_learners(tmp_path, undisturbed):
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.checkpoint_every=0"))
     run.wait_for_step(5)
     run.process.send_signal(signal.SIGTERM)
@@ -109,18 +109,30 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_with_other_lea
     assert not run.left() and not (run.run_dir / "summary.json").exists()
     stopped = Run(run.run_dir)
     assert 5 <= len(stopped.metrics) < STEPS and (run.run_dir / f"checkpoints/step-{len(stopped.metrics)}/complete.json").exists()
-    shutil.copytree(run.run_dir, tmp_path / "other" / "run")
-    run.start()
-    assert run.finish()[0] == 0
-    check_same(Run(run.run_dir), undisturbed, STEPS)
-    other = Watched(tmp_path / "other" / "run", *words(tmp_path / "other", "run", "trainer.checkpoint_every=0", "learner.num_workers=2",
-                                                      "learner.zero_stage=3", "rollout.num_engines=2"))
+    (tmp_path / "moved").mkdir()
+    shutil.move(run.run_dir, tmp_path / "moved" / "run")
+    other = Watched(tmp_path / "moved" / "run", *words(tmp_path / "moved", "run", "learner.num_workers=2", "learner.zero_stage=3",
+                                                      "rollout.num_engines=2"))
     code, _, error = other.finish()
     assert code == 0, error
     other = Run(other.run_dir)
     other.check_exactly_once(STEPS, GROUPS)
     assert other.metrics[:len(stopped.metrics)] == stopped.metrics
     check_same(other, undisturbed, STEPS, exact=False)
+
+
+@pytest.mark.full
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbed):
+    """From the checkpoint of step 7, although the run had gone further."""
+    run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.checkpoint_every=7"))
+    run.wait_for_step(10)
+    run.process.kill()
+    run.process.communicate()
+    assert not run.left()
+    run.start()
+    code, out, error = run.finish()
+    assert code == 0 and "continuing after step 7" in out, error
+    check_same(Run(run.run_dir), undisturbed, STEPS)
 
 
 @pytest.mark.full

@@ -48,6 +48,7 @@ def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
         Run(config.run_dir).check_exactly_once(steps=8, groups_per_step=4)
 
 
+@pytest.mark.full
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, tiny_model):
     config = make_config(base_config(tmp_path, tiny_model, trainer={"steps": 5, "checkpoint_every": 2}))
     fit(config)
