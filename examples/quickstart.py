@@ -24,6 +24,9 @@ def main() -> int:
     except (UserError, RunFailed) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
+    if result.stopped:
+        print(f"stopped by {result.stopped} after {result.steps} steps, before the comparison")
+        return 0
     print(f"\n{table(result.summary['evaluations'])}\n")
     print(f"picture  {result.run_dir / 'plots' / 'overview.png'}")
     print(f"model    {result.model}")

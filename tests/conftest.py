@@ -49,15 +49,15 @@ def make_tokenizer(eos: bool = True, chat_template: str | None = None) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=chat_template, clean_up_tokenization_spaces=False, **special)
 
 
-def write_model(folder: Path, tied: bool = True) -> Path:
-    """A Qwen2 of 80,000 parameters (64 wide, 2 layers, heads of 32 as vLLM needs) with its tokenizer, in float32."""
+def write_model(folder: Path, tied: bool = True, hidden: int = 64, layers: int = 2) -> Path:
+    """A Qwen2, of 80,000 parameters unless said otherwise (heads of 32 as vLLM needs), with its tokenizer, in float32."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 3 // 2, num_hidden_layers=layers, num_attention_heads=hidden // 32,
             num_key_value_heads=1, max_position_embeddings=POSITIONS, tie_word_embeddings=tied, initializer_range=0.2,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id))
         for name, parameter in model.named_parameters():

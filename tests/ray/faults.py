@@ -22,11 +22,11 @@ TIMES = ("time/", "engines", "learners", "queue/", "utilization/", "tokens/per_s
 class Nodes:
     """A Ray cluster of several local nodes whose processes carry the token; the head takes no learners or engines."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, **head: object) -> None:
         from ray.cluster_utils import Cluster
         name, _, value = token.partition("=")
         os.environ.update({name: value, "RAY_AUTH_MODE": "disabled"})
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, **head})
         del os.environ[name]
         self.token, self.joined = token, 0
 

@@ -2,14 +2,17 @@
 import contextlib
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from srft_ray import RunFailed, fit, make_config
 from srft_ray.checkpoint import CheckpointStore
 from srft_ray.journal import read_json_lines
-from tests.conftest import base_config
+from tests.conftest import base_config, write_model
 from tests.ray.conftest import Run
+from tests.ray.faults import Nodes, Watched
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -77,3 +80,21 @@ def test_a_full_disk_for_the_ledger(tmp_path, tiny_model):
         config.trainer.steps = 200
         fit(config)
         Run(config.run_dir).check_exactly_once(steps=200, groups_per_step=4)
+
+
+@pytest.mark.full
+def test_an_object_store_that_is_too_small_spills(tmp_path):
+    """Versions of 40 MB through an object store of 75 MB."""
+    model = write_model(tmp_path / "model", hidden=512, layers=4)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(base_config(
+        tmp_path, model, trainer={"steps": 5}, rollout={"num_rollouts": 2, "max_new_tokens": 32, "max_staleness": 1, "transport_chunk_mb": 8})))
+    nodes = Nodes(f"SRFT_TEST={tmp_path / 'runs/run'}", object_store_memory=75 * 2**20, num_cpus=8)
+    run = Watched(tmp_path / "runs/run", tmp_path / "config.yaml", address=nodes.address, RAY_AUTH_MODE="disabled")
+    try:
+        code, _, error = run.finish()
+        spilled = "".join(path.read_text(errors="ignore") for path in Path("/tmp/ray/session_latest/logs").glob("raylet*.*"))
+    finally:
+        nodes.shutdown()
+    assert code == 0, error
+    assert "Spilled" in spilled
+    Run(run.run_dir).check_exactly_once(steps=5, groups_per_step=4)
