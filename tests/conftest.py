@@ -57,7 +57,8 @@ def write_model(folder: Path, tied: bool = True, hidden: int = 64, layers: int =
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 3 // 2, num_hidden_layers=layers, num_attention_heads=hidden // 32,
+            vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 3 // 2,
+            num_hidden_layers=layers, num_attention_heads=hidden // 32,
             num_key_value_heads=1, max_position_embeddings=POSITIONS, tie_word_embeddings=tied, initializer_range=0.2,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id))
         for name, parameter in model.named_parameters():

@@ -2,7 +2,6 @@
 import asyncio
 import math
 import time
-from typing import Any
 
 import ray
 
@@ -84,9 +83,9 @@ class Gate:
         """(version, its pieces); no pieces for the model that the engines started from."""
         return self.version, [self.chunks[number] for number in sorted(self.chunks)]
 
-    async def beat(self, actor: Any, sign: Sign) -> None:
+    async def beat(self, sign: Sign) -> None:
         """An engine says that it lives, and what it does."""
-        self._watch.beat(actor, sign, time.monotonic())
+        self._watch.beat(sign, time.monotonic())
 
     async def figures(self, taken: int) -> dict[str, float]:
         """For the metrics of a step: engines, and groups that wait for the learners, who have `taken` so many since they started."""

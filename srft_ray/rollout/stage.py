@@ -74,10 +74,10 @@ class Rollout:
     def _beat(self) -> None:
         """Tells the gate every second that this engine lives and what it does: a process that hangs is killed from outside."""
         context = ray.get_runtime_context()
-        engine, actor, process = context.get_actor_id(), context.current_actor, f"{context.get_node_id()}/{os.getpid()}"
+        where = (context.get_actor_id(), context.get_node_id(), os.getpid())
         while True:
             with suppress(RayActorError):
-                ray.get(self.gate.beat.remote(actor, Sign(engine, process, self.engine.steps, self.in_flight, self.finished)))
+                ray.get(self.gate.beat.remote(Sign(*where, self.engine.steps, self.in_flight, self.finished)))
             time.sleep(PERIOD_S)
 
     def _roll_out(self, groups: list[Group]) -> None:

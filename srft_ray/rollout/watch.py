@@ -1,20 +1,23 @@
 """Watches the engines: Ray starts one that dies again; one that hangs looks alive to it."""
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PERIOD_S = 1.0  # between looks, and between an engine's signs of life
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What an engine says of itself: its actor and process, steps of vLLM done, blocks being generated, groups finished."""
+    """What an engine says of itself: its actor, node and process ids, steps of vLLM done, blocks being generated, groups finished."""
     engine: str
-    process: str
+    node: str
+    pid: int
     steps: int
     in_flight: int
     finished: int
@@ -24,7 +27,6 @@ class Sign:
 class Pulse:
     """What is known of an engine: its last sign, when it came and when it last made progress or had nothing to do (monotonic
     seconds), and what processes of it that died had finished."""
-    actor: Any
     sign: Sign
     heard: float
     moved: float
@@ -44,10 +46,10 @@ class Watch:
         """The engines known so far are of a stream that has ended."""
         self.pulses.clear()
 
-    def beat(self, actor: Any, sign: Sign, now: float) -> None:
+    def beat(self, sign: Sign, now: float) -> None:
         self._task = self._task or asyncio.get_running_loop().create_task(self._look())
-        pulse = self.pulses.setdefault(sign.engine, Pulse(actor, sign, now, now))
-        if sign.process != pulse.sign.process:
+        pulse = self.pulses.setdefault(sign.engine, Pulse(sign, now, now))
+        if (sign.node, sign.pid) != (pulse.sign.node, pulse.sign.pid):
             self.report("engine", f"engine {sign.engine[:8]} died and was started again")
             pulse.before += pulse.sign.finished
             pulse.moved = now
@@ -76,4 +78,13 @@ class Watch:
                 pulse = self.pulses[engine]
                 pulse.heard = pulse.moved = time.monotonic()
                 self.report("engine", f"engine {engine[:8]} {why} (rollout.stall_timeout_s={self.timeout_s:g}): it is killed")
-                ray.kill(pulse.actor, no_restart=False)
+                _kill(pulse.sign)
+
+
+def _kill(sign: Sign) -> None:
+    """From its own node, without a word to the process: one that is stopped would not hear Ray's request to end."""
+    def end() -> None:
+        os.kill(sign.pid, signal.SIGKILL)
+
+    there = NodeAffinitySchedulingStrategy(sign.node, soft=False)
+    ray.remote(num_cpus=0, max_retries=0)(end).options(scheduling_strategy=there).remote()

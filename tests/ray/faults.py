@@ -113,12 +113,12 @@ class Watched:
     def events(self) -> list[str]:
         return [f"{event['kind']}: {event['message']}" for event in read_json_lines(self.run_dir / "events.jsonl")]
 
-    def left(self, timeout_s: float = 20) -> list[int]:
-        """Processes that outlive the command for so long."""
+    def left(self, timeout_s: float = 20) -> list[str]:
+        """Command lines of processes that outlive the command for so long."""
         deadline = time.monotonic() + timeout_s
         while (found := processes(self.token)) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return found
+        return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in found]
 
 
 def what(record: dict) -> dict:

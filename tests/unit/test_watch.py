@@ -6,8 +6,8 @@ import pytest
 from srft_ray.rollout.watch import Sign, Watch
 
 
-def sign(engine="a", process="n/1", steps=0, in_flight=1, finished=0):
-    return Sign(engine, process, steps, in_flight, finished)
+def sign(engine="a", pid=1, steps=0, in_flight=1, finished=0):
+    return Sign(engine, "node", pid, steps, in_flight, finished)
 
 
 @pytest.fixture
@@ -19,20 +19,20 @@ def watch():
 
 
 def test_silence_and_standstill_are_hangs(watch):
-    watch.beat("actor", sign("silent", steps=1), now=0.0)
+    watch.beat(sign("silent", steps=1), now=0.0)
     for now in range(12):
-        watch.beat("actor", sign("works", steps=now), now=float(now))
-        watch.beat("actor", sign("idle", in_flight=0), now=float(now))
-        watch.beat("actor", sign("stuck", steps=7), now=float(now))
+        watch.beat(sign("works", steps=now), now=float(now))
+        watch.beat(sign("idle", in_flight=0), now=float(now))
+        watch.beat(sign("stuck", steps=7), now=float(now))
         assert not watch.hung(now) or now > 10
     assert watch.hung(11.0) == {"silent": "said nothing for 11 s", "stuck": "made no progress for 11 s with 1 blocks of rollouts"}
 
 
 def test_a_new_process_is_a_restart(watch):
-    watch.beat("actor", sign(finished=4), now=0.0)
-    watch.beat("actor", sign(process="n/2", finished=0), now=30.0)
+    watch.beat(sign(finished=4), now=0.0)
+    watch.beat(sign(pid=2, finished=0), now=30.0)
     assert watch.hung(35.0) == {} and "died and was started again" in watch.reports[0]
-    watch.beat("actor", sign(process="n/2", finished=3), now=36.0)
+    watch.beat(sign(pid=2, finished=3), now=36.0)
     assert watch.figures(taken=5) == {"engines": 1.0, "queue/depth": 2.0}
     watch.restart()
     assert watch.figures(0)["engines"] == 0.0
