@@ -3,9 +3,11 @@
 without it there is no checkpoint, so that a crash at any moment leaves the previous one whole.
 """
 import json
+import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ COMPLETE = "complete.json"
 DAMAGED = "damaged.json"  # what the marker of a damaged checkpoint becomes; its files stay until the step is written again
 FORMAT = 1
 READ_BYTES = 2**24
+READERS = 8  # threads that read files to check them
 
 
 class Damaged(Exception):
@@ -73,6 +76,10 @@ class CheckpointStore:
         """The newest complete checkpoint; 0 without one."""
         return max(self.steps(), default=0)
 
+    def finished(self, steps: int) -> bool:
+        """Whether the run of so many steps is complete, with its last evaluation."""
+        return self.latest() == steps and self.manifest(steps).get("finished", False)
+
     def newest_whole(self) -> int:
         """The newest checkpoint that is what was written; 0 without one. A damaged one is reported and put aside."""
         for step in reversed(self.steps()):
@@ -86,12 +93,16 @@ class CheckpointStore:
 
     def check(self, step: int) -> None:
         """Raises Damaged unless every file has the size and checksum that it was written with."""
-        for name, expected in self.manifest(step)["files"].items():
+        files = self.manifest(step)["files"]
+        for name, expected in files.items():
             info = self.files.get_file_info(self.path(step, name))
             if info.type != fs.FileType.File or info.size != expected["bytes"]:
                 raise Damaged(f"{name} has {info.size or 0} of {expected['bytes']} bytes")
-            if self._checksum(step, name) != expected["crc32"]:
-                raise Damaged(f"the content of {name} has changed")
+        with ThreadPoolExecutor(READERS) as readers:
+            checksums = readers.map(lambda name: self._checksum(step, name), files)
+            for name, checksum in zip(files, checksums, strict=True):
+                if checksum != files[name]["crc32"]:
+                    raise Damaged(f"the content of {name} has changed")
 
     def _checksum(self, step: int, name: str) -> int:
         checksum = 0
@@ -125,6 +136,9 @@ class CheckpointStore:
         part = self.path(step, f"{COMPLETE}.part")
         with self.files.open_output_stream(part) as file:
             file.write(json.dumps({"format": FORMAT, "step": step, **manifest}, indent=1).encode())
+        if isinstance(self.files, fs.LocalFileSystem):  # the marker must not reach the disk before what it speaks of
+            for path in (*(self.path(step, name) for name in manifest["files"]), part):
+                _sync(path)
         self.files.move(part, self.path(step, COMPLETE))
 
     def discard(self, step: int) -> None:
@@ -171,6 +185,14 @@ class StateReader:
             header = json.loads(opened.read_at(length, 8))
         return {name: (file, 8 + length + entry["data_offsets"][0], 8 + length + entry["data_offsets"][1])
                 for name, entry in header.items() if name != "__metadata__"}
+
+
+def _sync(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_hf(store: CheckpointStore, step: int, model: Any, tokenizer: Any, weights: Mapping[str, "Tensor"]) -> dict[str, Any]:

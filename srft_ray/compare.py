@@ -32,7 +32,8 @@ def compare(config: Config, algorithms: Sequence[str], seeds: Sequence[int]) -> 
     require(bool(config.evaluation.data), "compare needs evaluation sets: add one, such as evaluation.data.heldout.split=heldout .")
     runs = [_variant(config, algorithm, seed) for seed in seeds for algorithm in algorithms]
     check(runs)
-    start_ray(config, max(demand(run, engines=True, device="cpu").cpus for run in runs))
+    most = max((demand(run, engines=True, device="cpu") for run in runs), key=lambda asked: asked.cpus)
+    start_ray(config, most.cpus, most.custom)
     parameters = count_parameters(config)
     outcomes = [outcome for run in runs for outcome in _outcomes(run, parameters)]
     folder = folder_of(config, "compare")

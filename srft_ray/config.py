@@ -278,6 +278,11 @@ def check_values(config: Config) -> None:
     for workers in range(low, high + 1):
         require(groups % workers == 0, f"trainer.groups_per_step={groups} is not divisible by {workers} learners "
                 f"(learner.num_workers={learner.num_workers}): choose a multiple.")
+    trainer, best = config.trainer, config.trainer.keep_best
+    require(trainer.keep_checkpoints is not None or not (trainer.keep_every or best),
+            "trainer.keep_every and trainer.keep_best add to trainer.keep_checkpoints: set that too.")
+    require(best is None or best in config.evaluation.data or "/" in best, f"trainer.keep_best={best} is neither a set of evaluation.data nor a "
+            "metric such as reward/mean.")
     require(len(learner.betas) == 2 and all(0 <= beta < 1 for beta in learner.betas),
             f"learner.betas must be two numbers in [0, 1), not {learner.betas}.")
     require(rollout.top_p == 1.0, f"rollout.top_p={rollout.top_p} would train on log-probs of another distribution than the policy's: "

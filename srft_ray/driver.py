@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from algorithms import Algorithm
 from srft_ray import report
@@ -31,6 +32,7 @@ from srft_ray.rollout.watch import Watch
 from srft_ray.train_loop import Job, train_loop
 
 ELASTIC_TRY_S = 30.0
+HEARING_S = 10.0  # without learners, until a stop is not left to them
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
         resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
     store = CheckpointStore.of(config)
-    if store.latest() == config.trainer.steps:
+    if store.finished(config.trainer.steps):
         return _finished(config, store, time.time())
     with placed(config, needs_engines(config, resolved.algorithm)) as (device, threads), claimed(config):
         return _run(resolved, store, device, threads)
@@ -72,8 +74,10 @@ def _run(resolved: Resolved, store: CheckpointStore, device: str, threads: int |
     truncate(run_dir, store.latest())
     with Progress(config, resume_from=store.latest()), _stopping(gate):
         stopped = _attempts(resolved, store, gate, device, threads)
+    if store.finished(config.trainer.steps):
+        return _finished(config, store, started)
     done = store.latest()
-    return Result(run_dir, done, stopped, {}, store.path(done, "hf")) if done < config.trainer.steps else _finished(config, store, started)
+    return Result(run_dir, done, stopped, {}, store.path(done, "hf"))
 
 
 def _finished(config: Config, store: CheckpointStore, started: float) -> Result:
@@ -94,7 +98,7 @@ def _attempts(resolved: Resolved, store: CheckpointStore, gate: Any, device: str
         stopped, aborted = ray.get(gate.ended.remote())
         if aborted:
             raise RunFailed(aborted)
-        if stopped or store.latest() == resolved.config.trainer.steps:
+        if stopped or store.finished(resolved.config.trainer.steps):
             return stopped
         idle = 0 if store.latest() > before else idle + 1
         if idle > resolved.config.trainer.max_failures:
@@ -108,6 +112,8 @@ def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, t
         with absent:
             trainer.fit()
     except SystemExit:  # Ray Train's own answer to Ctrl-C
+        if absent.stopped:
+            return
         if absent.found:
             raise RunFailed(f"{absent.found} (after {store.latest()} saved steps)") from None
         raise KeyboardInterrupt from None
@@ -120,8 +126,15 @@ def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, t
 @contextmanager
 def _stopping(gate: Any) -> Iterator[None]:
     """While it lasts, SIGTERM asks the learners to leave with a checkpoint."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(1.0):  # again and again: the gate may die and forget
+            with suppress(RayError):
+                ray.get(gate.stop.remote("SIGTERM"))
+
     def stop(number: int, frame: object) -> None:
-        threading.Thread(target=lambda: ray.get(gate.stop.remote("SIGTERM")), daemon=True).start()
+        threading.Thread(target=ask, daemon=True).start()
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -130,14 +143,16 @@ def _stopping(gate: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        ended.set()
         signal.signal(signal.SIGTERM, before)
 
 
 class _Absent:
-    """While it lasts, ends the run if there are no learners for too long: Ray Train would wait for elastic ones for ever."""
+    """While it lasts, ends the run if there are no learners for too long, or none to hear that it is to stop: Ray Train would
+    wait for elastic ones for ever."""
 
     def __init__(self, gate: Any, timeout_s: float) -> None:
-        self.gate, self.timeout_s, self.found, self._done = gate, timeout_s, "", threading.Event()
+        self.gate, self.timeout_s, self.found, self.stopped, self._done = gate, timeout_s, "", False, threading.Event()
 
     def __enter__(self) -> None:
         threading.Thread(target=self._look, daemon=True).start()
@@ -147,7 +162,9 @@ class _Absent:
 
     def _look(self) -> None:
         while not self._done.wait(2.0):
-            if ray.get(self.gate.idle_s.remote()) > self.timeout_s:
+            idle_s, wish = ray.get([self.gate.idle_s.remote(), self.gate.wish.remote()])
+            self.stopped = bool(wish) and idle_s > HEARING_S
+            if self.stopped or idle_s > self.timeout_s:
                 self.found = (f"No learners could be placed for learner.start_timeout_s={self.timeout_s:.0f} s: add nodes, or lower "
                               "learner.num_workers, and run the same command again")
                 os.kill(os.getpid(), signal.SIGINT)
@@ -173,6 +190,7 @@ def make_trainer(resolved: Resolved, store: CheckpointStore, gate: Any, device: 
     placing_s = learner.start_timeout_s if low == high else min(ELASTIC_TRY_S, learner.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(placing_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(learner.timeout_s + config.rollout.timeout_s)  # one rank may wait for rollouts
     stream = StreamFactory(config, store, resolved.algorithm, resolved.plan, resolved.train, resolved.evaluation, gate, device, dtype)
     job = Job(config, store, resolved.algorithm, resolved.plan, gate, dtype, threads)
     return TorchTrainer(

@@ -177,7 +177,7 @@ def claimed(config: Config) -> Iterator[None]:
     with (config.run_dir / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"Another process trains in the run directory {config.run_dir}: wait for its end or choose another run.name.") from None
         yield
 

@@ -21,7 +21,7 @@ class Saver:
     def __init__(self, store: CheckpointStore, config: Config, engine: DeepSpeedEngine, model: Any, tokenizer: Any) -> None:
         self.store, self.config, self.engine, self.model, self.tokenizer = store, config, engine, model, tokenizer
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.failures = 0
+        self.failures, self.newest = 0, 0
 
     def save(self, step: int, final: bool, about: dict[str, Any]) -> bool:
         """Writes the checkpoint of `step`, with `about` in its manifest; False if that failed and the run may go on without.
@@ -31,14 +31,14 @@ class Saver:
         """
         error = self._together(lambda: self.store.discard(step)) or self._write(step, about)
         if error is None:
-            self.failures = 0
+            self.failures, self.newest = 0, step
             return True
         self.failures += 1
         self._together(lambda: self.store.discard(step))
         message = f"the checkpoint of step {step} could not be written to {self.store.path(step)} ({error})"
         if final or self.failures > self.config.trainer.max_checkpoint_failures:
-            raise CheckpointFailed(f"{message[0].upper()}{message[1:]}: make room or change trainer.checkpoint_path, and run the same command "
-                                   f"again; it continues from step {self.store.latest()}.")
+            raise CheckpointFailed(f"{message[0].upper()}{message[1:]}: make room, and run the same command again; it continues from step "
+                                   f"{self.newest}.")
         if self.rank == 0:
             record_event(self.store.run_dir, "checkpoint", f"{message}; failure {self.failures} of {self.config.trainer.max_checkpoint_failures} "
                          "in a row that are allowed, the run goes on")
@@ -46,7 +46,7 @@ class Saver:
 
     def load(self, step: int) -> None:
         """Takes up the training state of `step`, written by any number of learners at any ZeRO stage."""
-        reader = self.store.tensors(step)
+        reader, self.newest = self.store.tensors(step), step
         self.engine.load(reader, reader.manifest["updates"])
 
     def _write(self, step: int, about: dict[str, Any]) -> str | None:
@@ -64,7 +64,17 @@ class Saver:
             return failed[0]
         every = {name: entry for found, _ in shares for name, entry in found.items()}
         manifest = {**about, "updates": self.engine.updates, "learners": self.world_size, "zero_stage": self.engine.zero_stage, "files": every}
-        return self._together(lambda: (self.store.commit(step, manifest), prune(self.store, self.config)))
+        error = self._together(lambda: self.store.commit(step, manifest))
+        left = None if error else self._together(lambda: prune(self.store, self.config))
+        if left and self.rank == 0:
+            record_event(self.store.run_dir, "checkpoint", f"old checkpoints could not be removed ({left})")
+        return error
+
+    def finish(self, step: int) -> None:
+        """Marks the checkpoint of the last step, which is there, as that of a finished run."""
+        if error := self._together(lambda: self.store.commit(step, {**self.store.manifest(step), "finished": True})):
+            raise CheckpointFailed(f"The run is complete, but its checkpoint of step {step} could not be marked ({error}): make room, and run the "
+                                   "same command again.")
 
     def _together(self, action: Callable[[], object]) -> str | None:
         """Rank 0 acts; all learn why it failed, or None."""

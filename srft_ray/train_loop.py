@@ -1,5 +1,5 @@
 """The entry point of Ray Train on each learner. Light to import: Ray's controllers import it too."""
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ def train_loop(settings: dict[str, Any]) -> None:
             worker.close()
     except (CheckpointFailed, ParityError, UserError) as error:
         ray.get(job.gate.abort.remote(str(error)))
+    finally:
+        ray.get(job.gate.left.remote())
 
 
 class Batches:
@@ -55,11 +57,7 @@ class Batches:
     def next(self, wait_s: float) -> dict[str, Any] | None:
         """The next block; None if it is not there within `wait_s`."""
         self._next = self._next or self._thread.submit(next, self._batches)
-        try:
-            block = self._next.result(wait_s)
-        except TimeoutError:
-            if self._next.done():
-                raise  # the stream's own error
+        if not wait([self._next], wait_s).done:
             return None
-        self._next = None
+        block, self._next = self._next.result(), None
         return block

@@ -3,7 +3,6 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
-from srft_ray.checkpoint import CheckpointStore
 from srft_ray.config import Config, to_yaml
 from srft_ray.driver import fit
 from srft_ray.preflight import resolve, resolve_settings
@@ -17,6 +16,8 @@ def variant(config: Config, command: str, name: str) -> Config:
     """The config with a name and directory of its own, and nothing else changed."""
     run = copy.deepcopy(config)
     run.run.dir, run.run.name = str(folder_of(config, command)), name
+    if run.trainer.checkpoint_path:
+        run.trainer.checkpoint_path = f"{run.trainer.checkpoint_path.rstrip('/')}/{config.run.name}-{command}"
     return run
 
 
@@ -41,4 +42,4 @@ def complete(run: Config) -> Path:
 
 def _finished(run: Config) -> bool:
     record = run.run_dir / "config.yaml"
-    return record.exists() and record.read_text() == to_yaml(run) and CheckpointStore.of(run).latest() == run.trainer.steps
+    return record.exists() and record.read_text() == to_yaml(run) and (run.run_dir / "summary.json").exists()

@@ -69,15 +69,16 @@ class LearnerWorker:
         for segment in self.job.plan.segments(self.step):
             groups = self._wait_for(segment)
             if self._leaving(groups is None):
-                self.save(final=True)
-                return ray.get(self.job.gate.left.remote())
+                return self.save(final=False)
             self.taken += segment.padded
             if segment.dataset == "train":
                 self._train(segment.step, groups, time.perf_counter() - mark, mark)
             else:
                 self._evaluate(segment, groups)
             mark = time.perf_counter()
-        return self.save(final=True)
+        if self.step > self.saved:
+            return self.save(final=True, finished=True)
+        return self.saver.finish(self.step)
 
     def _wait_for(self, segment: Segment) -> list[Group] | None:
         """This rank's share of a segment's groups; None if the learners are to leave before it is complete.
@@ -171,10 +172,12 @@ class LearnerWorker:
             raise RuntimeError(f"Step {self.step} cannot be recorded in {self.run_dir} ({next(filter(None, errors))}): make room, and run the same "
                                "command again.")
 
-    def save(self, final: bool) -> None:
-        """Writes a checkpoint of the steps done so far unless there is one; a collective. `final`: there will be no other."""
+    def save(self, final: bool, finished: bool = False) -> None:
+        """Writes a checkpoint of the steps done so far unless there is one; a collective. `final`: there will be no other;
+        `finished`: and the run is complete."""
         if self.step > self.saved:
-            about = {"policy_version": self.step, "position": self.job.plan.position(self.step), "dtype": self.job.dtype}
+            about = {"policy_version": self.step, "position": self.job.plan.position(self.step), "dtype": self.job.dtype,
+                     "finished": finished}
             if self.saver.save(self.step, final, about):
                 self.saved = self.step
 

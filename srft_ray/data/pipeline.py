@@ -34,6 +34,7 @@ class StreamFactory:
     dtype: str
 
     def __call__(self) -> Dataset:
+        ray.get(self.gate.learners.remote(True))  # they wait for this, not this for them
         start = self.store.newest_whole()
         ray.get(self.gate.restart.remote(start))
         return self.stream(start)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from algorithms import Algorithm, Completion, Group
 from srft_ray.config import Config
@@ -54,10 +54,11 @@ class Rollout:
         self.config, self.read, self.gate = config, read, gate
         self.judge = make_judge(config)
         self.transport = transport_class(config.rollout.transport)(gate, config.rollout)
-        self.engine = Engine(config, device, dtype)
-        self.version, self.in_flight, self.finished = 0, 0, 0
+        self.version, self.in_flight, self.loading, self.finished = 0, 0, 0, 0
         self._changed = threading.Condition()
+        self.engine: Engine | None = None
         threading.Thread(target=self._beat, name="sign-of-life", daemon=True).start()
+        self.engine = Engine(config, device, dtype)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.read(block)
@@ -76,8 +77,9 @@ class Rollout:
         context = ray.get_runtime_context()
         where = (context.get_actor_id(), context.get_node_id(), os.getpid())
         while True:
-            with suppress(RayActorError):
-                ray.get(self.gate.beat.remote(Sign(*where, self.engine.steps, self.in_flight, self.finished)))
+            steps = self.engine.steps if self.engine else 0
+            with suppress(RayError):
+                ray.get(self.gate.beat.remote(Sign(*where, steps, self.in_flight + self.loading, self.finished)))
             time.sleep(PERIOD_S)
 
     def _roll_out(self, groups: list[Group]) -> None:
@@ -123,7 +125,9 @@ class Rollout:
         with self._changed:
             while self.version < needed or (self.in_flight == 0 and self.version < newest):
                 if self.in_flight == 0:
+                    self.loading = 1
                     self.version = self.transport.fetch(self.engine.load)
+                    self.loading = 0
                 elif not self._changed.wait(self.config.rollout.timeout_s):
                     raise TimeoutError(f"Step {group.step}: {self.in_flight} blocks of rollouts did not finish within rollout.timeout_s="
                                        f"{self.config.rollout.timeout_s:.0f} s, so that new weights could not be loaded.")

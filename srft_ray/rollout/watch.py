@@ -1,5 +1,6 @@
 """Watches the engines: Ray starts one that dies again; one that hangs looks alive to it."""
 import asyncio
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PERIOD_S = 1.0  # between looks, and between an engine's signs of life
+ALIVE_S = 10.0  # since its last sign, for an engine to be counted
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,15 @@ class Watch:
 
     def figures(self, taken: int) -> dict[str, float]:
         finished = sum(pulse.before + pulse.sign.finished for pulse in self.pulses.values())
-        return {"engines": float(len(self.pulses)), "queue/depth": float(max(0, finished - taken))}
+        alive = sum(time.monotonic() - pulse.heard < ALIVE_S for pulse in self.pulses.values())
+        return {"engines": float(alive), "queue/depth": float(max(0, finished - taken))}
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
             for engine, why in self.hung(time.monotonic()).items():
                 pulse = self.pulses[engine]
-                pulse.heard = pulse.moved = time.monotonic()
+                pulse.heard = pulse.moved = math.inf  # nothing is asked of it until it speaks again
                 self.report("engine", f"engine {engine[:8]} {why} (rollout.stall_timeout_s={self.timeout_s:g}): it is killed")
                 _kill(pulse.sign)
 

@@ -2,6 +2,8 @@
 import math
 import os
 import pickle
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -82,6 +84,8 @@ class Judge:
         self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                                          start_new_session=True)  # Ctrl-C is the owner's
         theirs.close()
+        with socket.socket(fileno=os.dup(self._conn.fileno())) as both_ways:  # a keeper that is stopped must not block us
+            both_ways.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_S), 0))
         self._conn.send(self._settings)
 
     def _stop(self) -> None:

@@ -90,6 +90,35 @@ def train_without_moments(*args):
     return train(*args)
 
 
+def train_where_nothing_can_be_removed(rank, world, model_path, folder, steps):
+    """Checkpoints of which only one is to be kept, on storage that lets nothing be deleted."""
+    from srft_ray.engine_deepspeed import DeepSpeedEngine
+    from srft_ray.saving import Saver
+    from tests.conftest import make_tokenizer
+    model, _ = load(model_path)
+    config = config_for(folder)
+    config.trainer.keep_checkpoints = 1
+    config.run_dir.mkdir(exist_ok=True)
+    saver = Saver(CheckpointStore.of(config), config, DeepSpeedEngine(model, case(0).learner(), torch.float32), model, make_tokenizer())
+    saver.engine._create_optimizer_state()
+    assert saver.save(1, final=False, about={})
+    discard = CheckpointStore.discard
+
+    def refuse(store, step):
+        if step == 1:
+            raise OSError("Directory not empty")
+        discard(store, step)
+    CheckpointStore.discard = refuse
+    saved = saver.save(2, final=True, about={})
+    return saved, saver.store.steps()
+
+
+def test_a_checkpoint_is_not_lost_because_an_old_one_cannot_be_removed(tmp_path, tiny_model):
+    saved, steps = spawn(2, train_where_nothing_can_be_removed, tiny_model, tmp_path, 2)
+    assert saved and steps == [1, 2]
+    assert "could not be removed (Directory not empty)" in (tmp_path / "run/events.jsonl").read_text()
+
+
 def test_a_model_that_does_not_fit_is_refused(saved, tmp_path, untied_model):
     folder, _, _ = saved
     with pytest.raises(Exception, match=r"the checkpoint has no lm_head.weight\|weight"):

@@ -1,4 +1,5 @@
 """Runs that are disturbed: the command line as a user types it, whose processes are killed at chosen moments."""
+import contextlib
 import os
 import random
 import signal
@@ -102,9 +103,15 @@ class Watched:
         return processes(self.token, KINDS[kind])
 
     def kill(self, kind: str, chance: random.Random | None = None, number: int = signal.SIGKILL) -> int:
-        pid = (chance or random.Random(0)).choice(self.find(kind))
-        os.kill(pid, number)
-        return pid
+        """One process of the kind; waits for one if all are just starting again."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                pid = (chance or random.Random(0)).choice(self.find(kind))
+                os.kill(pid, number)
+                return pid
+            time.sleep(0.1)
+        raise AssertionError(f"no {kind} to kill")
 
     def finish(self, timeout_s: float = 300) -> tuple[int, str, str]:
         out, error = self.process.communicate(timeout=timeout_s)
@@ -140,3 +147,4 @@ def check_same(run: Run, undisturbed: Run, steps: int, exact: bool = True) -> No
         worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(run.metrics, undisturbed.metrics, strict=True))
         print(f"losses differ by at most {worst:.1e}")
         assert worst <= 1e-5
+        assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4) for name in weights[1])

@@ -136,6 +136,21 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbed):
 
 
 @pytest.mark.full
+def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
+    """Which policy samples a repeated block may differ then; each sequence still enters once, within the bound."""
+    run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.max_staleness=1"))
+    for step, kind in ((3, "engine"), (7, "learner"), (11, "gate")):
+        run.wait_for_step(step)
+        run.kill(kind)
+        run.wait_for_step(step + 2)
+    code, _, error = run.finish()
+    assert code == 0 and not run.left(), error
+    done = Run(run.run_dir)
+    done.check_exactly_once(STEPS, GROUPS)
+    assert {row["step"] - row["policy_version"] for row in done.rollouts} <= {0, 1}
+
+
+@pytest.mark.full
 def test_what_hangs_is_killed(tmp_path, undisturbed):
     """A stopped process looks alive to the system: an engine is found by its silence, a learner by Ray Train's health check."""
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.stall_timeout_s=8", "learner.timeout_s=20"))

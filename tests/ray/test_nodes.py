@@ -20,11 +20,11 @@ def words(folder, steps, *more):
 
 
 def learners_of(run):
-    return [int(record["learners"]) for record in read_json_lines(run.run_dir / "metrics.jsonl")]
+    return [0] + [int(record["learners"]) for record in read_json_lines(run.run_dir / "metrics.jsonl")]
 
 
 def engines_of(run):
-    return [int(record["engines"]) for record in read_json_lines(run.run_dir / "metrics.jsonl")]
+    return [0] + [int(record["engines"]) for record in read_json_lines(run.run_dir / "metrics.jsonl")]
 
 
 def wait_until(run, condition, timeout_s=180):

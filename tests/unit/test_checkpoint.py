@@ -15,7 +15,8 @@ STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 
 
 def config_for(folder, **trainer):
-    return make_config({"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}, "trainer": trainer})
+    return make_config({"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}, "trainer": trainer,
+                        "evaluation": {"data": {"held": {}}}})
 
 
 def write(store, step, commit=True):

@@ -1,5 +1,6 @@
 """Engines that hang are found by what they do not say."""
 import asyncio
+import time
 
 import pytest
 
@@ -28,11 +29,20 @@ def test_silence_and_standstill_are_hangs(watch):
     assert watch.hung(11.0) == {"silent": "said nothing for 11 s", "stuck": "made no progress for 11 s with 1 blocks of rollouts"}
 
 
+def test_a_killed_engine_has_time_to_load(watch):
+    """Between its death and its new process's first sign nothing is asked of it; then it counts again."""
+    watch.beat(sign(), now=0.0)
+    watch.pulses["a"].heard = watch.pulses["a"].moved = float("inf")  # as after a kill
+    assert watch.hung(500.0) == {} and watch.figures(0)["engines"] == 1.0
+    watch.beat(sign(pid=2, in_flight=0), now=510.0)
+    assert watch.hung(515.0) == {} and watch.hung(521.0) == {"a": "said nothing for 11 s"}
+
+
 def test_a_new_process_is_a_restart(watch):
     watch.beat(sign(finished=4), now=0.0)
     watch.beat(sign(pid=2, finished=0), now=30.0)
     assert watch.hung(35.0) == {} and "died and was started again" in watch.reports[0]
-    watch.beat(sign(pid=2, finished=3), now=36.0)
+    watch.beat(sign(pid=2, finished=3), now=time.monotonic())
     assert watch.figures(taken=5) == {"engines": 1.0, "queue/depth": 2.0}
     watch.restart()
     assert watch.figures(0)["engines"] == 0.0
