@@ -190,7 +190,6 @@ def make_trainer(resolved: Resolved, store: CheckpointStore, gate: Any, device: 
     placing_s = learner.start_timeout_s if low == high else min(ELASTIC_TRY_S, learner.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(placing_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(learner.timeout_s + config.rollout.timeout_s)  # one rank may wait for rollouts
     stream = StreamFactory(config, store, resolved.algorithm, resolved.plan, resolved.train, resolved.evaluation, gate, device, dtype)
     job = Job(config, store, resolved.algorithm, resolved.plan, gate, dtype, threads)
     return TorchTrainer(

@@ -1,10 +1,11 @@
-"""Elastic learners: Ray Train restarts them to change their number; here they leave a checkpoint first, so that nothing is repeated."""
+"""Learners that come and go: before Ray Train changes their number they leave a checkpoint, so that nothing is repeated."""
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import PreemptingState, ResizingState, RestartingState, RunningState
 
 from srft_ray.journal import record_event
@@ -25,6 +26,12 @@ class CheckpointBeforeResize(ControllerCallback):
                          f"; the present ones wrote no checkpoint within trainer.resize_timeout_s={self.timeout_s:g}, steps will be repeated"))
         elif isinstance(current_state, RestartingState):
             record_event(self.run_dir, "learners", f"restarting after a failure: {_cause(current_state.training_failed_error)}")
+
+
+def preempted() -> bool:
+    """Whether this learner was told that a machine of theirs is taken away. Unlike `ray.train.get_preemption_info` it asks nobody,
+    so that a learner can look while it waits."""
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _cause(error: BaseException) -> str:

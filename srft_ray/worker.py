@@ -16,6 +16,7 @@ from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
 from srft_ray.learner import Learner
 from srft_ray.loggers import make_loggers
 from srft_ray.models import load_model
+from srft_ray.resizing import preempted
 from srft_ray.saving import Saver
 from srft_ray.train_loop import Batches, Job
 from srft_ray.weights import transport_class
@@ -102,13 +103,12 @@ class LearnerWorker:
         return groups
 
     def _wished(self) -> bool:
-        """Whether the driver or the scaling of the learners asks them to leave."""
-        return bool(ray.get(self.job.gate.wish.remote()))
+        """Whether the driver, the scaling of the learners, or a machine that is taken away asks this rank to leave."""
+        return preempted() or bool(ray.get(self.job.gate.wish.remote()))
 
     def _leaving(self, without_groups: bool) -> bool:
-        """Whether any rank is to leave, also because its machine is taken away; all find the same."""
-        preempted = ray.train.get_preemption_info() is not None  # a collective
-        leave = without_groups or preempted or (self.rank == 0 and self._wished())
+        """Whether any rank is to leave; all find the same."""
+        leave = without_groups or preempted() or (self.rank == 0 and self._wished())
         flag = torch.tensor(float(leave), device=self.engine.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
