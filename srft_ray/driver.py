@@ -162,8 +162,8 @@ class _Absent:
 
     def _look(self) -> None:
         while not self._done.wait(2.0):
-            idle_s, wish = ray.get([self.gate.idle_s.remote(), self.gate.wish.remote()])
-            self.stopped = bool(wish) and idle_s > HEARING_S
+            idle_s, (stop, _) = ray.get([self.gate.idle_s.remote(), self.gate.ended.remote()])
+            self.stopped = bool(stop) and idle_s > HEARING_S
             if self.stopped or idle_s > self.timeout_s:
                 self.found = (f"No learners could be placed for learner.start_timeout_s={self.timeout_s:.0f} s: add nodes, or lower "
                               "learner.num_workers, and run the same command again")
