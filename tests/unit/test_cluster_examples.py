@@ -105,6 +105,7 @@ def test_versions_agree_with_pyproject():
 STUBS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1",
+    "sleep": '[ "$1" != 5 ] || set -- 0.2\nexec /bin/sleep "$@"',  # between looks at the nodes
     "python": 'echo "${ALIVE:-2}"',
     "ray": 'echo "ray $*" >> "$LOG"; [ "$1" != start ] || [ "${ALIVE:-2}" = 0 ] || exec sleep 2',
     "scontrol": 'case "$1" in show) printf "n1\\nn2\\n" ;; *) echo "scontrol $*" >> "$LOG" ;; esac',

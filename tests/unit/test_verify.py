@@ -288,9 +288,9 @@ def test_worked_solutions_of_gsm8k_match(math: Judge) -> None:
 @pytest.mark.parametrize(("number", "who"), [(signal.SIGKILL, "worker"), (signal.SIGKILL, "keeper"), (signal.SIGSTOP, "keeper")])
 def test_processes_that_die_or_hang_under_a_question_are_asked_again(user: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch,
                                                                     number: int, who: str) -> None:
-    judge = user(timeout_s=2.0)
+    judge = user(timeout_s=1.0)
     worker = int(judge.judge([item("pid")])[0].answer)
-    monkeypatch.setattr("srft_ray.verify.judge.START_S", 2.0)
+    monkeypatch.setattr("srft_ray.verify.judge.START_S", 0.2)
     victim = worker if who == "worker" else judge._process.pid
     threading.Timer(0.2, lambda: os.kill(victim, number)).start()
     assert judge.judge([item("slow"), item("good")]) == [EXPECTED["good"]] * 2
