@@ -18,6 +18,14 @@ def local_ray():
     ray.shutdown()
 
 
+TIMES = ("time/", "engines", "learners", "queue/", "utilization/", "tokens/per_second")  # metrics that say how fast, not what
+
+
+def what(record):
+    """The figures of a record that do not depend on the clock or on how many processes there are."""
+    return {key: value for key, value in record.items() if not key.startswith(TIMES)}
+
+
 class Run:
     """What a run left in its directory."""
 

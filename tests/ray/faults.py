@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from srft_ray.journal import read_json_lines
-from tests.ray.conftest import Run
+from tests.ray.conftest import Run, what
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"engine": "ray::MapWorker", "learner": "ray::RayTrainWorker", "gate": "ray::Gate", "verifier": "srft_ray.verify.keeper"}
-TIMES = ("time/", "engines", "learners", "queue/", "utilization/", "tokens/per_second")  # metrics that say how fast, not what
 
 
 class Nodes:
@@ -126,10 +125,6 @@ class Watched:
         while (found := processes(self.token)) and time.monotonic() < deadline:
             time.sleep(0.2)
         return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in found]
-
-
-def what(record: dict) -> dict:
-    return {key: value for key, value in record.items() if not key.startswith(TIMES)}
 
 
 def check_same(run: Run, undisturbed: Run, steps: int, exact: bool = True) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from algorithms import REGISTRY
 from srft_ray import fit, make_config
 from srft_ray.data.pipeline import REFILL_DISTANCE
-from tests.ray.conftest import Run
+from tests.ray.conftest import Run, what
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny" / "base"
@@ -27,7 +27,7 @@ def train(folder: Path, name: str, algorithm: dict, **sections: dict) -> Run:
 
 
 def without_times(records: list[dict]) -> list[dict]:
-    return [{key: value for key, value in record.items() if not key.startswith("time/")} for record in records]
+    return [what(record) for record in records]
 
 
 def weights(run: Run) -> dict:
