@@ -52,6 +52,7 @@ def fixed_size(tmp_path_factory):
     return Run(folder / "run")
 
 
+@pytest.mark.full
 def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
     """Three nodes; one joins, another is killed."""
     first, _ = nodes.join(), nodes.join()
