@@ -22,7 +22,7 @@ from srft_ray.cluster import cluster_address, learner_resources, placed
 from srft_ray.config import Config, bounds, to_yaml
 from srft_ray.data.pipeline import StreamFactory, execution_options
 from srft_ray.data.plan import needs_engines
-from srft_ray.errors import RunFailed
+from srft_ray.errors import RunFailed, last_line
 from srft_ray.journal import record_event, truncate
 from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, claimed, resolve
@@ -209,5 +209,4 @@ def cause(error: BaseException) -> str:
     """The innermost error of a chain, or the last line of a remote traceback, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return last_line(error)

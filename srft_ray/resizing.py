@@ -8,6 +8,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import PreemptingState, ResizingState, RestartingState, RunningState
 
+from srft_ray.errors import last_line
 from srft_ray.journal import record_event
 
 
@@ -25,15 +26,11 @@ class CheckpointBeforeResize(ControllerCallback):
             record_event(self.run_dir, "learners", f"continuing with {number} learners" + ("" if in_time else
                          f"; the present ones wrote no checkpoint within trainer.resize_timeout_s={self.timeout_s:g}, steps will be repeated"))
         elif isinstance(current_state, RestartingState):
-            record_event(self.run_dir, "learners", f"restarting after a failure: {_cause(current_state.training_failed_error)}")
+            record_event(self.run_dir, "learners", "restarting after a failure: " +
+                         shorten(last_line(current_state.training_failed_error), 200, placeholder=" …"))
 
 
 def preempted() -> bool:
     """Whether this learner was told that a machine of theirs is taken away. Unlike `ray.train.get_preemption_info` it asks nobody,
     so that a learner can look while it waits."""
     return get_train_context().preemption_context.preemption_info is not None
-
-
-def _cause(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(lines[-1], 200, placeholder=" …") if lines else type(error).__name__

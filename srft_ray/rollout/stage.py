@@ -126,8 +126,10 @@ class Rollout:
             while self.version < needed or (self.in_flight == 0 and self.version < newest):
                 if self.in_flight == 0:
                     self.loading = 1
-                    self.version = self.transport.fetch(self.engine.load)
-                    self.loading = 0
+                    try:
+                        self.version = self.transport.fetch(self.engine.load)
+                    finally:
+                        self.loading = 0
                 elif not self._changed.wait(self.config.rollout.timeout_s):
                     raise TimeoutError(f"Step {group.step}: {self.in_flight} blocks of rollouts did not finish within rollout.timeout_s="
                                        f"{self.config.rollout.timeout_s:.0f} s, so that new weights could not be loaded.")

@@ -1,4 +1,5 @@
 """Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the curve stays the same."""
+import contextlib
 import subprocess
 import sys
 import time
@@ -35,6 +36,23 @@ def wait_until(run, condition, timeout_s=180):
         time.sleep(0.2)
 
 
+@contextlib.contextmanager
+def to_the_end(run, fixed_size, exact=True):
+    """What is done to the run in the block; then it must end well, each sequence once, and be the same as the undisturbed one."""
+    try:
+        yield
+        code, _, error = run.finish()
+        assert code == 0, (error, run.events())
+    finally:
+        run.process.kill()
+        print("learners of each step:", learners_of(run))
+        print("engines of each step:", engines_of(run))
+        print("\n".join(run.events()))
+    done = Run(run.run_dir)
+    done.check_exactly_once(60, GROUPS)
+    check_same(done, fixed_size, 60, exact)
+
+
 @pytest.fixture
 def nodes(tmp_path):
     cluster = Nodes(f"SRFT_TEST={tmp_path / 'run'}")
@@ -58,23 +76,13 @@ def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
     first, _ = nodes.join(), nodes.join()
     run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[1,3]", "rollout.num_engines=[1,3]", "trainer.checkpoint_every=5",
                                            "learner.resize_interval_s=5"), address=nodes.address, **ENVIRONMENT)
-    try:
+    with to_the_end(run, fixed_size, exact=False):
         run.wait_for_step(5)
         nodes.join()
         wait_until(run, lambda: learners_of(run)[-1] == engines_of(run)[-1] == 3 and run.done() > 10)
         nodes.kill(first)
         struck = run.done()
         wait_until(run, lambda: run.done() > struck and learners_of(run)[-1] == 2)
-        code, _, error = run.finish()
-        assert code == 0, (error, run.events())
-    finally:
-        run.process.kill()
-        print("learners of each step:", learners_of(run))
-        print("engines of each step:", engines_of(run))
-        print("\n".join(run.events()))
-    done = Run(run.run_dir)
-    done.check_exactly_once(60, GROUPS)
-    check_same(done, fixed_size, 60, exact=False)
 
 
 @pytest.mark.full
@@ -82,7 +90,7 @@ def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
     """The one with the learner; another takes its place. One learner, so that everything is the same bit for bit."""
     nodes.join(), nodes.join()
     run = Watched(tmp_path / "run", *words(tmp_path, 60, "trainer.checkpoint_every=4"), address=nodes.address, **ENVIRONMENT)
-    try:
+    with to_the_end(run, fixed_size):
         for number, moment in enumerate((0.15, 0.5, 0.85)):
             run.wait_for_step(4 + 12 * number)
             ordinary = run.step_s()
@@ -92,14 +100,6 @@ def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
             nodes.join()
             run.wait_for_step(done + 3)
             print(f"node: {time.monotonic() - struck - 3 * ordinary:.1f} s lost")
-        code, _, error = run.finish()
-        assert code == 0, (error, run.events())
-    finally:
-        run.process.kill()
-        print("\n".join(run.events()))
-    done = Run(run.run_dir)
-    done.check_exactly_once(60, GROUPS)
-    check_same(done, fixed_size, 60)
 
 
 @pytest.mark.full
@@ -107,7 +107,7 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed
     """The notice of a preemption: the learners leave with a checkpoint, and go on elsewhere; nothing is repeated."""
     nodes.join(), nodes.join()
     run = Watched(tmp_path / "run", *words(tmp_path, 60, "trainer.checkpoint_every=0"), address=nodes.address, **ENVIRONMENT)
-    try:
+    with to_the_end(run, fixed_size):
         run.wait_for_step(10)
         node = nodes.of(run.find("learner")[0])
         subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address, "--node-id", node.node_id, "--reason",
@@ -117,14 +117,6 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed
         saved = run.done()
         wait_until(run, lambda: run.done() > saved)
         assert node is not nodes.of(run.find("learner")[0])
-        code, _, error = run.finish()
-        assert code == 0, (error, run.events())
-    finally:
-        run.process.kill()
-        print("\n".join(run.events()))
-    done = Run(run.run_dir)
-    done.check_exactly_once(60, GROUPS)
-    check_same(done, fixed_size, 60)
 
 
 @pytest.mark.full
