@@ -78,7 +78,9 @@ class CheckpointStore:
 
     def finished(self, steps: int) -> bool:
         """Whether the run of so many steps is complete, with its last evaluation."""
-        return self.latest() == steps and self.manifest(steps).get("finished", False)
+        with suppress(Damaged):  # then it is no checkpoint either, and the learners go on from the one before
+            return self.latest() == steps and self.manifest(steps).get("finished", False)
+        return False
 
     def newest_whole(self) -> int:
         """The newest checkpoint that is what was written; 0 without one. A damaged one is reported and put aside."""

@@ -4,9 +4,11 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import IO
 
 import ray
 from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
@@ -19,6 +21,7 @@ from srft_ray.models import resolve_device
 from srft_ray.preflight import shared_paths
 
 SPARE_CPUS = 2.0  # Ray Data's own tasks
+WRITTEN = ("run.dir", "trainer.checkpoint_path")
 WORKER_ENVIRONMENT = {
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",  # with it a result is seen one turn of Ray Data's loop (0.1 s) later
     "TOKENIZERS_PARALLELISM": "false",
@@ -112,7 +115,7 @@ def check_placement(needed: Demand) -> None:
 
 
 def check_shared(paths: Mapping[str, str]) -> None:
-    """Raises UserError if a node that can hold learners or engines does not see one of the paths, or has a run.dir of its own.
+    """Raises UserError if a node that can hold learners or engines does not see one of the paths, or has a folder of its own where the run writes.
 
     `paths` are absolute, by config key. A job's working directory is no shared storage: every node unpacks what was submitted for
     itself, under one name, so that it has the files but sees nothing that another node writes there.
@@ -120,8 +123,8 @@ def check_shared(paths: Mapping[str, str]) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
         return
-    with NamedTemporaryFile(dir=paths["run.dir"], prefix=".seen-by-all-") as marker:
-        probes = {**paths, "run.dir": marker.name}
+    with ExitStack() as stack:
+        probes = {key: stack.enter_context(_marker(path)).name if key in WRITTEN else path for key, path in paths.items()}
         answers = [(node, _unseen_on(node["NodeID"], list(probes.values()))) for node in nodes]
         for node, answer in answers:
             try:
@@ -131,6 +134,11 @@ def check_shared(paths: Mapping[str, str]) -> None:
             for key, path in paths.items():
                 require(probes[key] not in unseen, f"Node {node['NodeManagerAddress']} of the Ray cluster does not see {key}={path} of this node: "
                         "put it on storage that all nodes see at the same path.")
+
+
+def _marker(folder: str) -> IO[bytes]:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return NamedTemporaryFile(dir=folder, prefix=".seen-by-all-")
 
 
 def _unseen_on(node_id: str, paths: list[str]) -> ray.ObjectRef:

@@ -23,7 +23,7 @@ from srft_ray.config import Config, bounds, to_yaml
 from srft_ray.data.pipeline import StreamFactory, execution_options
 from srft_ray.data.plan import needs_engines
 from srft_ray.errors import RunFailed, last_line
-from srft_ray.journal import record_event, truncate
+from srft_ray.journal import record_event, truncate, write_whole
 from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, claimed, resolve
 from srft_ray.progress import Progress
@@ -68,7 +68,8 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
 
 def _run(resolved: Resolved, store: CheckpointStore, device: str, threads: int | None) -> Result:
     config, started, run_dir = resolved.config, time.time(), resolved.config.run_dir
-    (run_dir / "config.yaml").write_text(to_yaml(config))
+    (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
+    write_whole(run_dir / "config.yaml", to_yaml(config))
     gate = ray.remote(Gate).options(num_cpus=0, max_restarts=config.rollout.max_restarts, max_task_retries=-1, scheduling_strategy=_here()).remote(
         config.rollout.max_staleness, Watch(config.rollout.stall_timeout_s, partial(record_event, run_dir)))
     truncate(run_dir, store.latest())

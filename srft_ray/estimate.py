@@ -6,11 +6,12 @@ from algorithms import Algorithm, Stage
 from srft_ray.cluster import demand
 from srft_ray.config import Config, require, to_yaml
 from srft_ray.data.pipeline import engine_gpus
-from srft_ray.data.plan import make_plan, needs_engines, stage_size, updates_per_step
+from srft_ray.data.plan import make_plan, needs_engines
 from srft_ray.data.rows import read_rows
 from srft_ray.models import count_parameters, is_local, resolve_dtype
 from srft_ray.preflight import resolve, resolve_settings
 from srft_ray.scaling import Law, PipelineModel, Setting, best_split, splits
+from srft_ray.stages import stage_size, updates_per_step
 
 GIB = 2**30
 

@@ -21,6 +21,13 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
             raise
 
 
+def write_whole(path: Path, content: str) -> None:
+    """A crash leaves the file as it was or as it is to be."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(content)
+    part.replace(path)
+
+
 def record_event(run_dir: Path, kind: str, message: str) -> None:
     """Says what happened to the run besides training, to `events.jsonl` and standard error; a full disk loses the first only."""
     print(f"{kind}: {message}", file=sys.stderr, flush=True)
@@ -41,9 +48,7 @@ def truncate(run_dir: Path, step: int) -> None:
         path = run_dir / name
         if path.exists():
             kept = [record for record in read_json_lines(path) if record["step"] < step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            part.replace(path)
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
     for file in (run_dir / "groups").glob("step-*"):
         if int(file.name.split("-")[1]) >= step:
             file.unlink()

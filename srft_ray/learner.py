@@ -1,9 +1,7 @@
 """One optimizer step, exact: the same update whatever the micro-batches, ranks or ZeRO stage."""
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,8 +10,8 @@ from torch import Tensor
 from algorithms import Algorithm, Group, PolicyOutput, Stage, selections
 from srft_ray.batching import MicroBatch, collate, pack
 from srft_ray.config import LearnerSection
-from srft_ray.data.plan import updates_per_step
 from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
+from srft_ray.stages import learning_rate, updates_per_step
 
 Totals = defaultdict[str, Tensor]
 
@@ -119,23 +117,6 @@ class Learner:
                 f"{mean:.2e} on average (threshold {self.parity_threshold:.0e}). The engines hold other weights: the publication of "
                 f"version {step} did not reach them, or their model differs. No update was applied.")
         return {"parity/abs_logprob_diff": mean, "parity/abs_logprob_diff_max": float(parity_max)}
-
-
-def learning_rate(config: LearnerSection, stage: Stage, step: int) -> float:
-    """Rate of step `step`: linear warm-up, then constant, or down to lr · min_lr_ratio at the stage's end."""
-    own, done = stage.schedule, step - stage.start
-    peak, shape_name = _first(own.lr, config.lr), _first(own.lr_schedule, config.lr_schedule)
-    warmup = config.warmup_steps if own.warmup is None else round(own.warmup * stage.steps)
-    if done < warmup:
-        return peak * (done + 1) / warmup
-    progress = (done - warmup) / max(1, stage.steps - warmup)
-    shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[shape_name]
-    floor = _first(own.min_lr_ratio, config.min_lr_ratio) if shape_name != "constant" else 0.0
-    return peak * (floor + (1.0 - floor) * shape)
-
-
-def _first(own: Any, run: Any) -> Any:
-    return run if own is None else own
 
 
 def _observe(micro_batch: MicroBatch, policy: PolicyOutput, totals: Totals) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from algorithms import Algorithm
 from srft_ray.checkpoint import CheckpointStore
 from srft_ray.config import Config, DataSection, check_values, first_line, nearest, require
-from srft_ray.data.plan import StreamPlan, make_plan, needs_engines, stage_size, updates_per_step
+from srft_ray.data.plan import StreamPlan, make_plan, needs_engines
 from srft_ray.data.prepare import Limits, prepare, remove
 from srft_ray.data.rows import data_format
 from srft_ray.data.store import PreparedData
@@ -24,6 +24,7 @@ from srft_ray.errors import UserError
 from srft_ray.loggers import check_loggers
 from srft_ray.models import load_model_config
 from srft_ray.registry import make_algorithm, settings_of
+from srft_ray.stages import learning_rate, stage_size, updates_per_step
 from srft_ray.verify import resolve as resolve_verifier
 from srft_ray.weights import transport_class
 
@@ -55,7 +56,7 @@ def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
     """Checks config, model and data against each other and prepares the data. UserError: one sentence for the first thing that is wrong."""
     algorithm = resolve_settings(config, algorithm)
     _check_reference(config, algorithm, load_model_config(config))
-    check_run_directory(config)
+    check_run_directory(config, algorithm)
     make_plan(config, {}, algorithm)  # its errors come before data are prepared
     require(not (config.trainer.evaluate_every and not config.evaluation.data),
             "trainer.evaluate_every is set, but evaluation.data names no set: add one, such as evaluation.data.heldout.path=… .")
@@ -125,7 +126,8 @@ def _make_paths_absolute(config: Config) -> None:
 def shared_paths(config: Config) -> dict[str, str]:
     """Absolute paths that learners and engines read or write, by config key; a hub's model id is none."""
     plugins = {"verifier.path": config.verifier.path, "rollout.transport": config.rollout.transport, "algorithm.path": config.algorithm.get("path")}
-    found = {"run.dir": config.run.dir, "model.path": config.model.path, "learner.reference": config.learner.reference or "",
+    found = {"run.dir": config.run.dir, "trainer.checkpoint_path": (config.trainer.checkpoint_path or "").removeprefix("file://"),
+             "model.path": config.model.path, "learner.reference": config.learner.reference or "",
              **{key: str(value).rpartition(":")[0] for key, value in plugins.items()}}
     return {key: path for key, path in found.items() if Path(path).is_absolute()}
 
@@ -136,8 +138,8 @@ def check_deepspeed(installed: str) -> None:
             f"DeepSpeed {installed} loses gradients with ZeRO-1/2 and optimizer offload: install deepspeed>=0.19.")
 
 
-def check_run_directory(config: Config) -> None:
-    """A directory that holds the same run is continued; any other run in it is an error."""
+def check_run_directory(config: Config, algorithm: Algorithm) -> None:
+    """A directory that holds the same run, or its first steps, is continued; any other run in it is an error."""
     folder, record = config.run_dir, config.run_dir / "config.yaml"
     for path in (folder, *folder.parents):
         require(path.is_dir() or not path.exists(), f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
@@ -150,7 +152,10 @@ def check_run_directory(config: Config) -> None:
         return
     require(config.run.resume == "auto", f"The run directory {folder} already holds a run, and run.resume=never: choose another run.name or delete "
             "it.")
-    changed = changes(OmegaConf.to_container(OmegaConf.load(record)), dataclasses.asdict(config))
+    before = OmegaConf.to_container(OmegaConf.load(record))
+    changed = changes(before, dataclasses.asdict(config))
+    if changed == ["trainer.steps"] and same_steps(config, algorithm, before["trainer"]["steps"], store.latest()):
+        return
     require(not changed, f"The run directory {folder} already holds a different run ({', '.join(changed)} changed): choose another run.name or "
             "delete it.")
 
@@ -164,6 +169,15 @@ def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> li
             continue
         found += changes(old, new, f"{name}.") if isinstance(old, dict) and isinstance(new, dict) and not prefix else [name]
     return sorted(found)
+
+
+def same_steps(config: Config, algorithm: Algorithm, before: int, done: int) -> bool:
+    """Whether the steps that are done, in a run of `before` steps, are those that this run would have begun with."""
+    def what(step: int, steps: int) -> tuple[str, int, int, float]:
+        stage = algorithm.stage(step, steps)
+        return stage.algorithm.name, stage.start, stage_size(config, stage), learning_rate(config.learner, stage, step)
+
+    return done <= config.trainer.steps and all(what(step, before) == what(step, config.trainer.steps) for step in range(done))
 
 
 @contextmanager

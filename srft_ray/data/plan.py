@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from algorithms import Algorithm, Stage
-from srft_ray.config import Config, LearnerSection, bounds, require
+from algorithms import Algorithm
+from srft_ray.config import Config, bounds, require
 from srft_ray.errors import UserError
+from srft_ray.stages import stage_size
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,6 @@ def make_plan(config: Config, evaluation_sizes: dict[str, int], algorithm: Algor
     block = _block(config, per_learner, min(sizes), engines)
     return StreamPlan(steps, sizes, block, config.trainer.evaluate_every, evaluation_sizes, math.lcm(*range(low, high + 1)),
                       config.trainer.first_group)
-
-
-def stage_size(config: Config, stage: Stage) -> int:
-    """Groups of each step of the stage."""
-    return stage.schedule.groups_per_step or config.trainer.groups_per_step
-
-
-def updates_per_step(learner: LearnerSection, stage: Stage) -> int:
-    return stage.schedule.mini_batches or learner.mini_batches
 
 
 def needs_engines(config: Config, algorithm: Algorithm) -> bool:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
 from srft_ray.config import LearnerSection
-from srft_ray.data.plan import updates_per_step
+from srft_ray.stages import updates_per_step
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from algorithms import SFT, Completion, Group, Schedule, Stage
 from srft_ray.batching import collate, pack
 from srft_ray.config import LearnerSection
-from srft_ray.learner import learning_rate
+from srft_ray.stages import learning_rate
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [

@@ -116,14 +116,15 @@ def test_job_with_relative_paths_exports_its_metrics(cluster, project, tmp_path)
 
 
 @pytest.mark.full
-def test_a_node_that_lacks_the_run_directory_is_named(cluster, project, tmp_path):
-    hidden = tmp_path / "runs"
+@pytest.mark.parametrize("key", ["run.dir", "trainer.checkpoint_path"])
+def test_a_node_with_a_folder_of_its_own_is_named(cluster, project, tmp_path, key):
+    hidden = tmp_path / "hidden"
     hidden.mkdir()
     if subprocess.run(["unshare", "-m", "sh", "-c", HIDE, "sh", "true"], env={**cluster.environment, "HIDDEN": str(hidden)}).returncode:
         pytest.skip("mount namespaces are not allowed here")
     cluster.nodes.append(cluster.start(f"--address=127.0.0.1:{cluster.gcs}", "--num-cpus=2", before=("unshare", "-m", "sh", "-c", HIDE, "sh"),
                                        HIDDEN=str(hidden)))
     cluster.wait_for(r'"alive": ?2|ALIVE[^]]*ALIVE', cluster.dashboard, "api/v0/nodes")
-    out, _ = cluster.job("srft-ray", "train", "config.yaml", cwd=project).communicate(timeout=120)
-    assert "of the Ray cluster does not see run.dir=" in out and "put it on storage that all nodes see" in out and "Traceback" not in out, out
-    assert not (hidden / "run").exists()
+    out, _ = cluster.job("srft-ray", "train", "config.yaml", f"{key}={hidden}", cwd=project).communicate(timeout=120)
+    assert f"of the Ray cluster does not see {key}={hidden}" in out and "put it on storage that all nodes see" in out and "Traceback" not in out, out
+    assert not (hidden / "run").exists() and not list(hidden.glob(".seen*"))

@@ -122,9 +122,13 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_with_other_learners(tmp
 
 
 @pytest.mark.full
-def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbed):
-    """From the checkpoint of step 7, although the run had gone further."""
-    run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.checkpoint_every=7"))
+def test_a_run_that_ended_or_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbed):
+    """Lengthened from 7 steps to 16, and then again from the checkpoint of step 7, although it had gone further."""
+    run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.steps=7"))
+    code, out, error = run.finish()
+    assert code == 0 and "finished 7 steps" in out, error
+    run.words = words(tmp_path, "run", "trainer.checkpoint_every=7")
+    run.start()
     run.wait_for_step(10)
     run.process.kill()
     run.process.communicate()

@@ -1,6 +1,7 @@
 """What may change when a run is continued, who may continue it, and how its records are taken back to the checkpoint."""
 import multiprocessing
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -8,12 +9,17 @@ from srft_ray.config import make_config, to_yaml
 from srft_ray.errors import UserError
 from srft_ray.journal import append_json, read_json_lines, truncate
 from srft_ray.preflight import PLACEMENT, check_run_directory, claimed
+from srft_ray.registry import make_algorithm
 from tests.conftest import base_config
 
 
-def begun(tmp_path, tiny_model, **now):
-    """A run directory with the base config's record, and the config of the run that would continue it."""
-    before = make_config(base_config(tmp_path, tiny_model))
+def check(config):
+    check_run_directory(config, make_algorithm(config.algorithm))
+
+
+def begun(tmp_path, tiny_model, *, before=None, **now):
+    """A run directory with the record of the base config (with `before`), and the config of the run that would continue it."""
+    before = make_config(base_config(tmp_path, tiny_model, **before or {}))
     (before.run_dir / "groups").mkdir(parents=True)
     (before.run_dir / "config.yaml").write_text(to_yaml(before))
     return make_config(base_config(tmp_path, tiny_model, **now))
@@ -24,16 +30,32 @@ def begun(tmp_path, tiny_model, **now):
     {"rollout": {"num_rollouts": 2, "max_new_tokens": 32, "num_engines": 4, "stall_timeout_s": 7}}, {"hardware": {"utilization": 0.5}},
     {"trainer": {"steps": 2, "groups_per_step": 4, "checkpoint_every": 1, "keep_checkpoints": 1, "max_failures": 9}}], ids=str)
 def test_how_and_where_a_run_goes_on_may_change(tmp_path, tiny_model, now):
-    check_run_directory(begun(tmp_path, tiny_model, **now))
+    check(begun(tmp_path, tiny_model, **now))
 
 
 @pytest.mark.parametrize(("key", "now"), [
     ("learner.lr", {"learner": {"lr": 1e-3}}), ("rollout.max_staleness", {"rollout": {"max_staleness": 1}}),
-    ("trainer.steps", {"trainer": {"steps": 9}}), ("algorithm.name", {"algorithm": {"name": "grpo"}}), ("run.seed", {"run": {"seed": 3}}),
+    ("algorithm.name", {"algorithm": {"name": "grpo"}}), ("run.seed", {"run": {"seed": 3}}),
     ("data.max_demonstrations", {"data": {"max_demonstrations": 2}})])
 def test_what_it_computes_may_not(tmp_path, tiny_model, key, now):
     with pytest.raises(UserError, match=rf"already holds a different run \({key} changed\): choose another run.name"):
-        check_run_directory(begun(tmp_path, tiny_model, **now))
+        check(begun(tmp_path, tiny_model, **now))
+
+
+@pytest.mark.parametrize(("steps", "done", "sections", "same"), [
+    (9, 5, {}, True), (5, 5, {}, True), (4, 5, {}, False),
+    (9, 0, {"learner": {"lr_schedule": "linear"}}, True), (9, 5, {"learner": {"lr_schedule": "linear"}}, False),
+    (9, 2, {"learner": {"lr_schedule": "cosine", "warmup_steps": 2}}, True),
+    (9, 3, {"algorithm": {"name": "two_stage", "first_steps": 2}}, True)], ids=str)
+def test_the_steps_may_change_if_those_done_are_the_same(tmp_path, tiny_model, steps, done, sections, same):
+    trainer = {"steps": 6, "groups_per_step": 4}
+    config = begun(tmp_path, tiny_model, before={"trainer": trainer, **sections}, trainer=trainer | {"steps": steps}, **sections)
+    if done:
+        folder = tmp_path / f"runs/run/checkpoints/step-{done}"
+        folder.mkdir(parents=True)
+        (folder / "complete.json").write_text("{}")
+    with nullcontext() if same else pytest.raises(UserError, match=r"already holds a different run \(trainer\.steps changed\)"):
+        check(config)
 
 
 def test_the_keys_that_may_change_exist():
@@ -43,7 +65,7 @@ def test_the_keys_that_may_change_exist():
 
 def test_resume_never_leaves_a_run_alone(tmp_path, tiny_model):
     with pytest.raises(UserError, match=r"already holds a run, and run\.resume=never"):
-        check_run_directory(begun(tmp_path, tiny_model, run={"resume": "never"}))
+        check(begun(tmp_path, tiny_model, run={"resume": "never"}))
 
 
 def test_checkpoints_of_another_run_are_not_taken_for_its_own(tmp_path, tiny_model):
@@ -52,7 +74,7 @@ def test_checkpoints_of_another_run_are_not_taken_for_its_own(tmp_path, tiny_mod
     folder.mkdir(parents=True)
     (folder / "complete.json").write_text("{}")
     with pytest.raises(UserError, match="holds checkpoints of another run"):
-        check_run_directory(config)
+        check(config)
 
 
 def hold(config, ready):
@@ -73,7 +95,7 @@ def test_two_processes_cannot_train_in_one_directory_and_a_killed_one_gives_it_b
     process.kill()
     process.join()
     with claimed(config):
-        check_run_directory(config)  # an empty directory with its lock is no run
+        check(config)  # an empty directory with its lock is no run
 
 
 def test_records_are_taken_back_to_the_checkpoint(tmp_path):

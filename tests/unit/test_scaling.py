@@ -110,12 +110,14 @@ def test_leave_one_out_by_hand():
     assert median_error(runs, left_out) == pytest.approx((0.0 + 2 / 6.5) / 2)
 
 
-@given(st.integers(0, 10_000))
-def test_left_out_settings_are_predicted_under_noise(seed: int):
-    """With 5 % noise on each of four settings the median error stays below 15 %."""
-    noise = np.exp(0.05 * np.random.default_rng(seed).standard_normal(4))
-    runs = [measured(Setting(e, n), noise=factor) for (e, n), factor in zip([(1, 1), (2, 1), (1, 2), (2, 2)], noise, strict=True)]
-    assert median_error(runs, leave_one_out(runs)) < 0.15
+def test_left_out_settings_are_predicted_under_noise():
+    """With 5 % noise on each of four settings, in 300 draws: the median error is ordinarily below 6 %, and rarely above 15 %."""
+    def error(noise: np.ndarray) -> float:
+        runs = [measured(Setting(e, n), noise=factor) for (e, n), factor in zip([(1, 1), (2, 1), (1, 2), (2, 2)], noise, strict=True)]
+        return median_error(runs, leave_one_out(runs))
+
+    errors = [error(noise) for noise in np.exp(0.05 * np.random.default_rng(0).standard_normal((300, 4)))]
+    assert np.median(errors) < 0.06 and np.mean(np.array(errors) > 0.15) < 0.03, np.percentile(errors, [50, 95, 100])
 
 
 def test_the_best_split_by_hand():
