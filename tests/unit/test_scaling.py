@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from algorithms import SRFT
 from srft_ray.cli import main
@@ -133,22 +131,24 @@ def test_the_best_split_by_hand():
 
 # The simulation.
 
-SECONDS = st.floats(0.05, 10.0)
+DRAWN = [(2.0, 2.0, 0.0), (0.05, 10.0, 1.0), (10.0, 0.05, 0.0),  # seconds of generation and learner, and a fraction
+         *np.random.default_rng(0).uniform((0.05, 0.05, 0.0), (10.0, 10.0, 1.0), (97, 3)).tolist()]
 
 
-@given(SECONDS, SECONDS, st.floats(0.0, 1.0), st.integers(0, 3))
-def test_the_simulation_settles_at_the_laws(generation: float, learner: float, publish: float, staleness: int):
+@pytest.mark.parametrize("staleness", range(4))
+def test_the_simulation_settles_at_the_laws(staleness: int):
     """Once the overlapping stream is in its rhythm. Engines that may be a step ahead begin with a step that overlaps with nothing."""
-    steps = simulate(generation, learner, publish, 60, staleness)
-    expected = Stages(generation, learner, publish, overlaps=staleness > 0).step_s
-    assert steps[0] == pytest.approx(generation + learner + publish)
-    assert statistics.median(steps[30:]) == pytest.approx(expected, rel=1e-9)
+    for generation, learner, publish in DRAWN:
+        steps = simulate(generation, learner, publish, 60, staleness)
+        expected = Stages(generation, learner, publish, overlaps=staleness > 0).step_s
+        assert steps[0] == pytest.approx(generation + learner + publish)
+        assert statistics.median(steps[30:]) == pytest.approx(expected, rel=1e-9)
 
 
-@given(SECONDS, SECONDS, st.floats(0.0, 0.5), st.integers(0, 1000))
-def test_more_staleness_never_costs_time(generation: float, learner: float, jitter: float, seed: int):
-    total = [sum(simulate(generation, learner, 0.1, 40, staleness, jitter, seed)) for staleness in range(4)]
-    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(total))
+def test_more_staleness_never_costs_time():
+    for seed, (generation, learner, jitter) in enumerate(DRAWN):
+        total = [sum(simulate(generation, learner, 0.1, 40, staleness, jitter / 2, seed)) for staleness in range(4)]
+        assert all(later <= earlier + 1e-9 for earlier, later in pairwise(total))
 
 
 def test_jitter_keeps_the_mean():
