@@ -1,7 +1,8 @@
 """A tiny model, and the rows and configs that tests are made of. transformers is imported where a fixture needs it."""
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_model`, with an output matrix of its own."""
     return write_model(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="session")
+def user_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verifier of one's own, `USER_FILE`."""
+    from tests.judges import USER_FILE
+    path = tmp_path_factory.mktemp("user") / "scorer.py"
+    path.write_text(USER_FILE)
+    return path
+
+
+@pytest.fixture
+def user(user_file: Path) -> Iterator[Callable[..., Any]]:
+    """Makes judges that ask it, and ends them."""
+    from srft_ray.verify import Judge
+    with contextlib.ExitStack() as stack:
+        yield lambda function="score", **options: stack.enter_context(contextlib.closing(
+            Judge("", f"{user_file}:{function}", **{"timeout_s": 0.5, "memory_mb": 256, **options})))
 
 
 @pytest.fixture(scope="session")
