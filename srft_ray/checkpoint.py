@@ -42,6 +42,7 @@ class CheckpointStore:
     files: fs.FileSystem
     root: str
     run_dir: Path
+    scheme: str = ""
 
     @classmethod
     def of(cls, config: Config) -> "CheckpointStore":
@@ -56,10 +57,15 @@ class CheckpointStore:
             files.get_file_info(path)
         except Exception as error:
             require(False, f"trainer.checkpoint_path={given} cannot be reached: {str(error).splitlines()[0]}")
-        return cls(files, f"{path.rstrip('/')}/{config.run.name}", config.run_dir)
+        scheme = given.partition("://")[0]
+        return cls(files, f"{path.rstrip('/')}/{config.run.name}", config.run_dir, "" if scheme == "file" else f"{scheme}://")
 
     def path(self, step: int, *parts: str) -> str:
         return "/".join((self.root, f"step-{step}", *parts))
+
+    def address(self, step: int, *parts: str) -> str:
+        """As `path`, for others than `files`."""
+        return self.scheme + self.path(step, *parts)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, in order."""

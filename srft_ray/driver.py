@@ -78,13 +78,13 @@ def _run(resolved: Resolved, store: CheckpointStore, device: str, threads: int |
     if store.finished(config.trainer.steps):
         return _finished(config, store, started)
     done = store.latest()
-    return Result(run_dir, done, stopped, {}, store.path(done, "hf"))
+    return Result(run_dir, done, stopped, {}, store.address(done, "hf"))
 
 
 def _finished(config: Config, store: CheckpointStore, started: float) -> Result:
     """With its summary, which is written if the run ended before it was."""
     steps, summary = config.trainer.steps, config.run_dir / "summary.json"
-    model = store.path(steps, "hf")
+    model = store.address(steps, "hf")
     figures = json.loads(summary.read_text()) if summary.exists() else report.write(config.run_dir, steps, model, time.time() - started)
     return Result(config.run_dir, steps, "", figures, model)
 

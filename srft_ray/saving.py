@@ -35,7 +35,7 @@ class Saver:
             return True
         self.failures += 1
         self._together(lambda: self.store.discard(step))
-        message = f"the checkpoint of step {step} could not be written to {self.store.path(step)} ({error})"
+        message = f"the checkpoint of step {step} could not be written to {self.store.address(step)} ({error})"
         if final or self.failures > self.config.trainer.max_checkpoint_failures:
             raise CheckpointFailed(f"{message[0].upper()}{message[1:]}: make room, and run the same command again; it continues from step "
                                    f"{self.newest}.")

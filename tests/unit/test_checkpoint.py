@@ -3,7 +3,6 @@ import json
 
 import pytest
 import torch
-from pyarrow import fs
 from safetensors.torch import save
 
 from srft_ray.checkpoint import COMPLETE, DAMAGED, CheckpointStore, prune
@@ -105,9 +104,11 @@ def test_other_storage(tmp_path):
         store = CheckpointStore.of(config_for(tmp_path, checkpoint_path=path))
         write(store, 5)
         assert (tmp_path / "bucket/run/step-5" / COMPLETE).exists() and store.newest_whole() == 5
+        assert store.address(5, "hf") == str(tmp_path / "bucket/run/step-5/hf")
         store.discard(5)
-    memory = CheckpointStore(fs.FileSystem.from_uri("mock:///")[0], "bucket/run", tmp_path / "run")
+    memory = CheckpointStore.of(config_for(tmp_path, checkpoint_path="mock:///bucket"))
     write(memory, 7)
+    assert memory.address(7, "hf") == "mock://bucket/run/step-7/hf"
     assert memory.newest_whole() == 7 and torch.equal(memory.tensors(7)["a|weight"], STATE["a|weight"])
     manifest = memory.manifest(7)
     assert manifest["files"]["hf/config.json"] == {"bytes": 2, "crc32": 2745614147} and json.dumps(manifest)
