@@ -11,7 +11,7 @@ from tempfile import NamedTemporaryFile
 from typing import IO
 
 import ray
-from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from srft_ray.config import Config, bounds, require
@@ -21,6 +21,7 @@ from srft_ray.models import resolve_device
 from srft_ray.preflight import shared_paths
 
 SPARE_CPUS = 2.0  # Ray Data's own tasks
+ANSWER_S = 120.0  # for a node to say which paths it sees
 WRITTEN = ("run.dir", "trainer.checkpoint_path")
 WORKER_ENVIRONMENT = {
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",  # with it a result is seen one turn of Ray Data's loop (0.1 s) later
@@ -128,7 +129,10 @@ def check_shared(paths: Mapping[str, str]) -> None:
         answers = [(node, _unseen_on(node["NodeID"], list(probes.values()))) for node in nodes]
         for node, answer in answers:
             try:
-                unseen = ray.get(answer)
+                unseen = ray.get(answer, timeout=ANSWER_S)
+            except GetTimeoutError:
+                raise UserError(f"Node {node['NodeManagerAddress']} of the Ray cluster did not say within {ANSWER_S:.0f} s what it sees: end what "
+                                "keeps it busy, or take it out.") from None
             except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError):
                 continue  # the node has left
             for key, path in paths.items():

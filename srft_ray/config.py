@@ -76,7 +76,7 @@ class RolloutSection:
     transport_chunk_mb: int = limited(512, least=1)
     resources: dict[str, float] = field(default_factory=dict)  # custom Ray resources of an engine
     timeout_s: float = limited(1800.0, above=0)  # for anything that waits for rollouts, for the gate or for weights
-    stall_timeout_s: float = limited(300.0, above=0)  # an engine that makes no progress for so long is killed and started again
+    stall_timeout_s: float = limited(300.0, above=0)  # an engine without progress, or a silent gate, is killed after it
     max_restarts: int = limited(10, least=0)  # of each engine; then the stream starts anew, which counts as a failure of the learners
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from algorithms import Algorithm
 from srft_ray import report
@@ -60,7 +60,7 @@ def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
         resolve_device(config)  # its error comes before data are prepared
     resolved = resolve(config, algorithm)
     store = CheckpointStore.of(config)
-    if store.finished(config.trainer.steps):
+    if store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps:
         return _finished(config, store, time.time())
     with placed(config, needs_engines(config, resolved.algorithm)) as (device, threads), claimed(config):
         return _run(resolved, store, device, threads)
@@ -108,15 +108,15 @@ def _attempts(resolved: Resolved, store: CheckpointStore, gate: Any, device: str
 
 def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> None:
     trainer, started, run_dir = make_trainer(resolved, store, gate, device, threads), time.time(), resolved.config.run_dir
-    absent = _Absent(gate, resolved.config.learner.start_timeout_s)
+    lookout = _Lookout(gate, resolved.config)
     try:
-        with absent:
+        with lookout:
             trainer.fit()
     except SystemExit:  # Ray Train's own answer to Ctrl-C
-        if absent.stopped:
+        if lookout.stopped:
             return
-        if absent.found:
-            raise RunFailed(f"{absent.found} (after {store.latest()} saved steps)") from None
+        if lookout.found:
+            raise RunFailed(f"{lookout.found} (after {store.latest()} saved steps)") from None
         raise KeyboardInterrupt from None
     except Exception as error:
         with suppress(OSError):  # on a full disk
@@ -148,12 +148,12 @@ def _stopping(gate: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Absent:
+class _Lookout:
     """While it lasts, ends the run if there are no learners for too long, or none to hear that it is to stop: Ray Train would
-    wait for elastic ones for ever."""
+    wait for elastic ones for ever. Kills a gate that hangs, on which everything waits; Ray starts it again."""
 
-    def __init__(self, gate: Any, timeout_s: float) -> None:
-        self.gate, self.timeout_s, self.found, self.stopped, self._done = gate, timeout_s, "", False, threading.Event()
+    def __init__(self, gate: Any, config: Config) -> None:
+        self.gate, self.config, self.found, self.stopped, self._done = gate, config, "", False, threading.Event()
 
     def __enter__(self) -> None:
         threading.Thread(target=self._look, daemon=True).start()
@@ -162,11 +162,23 @@ class _Absent:
         self._done.set()
 
     def _look(self) -> None:
+        silence_s, absence_s, pid = self.config.rollout.stall_timeout_s, self.config.learner.start_timeout_s, None
         while not self._done.wait(2.0):
-            idle_s, (stop, _) = ray.get([self.gate.idle_s.remote(), self.gate.ended.remote()])
+            try:
+                idle_s, (stop, _), pid = ray.get([getattr(self.gate, name).remote() for name in ("idle_s", "ended", "pid")], timeout=silence_s)
+            except GetTimeoutError:
+                with suppress(ProcessLookupError):
+                    if pid and not self._done.is_set():
+                        os.kill(pid, signal.SIGKILL)  # it is on this node; one that is stopped would not hear Ray's request to end
+                        record_event(self.config.run_dir, "gate", "the actor that holds the weights said nothing for "
+                                     f"rollout.stall_timeout_s={silence_s:g} s: it is killed")
+                pid = None
+                continue
+            except RayError:
+                continue
             self.stopped = bool(stop) and idle_s > HEARING_S
-            if self.stopped or idle_s > self.timeout_s:
-                self.found = (f"No learners could be placed for learner.start_timeout_s={self.timeout_s:.0f} s: add nodes, or lower "
+            if self.stopped or idle_s > absence_s:
+                self.found = (f"No learners could be placed for learner.start_timeout_s={absence_s:.0f} s: add nodes, or lower "
                               "learner.num_workers, and run the same command again")
                 os.kill(os.getpid(), signal.SIGINT)
                 break

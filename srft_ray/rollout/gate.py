@@ -1,6 +1,7 @@
 """The gate: which policy version a rollout may start with. Staleness has this one owner."""
 import asyncio
 import math
+import os
 import time
 
 import ray
@@ -125,6 +126,9 @@ class Gate:
     async def abort(self, message: str) -> None:
         """The run ends for a reason that a restart would only repeat."""
         self._abort = message
+
+    async def pid(self) -> int:
+        return os.getpid()
 
     async def ended(self) -> tuple[str, str]:
         """(why it was stopped, why it was aborted); empty if it was not."""

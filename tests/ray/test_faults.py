@@ -156,9 +156,9 @@ def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
 
 @pytest.mark.full
 def test_what_hangs_is_killed(tmp_path, undisturbed):
-    """A stopped process looks alive to the system: an engine is found by its silence, a learner by Ray Train's health check."""
+    """A stopped process looks alive to the system: an engine and the gate are found by their silence, a learner by Ray Train's health check."""
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.stall_timeout_s=8", "learner.timeout_s=20"))
-    for step, kind in ((3, "engine"), (8, "learner")):
+    for step, kind in ((3, "engine"), (6, "gate"), (9, "learner")):
         run.wait_for_step(step)
         run.kill(kind, number=signal.SIGSTOP)
         struck = time.monotonic()
@@ -166,7 +166,7 @@ def test_what_hangs_is_killed(tmp_path, undisturbed):
         print(f"hung {kind}: {time.monotonic() - struck:.1f} s until three steps later")
     code, _, error = run.finish()
     assert code == 0 and not run.left(), error
-    assert any("said nothing for" in event for event in run.events())
+    assert {event.split(":")[0] for event in run.events() if "said nothing for" in event} == {"engine", "gate"}
     Run(run.run_dir).check_exactly_once(STEPS, GROUPS)
     check_same(Run(run.run_dir), undisturbed, STEPS)
 

@@ -52,15 +52,17 @@ def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
 
 
 @pytest.mark.full
-def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, tiny_model):
+def test_damaged_checkpoints_cost_their_steps_only(tmp_path, tiny_model):
+    """Also those of a run that had finished."""
     config = make_config(base_config(tmp_path, tiny_model, trainer={"steps": 5, "checkpoint_every": 2}))
     fit(config)
     whole = Run(config.run_dir)
-    (config.run_dir / "checkpoints/step-5/complete.json").unlink()
-    state = config.run_dir / "checkpoints/step-4/state-00000-00000.safetensors"
-    state.write_bytes(state.read_bytes()[:1000])
+    for name in ("step-4/state-00000-00000.safetensors", "step-5/hf/model.safetensors"):
+        file = config.run_dir / "checkpoints" / name
+        file.write_bytes(file.read_bytes()[:1000])
     fit(config)
-    assert "step 4 is damaged (state-00000-00000.safetensors has 1000 of" in events(config)[0]
+    assert "step 5 is damaged (hf/model.safetensors has 1000 of" in events(config)[0]
+    assert "step 4 is damaged (state-00000-00000.safetensors has 1000 of" in events(config)[1]
     again = Run(config.run_dir)
     again.check_exactly_once(steps=5, groups_per_step=4)
     assert [record["loss"] for record in again.metrics] == [record["loss"] for record in whole.metrics]
