@@ -113,12 +113,12 @@ def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, t
         with lookout:
             trainer.fit()
     except SystemExit:  # Ray Train's own answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    except Exception as error:
         if lookout.stopped:
             return
         if lookout.found:
             raise RunFailed(f"{lookout.found} (after {store.latest()} saved steps)") from None
-        raise KeyboardInterrupt from None
-    except Exception as error:
         with suppress(OSError):  # on a full disk
             (run_dir / "failure.txt").write_text(f"{time.time() - started:.0f} s after the start:\n{error}\n")
         raise RunFailed(f"{cause(error)} (after {store.latest()} saved steps; details in {run_dir / 'failure.txt'})") from error
@@ -149,8 +149,9 @@ def _stopping(gate: Any) -> Iterator[None]:
 
 
 class _Lookout:
-    """While it lasts, ends the run if there are no learners for too long, or none to hear that it is to stop: Ray Train would
-    wait for elastic ones for ever. Kills a gate that hangs, on which everything waits; Ray starts it again."""
+    """Kills what runs beside the driver and does not end by itself: Ray Train's controller, if there are no learners for too long,
+    or none to hear that the run is to stop (it would wait for elastic ones for ever, and hear nothing); and a gate that hangs, on
+    which everything waits, which Ray starts again."""
 
     def __init__(self, gate: Any, config: Config) -> None:
         self.gate, self.config, self.found, self.stopped, self._done = gate, config, "", False, threading.Event()
@@ -162,26 +163,32 @@ class _Lookout:
         self._done.set()
 
     def _look(self) -> None:
-        silence_s, absence_s, pid = self.config.rollout.stall_timeout_s, self.config.learner.start_timeout_s, None
+        silence_s, absence_s, gate = self.config.rollout.stall_timeout_s, self.config.learner.start_timeout_s, 0
         while not self._done.wait(2.0):
             try:
-                idle_s, (stop, _), pid = ray.get([getattr(self.gate, name).remote() for name in ("idle_s", "ended", "pid")], timeout=silence_s)
+                (absent_s, controller), (stop, _), gate = ray.get([getattr(self.gate, name).remote() for name in ("absence", "ended", "pid")],
+                                                                  timeout=silence_s)
             except GetTimeoutError:
-                with suppress(ProcessLookupError):
-                    if pid and not self._done.is_set():
-                        os.kill(pid, signal.SIGKILL)  # it is on this node; one that is stopped would not hear Ray's request to end
-                        record_event(self.config.run_dir, "gate", "the actor that holds the weights said nothing for "
-                                     f"rollout.stall_timeout_s={silence_s:g} s: it is killed")
-                pid = None
+                if self._kill(gate):
+                    record_event(self.config.run_dir, "gate", "the actor that holds the weights said nothing for "
+                                 f"rollout.stall_timeout_s={silence_s:g} s: it is killed")
+                gate = 0
                 continue
             except RayError:
                 continue
-            self.stopped = bool(stop) and idle_s > HEARING_S
-            if self.stopped or idle_s > absence_s:
+            self.stopped = bool(stop) and absent_s > HEARING_S
+            if self.stopped or absent_s > absence_s:
                 self.found = (f"No learners could be placed for learner.start_timeout_s={absence_s:.0f} s: add nodes, or lower "
                               "learner.num_workers, and run the same command again")
-                os.kill(os.getpid(), signal.SIGINT)
-                break
+                self._kill(controller)
+
+    def _kill(self, pid: int) -> bool:
+        """A process on this node, whatever it does: one that is stopped or busy does not hear Ray's request to end."""
+        if pid and not self._done.is_set():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
 
 
 def _here() -> Any:

@@ -1,4 +1,6 @@
 """Learners that come and go: before Ray Train changes their number they leave a checkpoint, so that nothing is repeated."""
+import os
+import time
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -11,6 +13,8 @@ from ray.train.v2._internal.execution.controller.state import PreemptingState, R
 from srft_ray.errors import last_line
 from srft_ray.journal import record_event
 
+WAIT_S = 1.0  # between looks for nodes
+
 
 class CheckpointBeforeResize(ControllerCallback):
     """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers and may change them with a release."""
@@ -19,7 +23,10 @@ class CheckpointBeforeResize(ControllerCallback):
         self.gate, self.timeout_s, self.run_dir = gate, timeout_s, run_dir
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        self.gate.learners.remote(isinstance(current_state, (RunningState, ResizingState, PreemptingState)))
+        placed = isinstance(current_state, (RunningState, ResizingState, PreemptingState))
+        self.gate.learners.remote(placed, os.getpid())
+        if not placed and type(previous_state) is type(current_state):
+            time.sleep(WAIT_S)  # the controller looks for nodes again and again, without a pause of its own
         if isinstance(current_state, ResizingState):
             number = current_state.scaling_decision.num_workers
             in_time = ray.get(self.gate.leave.remote(f"a change to {number} learners", self.timeout_s))

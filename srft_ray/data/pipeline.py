@@ -1,5 +1,6 @@
 """The stream on Ray Data: positions -> groups, rolled out, judged and credited. One long execution; the gate paces it."""
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class StreamFactory:
     dtype: str
 
     def __call__(self) -> Dataset:
-        ray.get(self.gate.learners.remote(True))  # they wait for this, not this for them
+        ray.get(self.gate.learners.remote(True, os.getpid()))  # they wait for this, not this for them
         start = self.store.newest_whole()
         ray.get(self.gate.restart.remote(start))
         return self.stream(start)

@@ -28,6 +28,7 @@ class Gate:
         self._wish, self._stop, self._abort = "", "", ""
         self._changed = asyncio.Condition()
         self._idle_since: float | None = time.monotonic()
+        self._controller = 0
         self._watch = watch or Watch(math.inf, print)
         if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
             self._watch.report("gate", "the actor that holds the weights died and was started again; the learners publish to it anew")
@@ -115,13 +116,14 @@ class Gate:
             self._wish = ""
             self._changed.notify_all()
 
-    async def learners(self, placed: bool) -> None:
-        """Whether there are learners, which Ray Train may have to wait for."""
+    async def learners(self, placed: bool, controller: int) -> None:
+        """Whether there are learners, which Ray Train may have to wait for, says the process of Ray Train that starts them."""
         self._idle_since = None if placed else self._idle_since or time.monotonic()
+        self._controller = controller
 
-    async def idle_s(self) -> float:
-        """Seconds without learners."""
-        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
+    async def absence(self) -> tuple[float, int]:
+        """Seconds without learners, and the process that is to start them; 0 if that is not known."""
+        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since, self._controller
 
     async def abort(self, message: str) -> None:
         """The run ends for a reason that a restart would only repeat."""

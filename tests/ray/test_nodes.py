@@ -120,13 +120,21 @@ def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed
 
 
 @pytest.mark.full
-def test_too_few_nodes_for_too_long_end_the_run(tmp_path, nodes):
+@pytest.mark.parametrize("stop", [False, True])
+def test_too_few_nodes_for_too_long_end_the_run(tmp_path, nodes, stop):
+    """With what it has, and in its own time if it is asked to stop."""
     nodes.join()
     lost = nodes.join()
-    run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[2,3]", "trainer.checkpoint_every=2", "learner.start_timeout_s=20"),
-                  address=nodes.address, **ENVIRONMENT)
+    run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[2,3]", "trainer.checkpoint_every=2",
+                                           f"learner.start_timeout_s={600 if stop else 20}"), address=nodes.address, **ENVIRONMENT)
     run.wait_for_step(4)
     nodes.kill(lost)
-    code, _, error = run.finish()
-    assert code == 1 and "No learners could be placed for learner.start_timeout_s=20 s" in error and len(error.splitlines()) == 1, error
-    assert (run.run_dir / "checkpoints").exists() and list((run.run_dir / "checkpoints").glob("step-*/complete.json"))
+    if stop:
+        wait_until(run, lambda: any("restarting after a failure" in event for event in run.events()))
+        run.process.terminate()
+    code, out, error = run.finish(120)
+    if stop:
+        assert code == 0 and "stopped by SIGTERM after step" in out, (out, error)
+    else:
+        assert code == 1 and "No learners could be placed for learner.start_timeout_s=20 s" in error and len(error.splitlines()) == 1, error
+    assert list((run.run_dir / "checkpoints").glob("step-*/complete.json"))
