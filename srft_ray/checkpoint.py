@@ -52,6 +52,9 @@ class CheckpointStore:
             return cls(fs.LocalFileSystem(), str(config.run_dir.absolute() / "checkpoints"), config.run_dir)
         if "://" not in given:
             return cls(fs.LocalFileSystem(), str(Path(given).expanduser().absolute() / config.run.name), config.run_dir)
+        user, at, _ = given.partition("://")[2].partition("/")[0].rpartition("@")
+        require(not at or ":" not in user, "trainer.checkpoint_path holds a password, which would stand in logs and in the run's config.yaml: give "
+                "it by the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
         try:
             files, path = fs.FileSystem.from_uri(given)
             files.get_file_info(path)

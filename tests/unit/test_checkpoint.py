@@ -116,6 +116,12 @@ def test_other_storage(tmp_path):
     assert memory.steps() == []
 
 
+def test_a_password_in_the_path_is_refused_and_not_repeated(tmp_path):
+    with pytest.raises(UserError, match="holds a password") as refused:
+        CheckpointStore.of(config_for(tmp_path, checkpoint_path="s3://name:hidden@bucket/runs"))
+    assert "hidden" not in str(refused.value)
+
+
 def test_storage_that_cannot_be_reached_is_named(tmp_path):
     with pytest.raises(UserError, match=r"trainer\.checkpoint_path=nowhere://x cannot be reached"):
         CheckpointStore.of(config_for(tmp_path, checkpoint_path="nowhere://x"))
