@@ -148,7 +148,8 @@ def check_run_directory(config: Config, algorithm: Algorithm) -> None:
     if not record.exists():
         require(not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK, "groups", "config.yaml.part"},
                 f"The run directory {folder} is not empty and holds no run: choose another run.name.")
-        require(store.latest() == 0, f"{store.scheme}{store.root} holds checkpoints of another run: choose another run.name or trainer.checkpoint_path.")
+        require(store.latest() == 0, f"{store.scheme}{store.root} holds checkpoints of another run: choose another run.name or "
+                "trainer.checkpoint_path.")
         return
     require(config.run.resume == "auto", f"The run directory {folder} already holds a run, and run.resume=never: choose another run.name or delete "
             "it.")

@@ -1,4 +1,5 @@
-"""A cluster that is there: `ray job submit` with relative paths, metrics that Ray exports, and a node that lacks the run's directory."""
+"""A cluster that is there: `ray job submit`, with relative paths; `ray job stop`; metrics that Ray exports; a node with folders of its own."""
+import json
 import os
 import re
 import shutil
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from srft_ray.journal import read_json_lines
 from srft_ray.loggers import RAY_GAUGES
 from tests.conftest import base_config
 from tests.ray.conftest import Run
+from tests.ray.faults import KINDS, ROOT, processes
 
-ROOT = Path(__file__).resolve().parents[2]
 JUDGE = "def judge(response, reference, metadata):\n    return len(response) % 2\n"
 MINE = "from algorithms import SRFT\n\n\nclass Mine(SRFT):\n    name = 'mine'\n"
 HIDE = 'mount -t tmpfs none "$HIDDEN" && exec "$@"'  # a node of its own that sees an empty directory there
@@ -35,23 +37,28 @@ class Cluster:
     """A head node on this machine, and more nodes; each a process that ends its own."""
 
     def __init__(self):
-        self.gcs, self.client, self.dashboard, self.metrics = free_ports(4)
+        self.gcs, self.client, self.dashboard, self.metrics, *self.agents = free_ports(8)
         self.temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: its sockets have a limited name
         outside = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_TMPDIR")}
         self.environment = {**outside, "RAY_AUTH_MODE": "disabled", "RAY_metrics_report_interval_ms": "500", "PYTHONPATH": str(ROOT),
+                            "SRFT_TEST": self.temp, "RAY_JOB_STOP_WAIT_TIME_S": "60",
                             "RAY_TRAIN_V2_ENABLED": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.nodes = [self.start(
             "--head", f"--port={self.gcs}", f"--ray-client-server-port={self.client}", f"--dashboard-port={self.dashboard}",
             f"--metrics-export-port={self.metrics}", f"--temp-dir={self.temp}", "--num-cpus=6")]
 
     def start(self, *options, before=(), **variables):
-        return subprocess.Popen([*before, "ray", "start", "--block", "--disable-usage-stats", *options], stdout=subprocess.DEVNULL,
+        agent = f"--dashboard-agent-listen-port={self.agents.pop()}"
+        return subprocess.Popen([*before, "ray", "start", "--block", "--disable-usage-stats", agent, *options], stdout=subprocess.DEVNULL,
                                 env={**self.environment, **variables}, start_new_session=True)
 
-    def job(self, *words, cwd, **options):
-        address = f"--address=http://127.0.0.1:{self.dashboard}"
-        return subprocess.Popen(["ray", "job", "submit", address, "--working-dir=.", "--", *map(str, words)], cwd=cwd, env=self.environment,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    def job(self, *words, cwd):
+        return self.call("submit", "--working-dir=.", "--", *words, cwd=cwd)
+
+    def call(self, command, *words, cwd=ROOT):
+        """`ray job`, in a process of its own."""
+        return subprocess.Popen(["ray", "job", command, f"--address=http://127.0.0.1:{self.dashboard}", *map(str, words)], cwd=cwd,
+                                env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def read(self, port, path):
         try:
@@ -75,9 +82,11 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster():
-    cluster = Cluster()
+    cluster, deadline = Cluster(), time.monotonic() + 120
     try:
         cluster.wait_for("ray_version", cluster.dashboard, "api/version")
+        while cluster.job("true", cwd=Path(cluster.temp)).wait(60):  # until the node's agent takes jobs
+            assert time.monotonic() < deadline, "no job can be submitted"
         yield cluster
     finally:
         cluster.close()
@@ -113,6 +122,32 @@ def test_job_with_relative_paths_exports_its_metrics(cluster, project, tmp_path)
     run.check_exactly_once(steps=40, groups_per_step=4)
     assert {row["reward"] for row in run.rollouts} == {0.0, 1.0}, "the project's own verifier judges"
     assert all(0 < record["utilization/engine"] <= 1 and 0 < record["utilization/learner"] <= 1 for record in run.metrics)
+
+
+@pytest.mark.full
+def test_quickstart_as_a_job_and_a_job_that_is_stopped(cluster, tmp_path):
+    train = ("--working-dir", ".", "--", "srft-ray", "train", "examples/quickstart.yaml", f"run.dir={tmp_path}")
+    job = cluster.call("submit", *train, "trainer.steps=4")
+    out, _ = job.communicate(timeout=400)
+    assert job.returncode == 0 and "finished 4 steps" in out, out
+    assert json.loads((tmp_path / "quickstart/summary.json").read_text())["steps"] == 4
+    stopped = ("run.name=stopped", "trainer.steps=20", "trainer.evaluate_every=0")
+    assert cluster.call("submit", "--no-wait", "--submission-id", "first", *train, *stopped).wait(60) == 0
+    run, deadline = tmp_path / "stopped", time.monotonic() + 180
+    while len(read_json_lines(run / "metrics.jsonl")) < 5:
+        assert time.monotonic() < deadline, cluster.call("logs", "first").communicate(timeout=60)
+        time.sleep(0.2)
+    assert cluster.call("stop", "first").wait(120) == 0
+    deadline = time.monotonic() + 30
+    while left := [pid for title in ("srft_ray", "srft-ray", *KINDS.values()) for pid in processes(f"SRFT_TEST={cluster.temp}", title)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    steps = len(Run(run).metrics)
+    assert 5 <= steps < 20 and (run / f"checkpoints/step-{steps}/complete.json").exists()
+    job = cluster.call("submit", *train, *stopped)
+    out, _ = job.communicate(timeout=400)
+    assert job.returncode == 0 and f"continuing after step {steps}" in out, out
+    Run(run).check_exactly_once(steps=20, groups_per_step=16)
 
 
 @pytest.mark.full

@@ -86,8 +86,8 @@ def test_a_full_disk_for_the_ledger(tmp_path, tiny_model):
 
 @pytest.mark.full
 def test_an_object_store_that_is_too_small_spills(tmp_path):
-    """Versions of 40 MB through an object store of 75 MB."""
-    model = write_model(tmp_path / "model", hidden=512, layers=4)
+    """Versions of 60 MB through an object store of 75 MB."""
+    model = write_model(tmp_path / "model", hidden=512, layers=9)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(base_config(
         tmp_path, model, trainer={"steps": 5}, rollout={"num_rollouts": 2, "max_new_tokens": 32, "max_staleness": 1, "transport_chunk_mb": 8})))
     nodes = Nodes(f"SRFT_TEST={tmp_path / 'runs/run'}", object_store_memory=75 * 2**20, num_cpus=8)
