@@ -1,19 +1,15 @@
 """`fit`: one run from a config to a trained model."""
 import json
 import os
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 
 from algorithms import Algorithm
 from srft_ray import report
@@ -24,6 +20,7 @@ from srft_ray.data.pipeline import StreamFactory, execution_options
 from srft_ray.data.plan import needs_engines
 from srft_ray.errors import RunFailed, last_line
 from srft_ray.journal import record_event, truncate, write_whole
+from srft_ray.lookout import Lookout, stopping
 from srft_ray.models import resolve_device, resolve_dtype
 from srft_ray.preflight import Resolved, claimed, resolve
 from srft_ray.progress import Progress
@@ -32,7 +29,6 @@ from srft_ray.rollout.watch import Watch
 from srft_ray.train_loop import Job, train_loop
 
 ELASTIC_TRY_S = 30.0
-HEARING_S = 10.0  # without learners, until a stop is not left to them
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def _run(resolved: Resolved, store: CheckpointStore, device: str, threads: int |
     gate = ray.remote(Gate).options(num_cpus=0, max_restarts=config.rollout.max_restarts, max_task_retries=-1, scheduling_strategy=_here()).remote(
         config.rollout.max_staleness, Watch(config.rollout.stall_timeout_s, partial(record_event, run_dir)))
     truncate(run_dir, store.latest())
-    with Progress(config, resume_from=store.latest()), _stopping(gate):
+    with Progress(config, resume_from=store.latest()), stopping(gate):
         stopped = _attempts(resolved, store, gate, device, threads)
     if store.finished(config.trainer.steps):
         return _finished(config, store, started)
@@ -108,7 +104,7 @@ def _attempts(resolved: Resolved, store: CheckpointStore, gate: Any, device: str
 
 def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, threads: int | None) -> None:
     trainer, started, run_dir = make_trainer(resolved, store, gate, device, threads), time.time(), resolved.config.run_dir
-    lookout = _Lookout(gate, resolved.config)
+    lookout = Lookout(gate, resolved.config)
     try:
         with lookout:
             trainer.fit()
@@ -122,73 +118,6 @@ def _train(resolved: Resolved, store: CheckpointStore, gate: Any, device: str, t
         with suppress(OSError):  # on a full disk
             (run_dir / "failure.txt").write_text(f"{time.time() - started:.0f} s after the start:\n{error}\n")
         raise RunFailed(f"{cause(error)} (after {store.latest()} saved steps; details in {run_dir / 'failure.txt'})") from error
-
-
-@contextmanager
-def _stopping(gate: Any) -> Iterator[None]:
-    """While it lasts, SIGTERM asks the learners to leave with a checkpoint."""
-    ended = threading.Event()
-
-    def ask() -> None:
-        while not ended.wait(1.0):  # again and again: the gate may die and forget
-            with suppress(RayError):
-                ray.get(gate.stop.remote("SIGTERM"))
-
-    def stop(number: int, frame: object) -> None:
-        threading.Thread(target=ask, daemon=True).start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Lookout:
-    """Kills what runs beside the driver and does not end by itself: Ray Train's controller, if there are no learners for too long,
-    or none to hear that the run is to stop (it would wait for elastic ones for ever, and hear nothing); and a gate that hangs, on
-    which everything waits, which Ray starts again."""
-
-    def __init__(self, gate: Any, config: Config) -> None:
-        self.gate, self.config, self.found, self.stopped, self._done = gate, config, "", False, threading.Event()
-
-    def __enter__(self) -> None:
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-
-    def _look(self) -> None:
-        silence_s, absence_s, gate = self.config.rollout.stall_timeout_s, self.config.learner.start_timeout_s, 0
-        while not self._done.wait(2.0):
-            try:
-                (absent_s, controller), (stop, _), gate = ray.get([getattr(self.gate, name).remote() for name in ("absence", "ended", "pid")],
-                                                                  timeout=silence_s)
-            except GetTimeoutError:
-                if self._kill(gate):
-                    record_event(self.config.run_dir, "gate", "the actor that holds the weights said nothing for "
-                                 f"rollout.stall_timeout_s={silence_s:g} s: it is killed")
-                gate = 0
-                continue
-            except RayError:
-                continue
-            self.stopped = bool(stop) and absent_s > HEARING_S
-            if self.stopped or absent_s > absence_s:
-                self.found = (f"No learners could be placed for learner.start_timeout_s={absence_s:.0f} s: add nodes, or lower "
-                              "learner.num_workers, and run the same command again")
-                self._kill(controller)
-
-    def _kill(self, pid: int) -> bool:
-        """A process on this node, whatever it does: one that is stopped or busy does not hear Ray's request to end."""
-        if pid and not self._done.is_set():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return True
-        return False
 
 
 def _here() -> Any:
