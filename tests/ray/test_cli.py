@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from srft_ray.cli import main
 from tests.conftest import ROWS, base_config, write_jsonl
 from tests.ray.conftest import Run
 from tests.ray.test_comparable import check_same_data, prompts
@@ -134,8 +135,10 @@ def test_gsm8k_example(tmp_path):
 
 
 @pytest.mark.parametrize("example", ["qwen2.5-math-7b.yaml", "sft_then_rl-qwen2.5-math-7b.yaml", "quickstart.yaml"])
-def test_plan_of_the_examples(example, tmp_path):
-    code, out, error = finish(start("plan", ROOT / "examples" / example, f"run.dir={tmp_path}"))
+def test_plan_of_the_examples(example, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code = main(["plan", f"examples/{example}", f"run.dir={tmp_path}"])
+    out, error = capsys.readouterr()
     assert code == 0, error
     assert "placement" in out and "per step" in out and "memory" in out
     if example.startswith("qwen"):
@@ -176,9 +179,11 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     assert code == 0 and again.splitlines()[-5:] == out.splitlines()[-5:] and time.time() - began < 40, error
 
 
-def test_compare_refuses_what_it_cannot_run(tmp_path):
+def test_compare_refuses_what_it_cannot_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     for words, wanted in ((("--algorithms", "sft,grp"), "did you mean 'grpo'?"), (("--seeds", "1,x"), "--seeds 1,x are not whole numbers"),
                           (("--algorithms", "sft", "model.path=./none"), "model.path")):
-        code, _, error = finish(start("compare", ROOT / "examples/quickstart.yaml", f"run.dir={tmp_path}", *words))
+        code = main(["compare", "examples/quickstart.yaml", f"run.dir={tmp_path}", *words])
+        error = capsys.readouterr().err
         assert code == 2 and wanted in error and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())

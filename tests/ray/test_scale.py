@@ -33,9 +33,7 @@ def test_scale_measures_predicts_and_repeats_nothing(tmp_path: Path):
 
 
 def test_scale_refuses_what_it_cannot_run(tmp_path: Path):
-    config = ROOT / "examples/quickstart.yaml"
-    for words, wanted in ((("--engines", "1,x"), "--engines 1,x are not whole numbers"), (("--learners", "1,3"), "is not divisible by 3 learners"),
-                          (("--engines", "1,9", "cluster.num_cpus=4"), "9 engines")):
-        code, _, error = finish(start("scale", config, f"run.dir={tmp_path}", *SMALL, *words))
-        assert code == 2 and wanted in error and len(error.splitlines()) == 1, error
+    words = ("scale", ROOT / "examples/quickstart.yaml", f"run.dir={tmp_path}", *SMALL, "--engines", "1,9", "cluster.num_cpus=4")
+    code, _, error = finish(start(*words))
+    assert code == 2 and "9 engines" in error and len(error.splitlines()) == 1, error
     assert not list(tmp_path.glob("quickstart-scale/e*"))
