@@ -52,7 +52,8 @@ class CheckpointStore:
             return cls(fs.LocalFileSystem(), str(config.run_dir.absolute() / "checkpoints"), config.run_dir)
         if "://" not in given:
             return cls(fs.LocalFileSystem(), str(Path(given).expanduser().absolute() / config.run.name), config.run_dir)
-        user, at, _ = given.partition("://")[2].partition("/")[0].rpartition("@")
+        scheme, _, rest = given.partition("://")
+        user, at, _ = rest.partition("/")[0].rpartition("@")
         require(not at or ":" not in user, "trainer.checkpoint_path holds a password, which would stand in logs and in the run's config.yaml: give "
                 "it by the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
         try:
@@ -60,7 +61,6 @@ class CheckpointStore:
             files.get_file_info(path)
         except Exception as error:
             require(False, f"trainer.checkpoint_path={given} cannot be reached: {str(error).splitlines()[0]}")
-        scheme = given.partition("://")[0]
         return cls(files, f"{path.rstrip('/')}/{config.run.name}", config.run_dir, "" if scheme == "file" else f"{scheme}://")
 
     def path(self, step: int, *parts: str) -> str:

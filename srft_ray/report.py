@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srft_ray.journal import read_json_lines
+from srft_ray.journal import read_json_lines, write_whole
 
 PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reward": ("mean reward of the rollouts", ("reward/mean",)),
@@ -26,7 +26,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, An
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
         "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),
         "final": records[-1] if records else {}, "evaluations": evaluations}
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user types it: processes of their own, each with a Ray of its own."""
+"""The command line as a user types it: processes of their own, each with a Ray of its own; what starts none is asked in this one."""
 import json
 import os
 import signal
@@ -13,9 +13,8 @@ import yaml
 from srft_ray.cli import main
 from tests.conftest import ROWS, base_config, write_jsonl
 from tests.ray.conftest import Run
+from tests.ray.faults import ROOT, processes
 from tests.ray.test_comparable import check_same_data, prompts
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_config(tmp_path, tiny_model, **sections):
@@ -33,18 +32,6 @@ def start(*words, **options):
 def finish(process, timeout=240):
     out, error = process.communicate(timeout=timeout)
     return process.returncode, out, error
-
-
-def processes_with(token):
-    """Processes whose environment holds the token: all that a run started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if token.encode() in (folder / "environ").read_bytes() and (folder / "stat").read_text().split(")")[1].split()[0] != "Z":
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
 
 
 def loads_vllm(pid):
@@ -76,7 +63,7 @@ def test_sft_never_starts_an_engine(tmp_path, tiny_model, monkeypatch):
     process = start("train", config, "algorithm.name=sft", "trainer.steps=3")
     family, engines = set(), set()
     while process.poll() is None:
-        family |= (now := set(processes_with(f"SRFT_TEST={tmp_path}")))
+        family |= (now := set(processes(f"SRFT_TEST={tmp_path}")))
         engines |= {pid for pid in now if loads_vllm(pid)}
         time.sleep(0.5)
     code, _, error = finish(process)
@@ -97,12 +84,12 @@ def test_interrupt_leaves_no_process_and_the_same_command_continues(tmp_path, ti
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5):
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.05)
-    assert processes_with(f"SRFT_TEST={tmp_path}")
+    assert processes(f"SRFT_TEST={tmp_path}")
     process.send_signal(signal.SIGINT)
     code, _, error = finish(process, timeout=60)
     assert code == 130 and "interrupted" in error and "Traceback" not in error
     deadline = time.time() + 20
-    while left := processes_with(f"SRFT_TEST={tmp_path}"):
+    while left := processes(f"SRFT_TEST={tmp_path}"):
         assert time.time() < deadline, f"processes left: {left}"
         time.sleep(0.2)
     done = Run(tmp_path / "runs/run")

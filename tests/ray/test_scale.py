@@ -6,7 +6,8 @@ import pytest
 
 from srft_ray.scale import WARM_UP
 from tests.ray.conftest import Run
-from tests.ray.test_cli import ROOT, finish, start
+from tests.ray.faults import ROOT
+from tests.ray.test_cli import finish, start
 
 SMALL = ("trainer.groups_per_step=4", "rollout.num_rollouts=2", "data.size=64")
 
