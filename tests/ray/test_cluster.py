@@ -52,8 +52,8 @@ class Cluster:
         return subprocess.Popen([*before, "ray", "start", "--block", "--disable-usage-stats", agent, *options], stdout=subprocess.DEVNULL,
                                 env={**self.environment, **variables}, start_new_session=True)
 
-    def job(self, *words, cwd):
-        return self.call("submit", "--working-dir=.", "--", *words, cwd=cwd)
+    def job(self, *words, cwd, options=()):
+        return self.call("submit", *options, "--working-dir=.", "--", *words, cwd=cwd)
 
     def call(self, command, *words, cwd=ROOT):
         """`ray job`, in a process of its own."""
@@ -126,13 +126,13 @@ def test_job_with_relative_paths_exports_its_metrics(cluster, project, tmp_path)
 
 @pytest.mark.full
 def test_quickstart_as_a_job_and_a_job_that_is_stopped(cluster, tmp_path):
-    train = ("--working-dir", ".", "--", "srft-ray", "train", "examples/quickstart.yaml", f"run.dir={tmp_path}")
-    job = cluster.call("submit", *train, "trainer.steps=4")
+    train = ("srft-ray", "train", "examples/quickstart.yaml", f"run.dir={tmp_path}")
+    job = cluster.job(*train, "trainer.steps=4", cwd=ROOT)
     out, _ = job.communicate(timeout=400)
     assert job.returncode == 0 and "finished 4 steps" in out, out
     assert json.loads((tmp_path / "quickstart/summary.json").read_text())["steps"] == 4
     stopped = ("run.name=stopped", "trainer.steps=20", "trainer.evaluate_every=0")
-    assert cluster.call("submit", "--no-wait", "--submission-id", "first", *train, *stopped).wait(60) == 0
+    assert cluster.job(*train, *stopped, cwd=ROOT, options=("--no-wait", "--submission-id=first")).wait(60) == 0
     run, deadline = tmp_path / "stopped", time.monotonic() + 180
     while len(read_json_lines(run / "metrics.jsonl")) < 5:
         assert time.monotonic() < deadline, cluster.call("logs", "first").communicate(timeout=60)
@@ -144,7 +144,7 @@ def test_quickstart_as_a_job_and_a_job_that_is_stopped(cluster, tmp_path):
         time.sleep(0.2)
     steps = len(Run(run).metrics)
     assert 5 <= steps < 20 and (run / f"checkpoints/step-{steps}/complete.json").exists()
-    job = cluster.call("submit", *train, *stopped)
+    job = cluster.job(*train, *stopped, cwd=ROOT)
     out, _ = job.communicate(timeout=400)
     assert job.returncode == 0 and f"continuing after step {steps}" in out, out
     Run(run).check_exactly_once(steps=20, groups_per_step=16)
