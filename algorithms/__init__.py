@@ -1,4 +1,5 @@
 """Interchangeable algorithms. This package imports torch and the standard library, nothing else."""
+
 from algorithms.base import Algorithm, Schedule, Stage
 from algorithms.chord import CHORDMu, CHORDPhi
 from algorithms.dapo import DAPO
@@ -16,15 +17,58 @@ from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
 from algorithms.sft import SFT
 from algorithms.srft import SRFT
-from algorithms.srft_variants import SRFTHPT, SRFTAuthors, SRFTWithoutRLDemo, SRFTWithoutSFTDemo, SRFTWithoutWRL, SRFTWithoutWSFT
+from algorithms.srft_variants import (
+    SRFTHPT,
+    SRFTAuthors,
+    SRFTWithoutRLDemo,
+    SRFTWithoutSFTDemo,
+    SRFTWithoutWRL,
+    SRFTWithoutWSFT,
+)
 from algorithms.term import Term
 from algorithms.two_stage import SFTThenRL, TwoStage
 from algorithms.types import Batch, Completion, Group, PolicyOutput
 
-REGISTRY: dict[str, type[Algorithm]] = {cls.name: cls for cls in (
-    SRFT, SRFTHPT, SRFTAuthors, SRFTWithoutWSFT, SRFTWithoutWRL, SRFTWithoutSFTDemo, SRFTWithoutRLDemo,
-    SFT, DFT, IWSFT, GRPO, DrGRPO, DAPO, GSPO, RLOO, TwoStage, SFTThenRL,
-    RLWithSFTLoss, LUFFY, RLPLUS, CHORDMu, CHORDPhi, HPT, ReLIFT, PrefixRFT)}
+REGISTRY: dict[str, type[Algorithm]] = {
+    cls.name: cls
+    for cls in (
+        SRFT,
+        SRFTHPT,
+        SRFTAuthors,
+        SRFTWithoutWSFT,
+        SRFTWithoutWRL,
+        SRFTWithoutSFTDemo,
+        SRFTWithoutRLDemo,
+        SFT,
+        DFT,
+        IWSFT,
+        GRPO,
+        DrGRPO,
+        DAPO,
+        GSPO,
+        RLOO,
+        TwoStage,
+        SFTThenRL,
+        RLWithSFTLoss,
+        LUFFY,
+        RLPLUS,
+        CHORDMu,
+        CHORDPhi,
+        HPT,
+        ReLIFT,
+        PrefixRFT,
+    )
+}
 
-__all__ = ["REGISTRY", "Algorithm", "Batch", "Completion", "Group", "PolicyOutput", "Schedule", "Stage", "Term",
-           *(cls.__name__ for cls in REGISTRY.values())]
+__all__ = [
+    "REGISTRY",
+    "Algorithm",
+    "Batch",
+    "Completion",
+    "Group",
+    "PolicyOutput",
+    "Schedule",
+    "Stage",
+    "Term",
+    *(cls.__name__ for cls in REGISTRY.values()),
+]

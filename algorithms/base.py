@@ -3,6 +3,7 @@
 Losses sum: a term's loss is a sum over tokens divided by a count over the whole update. The count never looks at the
 model, so that every micro-batch on every rank knows the denominators before its forward pass.
 """
+
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +29,9 @@ def check_settings(made: Any) -> None:
         least, most = item.metadata.get("least"), item.metadata.get("most")
         within = value is None or ((least is None or value >= least) and (most is None or value <= most))
         if not within:
-            raise ValueError(f"{item.name} is {value}: it must be {f'at least {least}' if most is None else f'within {least} and {most}'}")
+            raise ValueError(
+                f"{item.name} is {value}: it must be {f'at least {least}' if most is None else f'within {least} and {most}'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Schedule:
     Attributes:
         warmup: share of the stage's steps in which the learning rate rises linearly.
     """
+
     lr: float | None = limited(None, least=0)
     lr_schedule: Literal["constant", "linear", "cosine", None] = None
     warmup: float | None = limited(None, least=0, most=1)
@@ -56,6 +60,7 @@ class Stage:
     A stage is like a run of its own that starts from the weights at hand, with fresh optimizer state and its own
     learning-rate schedule, where the stage before it ended in the seeded order of prompts.
     """
+
     algorithm: "Algorithm"
     start: int
     steps: int
@@ -64,6 +69,7 @@ class Stage:
 
 class Algorithm:
     """Base class. A subclass is a dataclass whose fields are its settings (in YAML: the keys beside `algorithm.name`)."""
+
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     uses_rollouts: ClassVar[bool] = True  # False: it starts no engine
@@ -89,7 +95,7 @@ class Algorithm:
         """False: the group is discarded for another, `max_refills` times at most."""
         return True
 
-    def prefix(self, group: Group, sample: int, step: int, chance: random.Random) -> int:
+    def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
         """How many tokens of the group's first demonstration rollout `sample` starts with; `step` counts from the stage's start.
         One token at least is always sampled: more than max_new_tokens - 1 are not used."""
         return 0
@@ -105,7 +111,9 @@ class Algorithm:
         """Counts of one batch; sum them over all micro-batches and ranks of the update."""
         return {term.name: term.count(batch) for term in self.terms()}
 
-    def losses(self, batch: Batch, policy: PolicyOutput, counts: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, policy: PolicyOutput, counts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Loss per term; their sum is what is minimised. `counts`: those of the whole update (None: this batch is all of it)."""
         if counts is None and policy.mean_entropy is None:
             rollouts_BT = batch.mask_BT & ~batch.is_demo_B[:, None]

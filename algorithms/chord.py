@@ -1,4 +1,5 @@
 """CHORD: on-policy RL and SFT, harmonised by a global coefficient μ and a token-wise weight φ."""
+
 import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +13,7 @@ from algorithms.term import PerToken, Term, one
 
 class CHORD(GRPO):
     """L = (1-μ) L_GRPO + μ E_demo[weight · -log π]"""
+
     paper: ClassVar[str] = "arXiv 2508.11408"
     uses_demonstrations: ClassVar[bool] = True
 
@@ -26,7 +28,12 @@ class CHORD(GRPO):
 
     def terms(self) -> tuple[Term, ...]:
         share = weights.scheduled(self.one_minus_mu)
-        rl = (dataclasses.replace(term, weight=share if term.weight is one else weights.product(term.weight, share)) for term in super().terms())
+        rl = (
+            dataclasses.replace(
+                term, weight=share if term.weight is one else weights.product(term.weight, share)
+            )
+            for term in super().terms()
+        )
         return (*rl, Term("sft_demo", selections.demonstrations, losses.nll, self.sft_weight()))
 
 
@@ -36,6 +43,7 @@ class CHORDMu(CHORD):
 
     Deviation: demonstrations belong to the prompts of the rollouts; the authors take them from a data set of their own.
     """
+
     name: ClassVar[str] = "chord_mu"
     peak: float = limited(0.9, least=0, most=1)
     valley: float = limited(0.05, least=0, most=1)
@@ -52,6 +60,7 @@ class CHORDPhi(CHORD):
 
     Deviation: as CHORD-μ.
     """
+
     name: ClassVar[str] = "chord_phi"
     constant_mu: float = limited(0.1, least=0, most=1)
 

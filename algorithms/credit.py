@@ -1,4 +1,5 @@
 """Credit rules: rewards of a group -> advantages."""
+
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -20,11 +21,18 @@ def group_advantages(rewards: Sequence[float], standardize: bool = True, ddof: i
 def leave_one_out(rewards: Sequence[float]) -> list[float]:
     """R_i minus the mean of the others (RLOO, arXiv 2402.14740); zeros for a group of one."""
     others = len(rewards) - 1
-    return [reward - (sum(rewards) - reward) / others for reward in rewards] if others > 0 else [0.0] * len(rewards)
+    return (
+        [reward - (sum(rewards) - reward) / others for reward in rewards]
+        if others > 0
+        else [0.0] * len(rewards)
+    )
 
 
-def among_rollouts(group: Group, rule: Callable[[list[float]], list[float]],
-                   reward: Callable[[Completion], float] = lambda completion: completion.reward) -> list[float]:
+def among_rollouts(
+    group: Group,
+    rule: Callable[[list[float]], list[float]],
+    reward: Callable[[Completion], float] = lambda completion: completion.reward,
+) -> list[float]:
     """The rule over the group's rollouts alone; 0 for demonstrations. In the order of the group's completions."""
     credit = iter(rule([reward(c) for c in group.rollouts]))
     return [next(credit) if c.origin == "rollout" else 0.0 for c in group.completions]

@@ -1,4 +1,5 @@
 """DAPO: decoupled clip and dynamic sampling."""
+
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -19,6 +20,7 @@ class DAPO(GRPO):
     Deviations: at most `max_refills` groups are discarded for each place in a step, and a group without signal that is
     left then is trained on with advantage 0 (the authors generate anew, at most 10 times); the buffer is given as a share.
     """
+
     name: ClassVar[str] = "dapo"
     paper: ClassVar[str] = "arXiv 2503.14476"
     clip_high: float | None = limited(0.28, least=0)
@@ -35,7 +37,10 @@ class DAPO(GRPO):
         def shaped(completion: Completion) -> float:
             limit = group.max_new_tokens
             buffer = round(self.overlong_buffer * limit)
-            return completion.reward + (overlong_penalty(len(completion.ids), limit, buffer, self.overlong_factor) if buffer else 0.0)
+            return completion.reward + (
+                overlong_penalty(len(completion.ids), limit, buffer, self.overlong_factor) if buffer else 0.0
+            )
+
         return among_rollouts(group, partial(group_advantages, standardize=self.standardize), shaped)
 
     def has_signal(self, group: Group) -> bool:

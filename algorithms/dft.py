@@ -1,4 +1,5 @@
 """DFT: supervised fine-tuning that trusts probable tokens."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ class DFT(SFT):
 
     Deviation: one token mean over the update; the authors' trainer averages the means of micro-batches.
     """
+
     name: ClassVar[str] = "dft"
     paper: ClassVar[str] = "arXiv 2508.05629"
 

@@ -1,4 +1,5 @@
 """Group relative policy optimization, with the options that its family shares."""
+
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -24,6 +25,7 @@ class GRPO(Algorithm):
     learner.mini_batches. `mask_truncated` leaves responses without an end out of the update. A group of one rollout has
     no credit and is refused. Deviation: no KL unless `kl_coefficient` is set (DeepSeekMath uses 0.04 with k3).
     """
+
     name: ClassVar[str] = "grpo"
     paper: ClassVar[str] = "arXiv 2402.03300; Eq. 2 and 3 of arXiv 2506.19767"
     uses_demonstrations: ClassVar[bool] = False
@@ -34,7 +36,9 @@ class GRPO(Algorithm):
     standardize: bool = True
     norm: Norm = "sequence_mean_token_mean"
     old: Old = "behavior"
-    correction: Literal["none", "token_tis", "sequence_tis", "token_mis", "sequence_mis", "geometric_mis"] = "none"
+    correction: Literal["none", "token_tis", "sequence_tis", "token_mis", "sequence_mis", "geometric_mis"] = (
+        "none"
+    )
     correction_low: float = limited(0.5, least=0)
     correction_high: float = limited(2.0, least=0)
     kl_coefficient: float = limited(0.0, least=0)
@@ -45,22 +49,39 @@ class GRPO(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.correction != "none" and self.old == "behavior":
-            raise ValueError(f"correction={self.correction} with old=behavior would correct the mismatch twice: set old=learner")
+            raise ValueError(
+                f"correction={self.correction} with old=behavior would correct the mismatch twice: set old=learner"
+            )
         if self.correction_low > self.correction_high:
-            raise ValueError(f"correction_low={self.correction_low} is above correction_high={self.correction_high}: nothing would be kept")
+            raise ValueError(
+                f"correction_low={self.correction_low} is above correction_high={self.correction_high}: nothing would be kept"
+            )
 
     def ratio(self) -> PerToken:
         return losses.ratio(self.old)
 
     def terms(self) -> tuple[Term, ...]:
-        return (self.policy_term(), *kl_penalty(self.kl_coefficient, self.kl_estimator, self.norm),
-                *entropy_bonus(self.entropy_coefficient))
+        return (
+            self.policy_term(),
+            *kl_penalty(self.kl_coefficient, self.kl_estimator, self.norm),
+            *entropy_bonus(self.entropy_coefficient),
+        )
 
     def policy_term(self) -> Term:
         ratio, clip = self.ratio(), (self.clip_low, self.clip_high, self.dual_clip)
-        weight = one if self.correction == "none" else weights.mismatch_correction(self.correction, self.correction_low, self.correction_high)
-        return Term("policy", selections.rollouts, losses.clipped(ratio, *clip), weight, norm=self.norm,
-                    watch={"clipped": losses.is_clipped(ratio, *clip)})
+        weight = (
+            one
+            if self.correction == "none"
+            else weights.mismatch_correction(self.correction, self.correction_low, self.correction_high)
+        )
+        return Term(
+            "policy",
+            selections.rollouts,
+            losses.clipped(ratio, *clip),
+            weight,
+            norm=self.norm,
+            watch={"clipped": losses.is_clipped(ratio, *clip)},
+        )
 
     def advantages(self, group: Group) -> list[float]:
         return among_rollouts(group, partial(group_advantages, standardize=self.standardize))

@@ -1,4 +1,5 @@
 """GSPO: the importance ratio of whole sequences."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ class GSPO(GRPO):
     π_old is the learner's: the clip is narrower than the numerical difference between engine and learner in bfloat16. It
     acts only with several updates per step (learner.mini_batches); stale rollouts need `correction`.
     """
+
     name: ClassVar[str] = "gspo"
     paper: ClassVar[str] = "arXiv 2507.18071"
     clip_low: float | None = limited(3e-4, least=0)

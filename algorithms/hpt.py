@@ -1,4 +1,5 @@
 """HPT: RL or SFT for each prompt, as its rollouts turn out."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ class HPT(RLWithSFTLoss):
     are those of the whole update, not of a micro-batch, where the code divides RL by the maximal length alone; the
     update is never skipped by gradient norm.
     """
+
     name: ClassVar[str] = "hpt"
     paper: ClassVar[str] = "arXiv 2509.04419"
     gamma: float = limited(0.0, least=0, most=1)

@@ -1,4 +1,5 @@
 """iw-SFT: supervised fine-tuning weighted by importance."""
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,6 +18,7 @@ class IWSFT(SFT):
     are the authors': 0 and 16 for sequences, 0.2 and 1.8 for tokens. Deviation: the reference is the model that
     training starts from unless `learner.reference` names another.
     """
+
     name: ClassVar[str] = "iw_sft"
     paper: ClassVar[str] = "arXiv 2507.12856"
     level: Literal["sequence", "token"] = "sequence"

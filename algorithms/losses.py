@@ -3,6 +3,7 @@
 A surrogate is a differentiable figure of a token whose increase makes the token more likely; `maximize`, `minimize`
 and `advantage_weighted` turn it into a loss.
 """
+
 import math
 from typing import Literal
 
@@ -29,9 +30,11 @@ def prob(batch: Batch, policy: PolicyOutput) -> Tensor:
 @labelled
 def shaped_prob(gamma: float) -> PerToken:
     """p/(p+γ): policy shaping of LUFFY (arXiv 2504.14945)."""
+
     def surrogate(batch: Batch, policy: PolicyOutput) -> Tensor:
         p_BT = policy.logprobs_BT.exp()
         return p_BT / (p_BT + gamma)
+
     return surrogate
 
 
@@ -44,9 +47,11 @@ def multiple_importance_ratio(batch: Batch, policy: PolicyOutput) -> Tensor:
 @labelled
 def log_ratio(old: Old = "learner") -> PerToken:
     """log π/π_old, clamped to ±20; `old` is the learner's policy before the step's updates, or the engine's `behavior` policy."""
+
     def surrogate(batch: Batch, policy: PolicyOutput) -> Tensor:
         old_BT = batch.behavior_logprobs_BT if old == "behavior" else policy.old_BT
         return (policy.logprobs_BT - old_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
     return surrogate
 
 
@@ -65,6 +70,7 @@ def sequence_ratio(old: Old = "learner") -> PerToken:
     def surrogate(batch: Batch, policy: PolicyOutput) -> Tensor:
         mean_B1 = log(batch, policy).sum(-1, keepdim=True) / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)
         return (mean_B1.detach() + policy.logprobs_BT - policy.logprobs_BT.detach()).exp()
+
     return surrogate
 
 
@@ -85,7 +91,9 @@ def advantage_weighted(surrogate: PerToken) -> PerToken:
 
 
 @labelled
-def clipped(surrogate: PerToken, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None) -> PerToken:
+def clipped(
+    surrogate: PerToken, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None
+) -> PerToken:
     """-min(r Â, clip(r, 1-ε_low, 1+ε_high) Â) (PPO), None: no clip on that side; with dual clip c at most -c Â where Â < 0
     (arXiv 1912.09729)."""
     low, high = _bounds(clip_low, clip_high)
@@ -96,11 +104,14 @@ def clipped(surrogate: PerToken, clip_low: float | None, clip_high: float | None
         if dual_clip is None:
             return loss_BT
         return torch.where(advantages_B1 < 0, torch.minimum(loss_BT, -dual_clip * advantages_B1), loss_BT)
+
     return loss
 
 
 @labelled
-def is_clipped(surrogate: PerToken, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None) -> PerToken:
+def is_clipped(
+    surrogate: PerToken, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None
+) -> PerToken:
     """1 where the clip of `clipped` takes the gradient away."""
     low, high = _bounds(clip_low, clip_high)
 
@@ -110,6 +121,7 @@ def is_clipped(surrogate: PerToken, clip_low: float | None, clip_high: float | N
         if dual_clip is not None:
             bound_BT |= (advantages_B1 < 0) & (ratio_BT > dual_clip)
         return bound_BT.to(ratio_BT.dtype)
+
     return share
 
 
@@ -128,7 +140,10 @@ def kl(estimator: Estimator) -> PerToken:
     def loss(batch: Batch, policy: PolicyOutput) -> Tensor:
         d_BT = (policy.logprobs_BT - policy.reference_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         k2_BT, k3_BT = 0.5 * d_BT.square(), (-d_BT).exp() + d_BT - 1
-        return {"k1": d_BT, "k2": k2_BT, "k3": k3_BT, "k3_plus": k2_BT - k2_BT.detach() + k3_BT.detach()}[estimator]
+        return {"k1": d_BT, "k2": k2_BT, "k3": k3_BT, "k3_plus": k2_BT - k2_BT.detach() + k3_BT.detach()}[
+            estimator
+        ]
+
     return loss
 
 

@@ -1,4 +1,5 @@
 """LUFFY: the demonstration as an off-policy member of the group."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ class LUFFY(Algorithm):
     bonus, of all tokens, is the paper's 0.01 (the script has 0.001). The authors' 7 rollouts and 1 demonstration are
     rollout.num_rollouts=7 here.
     """
+
     name: ClassVar[str] = "luffy"
     paper: ClassVar[str] = "arXiv 2504.14945"
     gamma: float = 0.1
@@ -30,11 +32,17 @@ class LUFFY(Algorithm):
 
     def terms(self) -> tuple[Term, ...]:
         ratio = losses.ratio(self.old)
-        on_policy = losses.advantage_weighted(ratio) if self.clip is None else losses.clipped(ratio, self.clip, self.clip)
+        on_policy = (
+            losses.advantage_weighted(ratio)
+            if self.clip is None
+            else losses.clipped(ratio, self.clip, self.clip)
+        )
         off_policy = losses.advantage_weighted(losses.shaped_prob(self.gamma))
-        return (Term("off_policy", selections.demonstrations, off_policy, population=selections.everything),
-                Term("on_policy", selections.rollouts, on_policy, population=selections.everything),
-                *entropy_bonus(self.entropy_coefficient, selections.everything))
+        return (
+            Term("off_policy", selections.demonstrations, off_policy, population=selections.everything),
+            Term("on_policy", selections.rollouts, on_policy, population=selections.everything),
+            *entropy_bonus(self.entropy_coefficient, selections.everything),
+        )
 
     def advantages(self, group: Group) -> list[float]:
         return group_advantages(group.rewards, self.standardize)

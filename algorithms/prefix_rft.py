@@ -1,4 +1,5 @@
 """Prefix-RFT: a prefix of the demonstration starts one of the rollouts."""
+
 import dataclasses
 import math
 import random
@@ -25,6 +26,7 @@ class PrefixRFT(GRPO):
     is the learner's, since the engine has no log-probs of a prefix, so that the clip acts only with several updates per
     step.
     """
+
     name: ClassVar[str] = "prefix_rft"
     paper: ClassVar[str] = "arXiv 2507.01679"
     uses_demonstrations: ClassVar[bool] = True
@@ -38,17 +40,21 @@ class PrefixRFT(GRPO):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.old != "learner" or self.correction != "none":
-            raise ValueError("prefix_rft needs old=learner and correction=none: the engine has no log-probs of a prefix")
+            raise ValueError(
+                "prefix_rft needs old=learner and correction=none: the engine has no log-probs of a prefix"
+            )
 
     def policy_term(self) -> Term:
-        return dataclasses.replace(super().policy_term(), weight=weights.highest_entropy(selections.prefixes, self.top_share))
+        return dataclasses.replace(
+            super().policy_term(), weight=weights.highest_entropy(selections.prefixes, self.top_share)
+        )
 
-    def prefix(self, group: Group, sample: int, step: int, chance: random.Random) -> int:
+    def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
         if sample > 0 or not group.demonstrations:
             return 0
         length = min(len(group.demonstrations[0].ids), group.max_new_tokens)
         low = cosine(step, self.low_start, self.low_end, self.decay_steps)
-        return max(0, min(math.floor(chance.uniform(min(low, self.high), self.high) * length), length - 2))
+        return max(0, min(math.floor(rng.uniform(min(low, self.high), self.high) * length), length - 2))
 
     def trains_on(self, group: Group, completion: Completion) -> bool:
         return completion.origin == "rollout" and super().trains_on(group, completion)

@@ -1,4 +1,5 @@
 """ReLIFT: SFT for what RL cannot solve."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ class ReLIFT(RLWithSFTLoss):
     `rl_sft`. Approximation: the SFT loss of the hardest prompts is part of the step's update; the authors collect 128
     of them in a buffer and then make an update of their own.
     """
+
     name: ClassVar[str] = "relift"
     paper: ClassVar[str] = "arXiv 2506.07527"
     correct_above: float = 0.5

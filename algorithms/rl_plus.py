@@ -1,4 +1,5 @@
 """RL-PLUS: LUFFY with multiple importance sampling and exploration."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ class RLPLUS(Algorithm):
     rollouts ∪ demonstration. Deviation: Z counts all response tokens of the update; the code divides by the maximal
     length. The entropy bonus is of all tokens.
     """
+
     name: ClassVar[str] = "rl_plus"
     paper: ClassVar[str] = "arXiv 2508.00222"
     gamma: float = 0.5
@@ -29,9 +31,17 @@ class RLPLUS(Algorithm):
     def terms(self) -> tuple[Term, ...]:
         off_policy = losses.advantage_weighted(losses.multiple_importance_ratio)
         on_policy = losses.advantage_weighted(losses.ratio(self.old))
-        return (Term("off_policy", selections.demonstrations, off_policy, weights.improbability(self.gamma), selections.everything),
-                Term("on_policy", selections.rollouts, on_policy, population=selections.everything),
-                *entropy_bonus(self.entropy_coefficient, selections.everything))
+        return (
+            Term(
+                "off_policy",
+                selections.demonstrations,
+                off_policy,
+                weights.improbability(self.gamma),
+                selections.everything,
+            ),
+            Term("on_policy", selections.rollouts, on_policy, population=selections.everything),
+            *entropy_bonus(self.entropy_coefficient, selections.everything),
+        )
 
     def advantages(self, group: Group) -> list[float]:
         return group_advantages(group.rewards, self.standardize)

@@ -1,4 +1,5 @@
 """RL with SFT loss: both in one update."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ class RLWithSFTLoss(GRPO):
 
     The multi-task baseline of LUFFY: Â over the rollouts alone, both parts in one update, entropy bonus 0.001.
     """
+
     name: ClassVar[str] = "rl_sft"
     paper: ClassVar[str] = "arXiv 2504.14945, baseline"
     uses_demonstrations: ClassVar[bool] = True
@@ -20,4 +22,7 @@ class RLWithSFTLoss(GRPO):
     entropy_coefficient: float = 0.001
 
     def terms(self) -> tuple[Term, ...]:
-        return (*super().terms(), Term("sft_demo", selections.demonstrations, losses.nll, weights.constant(self.sft_coefficient)))
+        return (
+            *super().terms(),
+            Term("sft_demo", selections.demonstrations, losses.nll, weights.constant(self.sft_coefficient)),
+        )

@@ -1,4 +1,5 @@
 """RLOO: REINFORCE with the other rollouts as baseline."""
+
 import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +15,7 @@ from algorithms.types import Group
 @dataclass(frozen=True)
 class RLOO(GRPO):
     """REINFORCE leave-one-out: L = -E[Σ_t Â log π], Â = R_i - mean of the other rollouts' rewards; neither ratio nor clip"""
+
     name: ClassVar[str] = "rloo"
     paper: ClassVar[str] = "arXiv 2402.14740"
     clip_low: float | None = None
@@ -25,10 +27,14 @@ class RLOO(GRPO):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.standardize or (self.clip_low, self.clip_high, self.dual_clip) != (None, None, None):
-            raise ValueError("rloo has no clip and no std: leave clip_low, clip_high, dual_clip and standardize as they are")
+            raise ValueError(
+                "rloo has no clip and no std: leave clip_low, clip_high, dual_clip and standardize as they are"
+            )
 
     def policy_term(self) -> Term:
-        return dataclasses.replace(super().policy_term(), loss=losses.advantage_weighted(losses.log_prob), watch=None)
+        return dataclasses.replace(
+            super().policy_term(), loss=losses.advantage_weighted(losses.log_prob), watch=None
+        )
 
     def advantages(self, group: Group) -> list[float]:
         return among_rollouts(group, leave_one_out)

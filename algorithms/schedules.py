@@ -1,4 +1,5 @@
 """Values that change with the optimizer steps of a stage."""
+
 import math
 
 

@@ -1,4 +1,5 @@
 """Which tokens a term speaks of: functions Batch -> bool (B, T)."""
+
 from torch import Tensor
 
 from algorithms.term import Selection, labelled

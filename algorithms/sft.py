@@ -1,4 +1,5 @@
 """Supervised fine-tuning on demonstrations."""
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ class SFT(Algorithm):
     One token mean over the whole update, never a mean of means (arXiv 2604.23747, bug 2). A prompt without
     demonstration is replaced by another, from later in the seeded order.
     """
+
     name: ClassVar[str] = "sft"
     paper: ClassVar[str] = "arXiv 2506.19767, Eq. 1"
     uses_rollouts: ClassVar[bool] = False

@@ -1,4 +1,5 @@
 """SRFT: supervised and reinforcement fine-tuning in one stage."""
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,12 @@ from algorithms.term import Norm, Term
 from algorithms.types import Group
 from algorithms.weights import Granularity, entropy_weight
 
-SURROGATES = {"log_prob": losses.log_prob, "prob": losses.prob, "ratio": losses.ratio(), "log_ratio": losses.log_ratio()}
+SURROGATES = {
+    "log_prob": losses.log_prob,
+    "prob": losses.prob,
+    "ratio": losses.ratio(),
+    "log_ratio": losses.log_ratio(),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class SRFT(Algorithm):
     means Â > 0. Groups that are all wrong still push their tokens down. R log π is on-policy only in the first update of
     fresh rollouts: for several updates per step `self_rollout_surrogate: ratio` uses π/π_old.
     """
+
     name: ClassVar[str] = "srft"
     paper: ClassVar[str] = "arXiv 2506.19767"
     sft_scale: float = 0.5
@@ -54,22 +61,46 @@ class SRFT(Algorithm):
         needs = ("mean_entropy",) if self.entropy_granularity == "batch" else ()
         w_sft = entropy_weight(self.sft_scale, self.sft_entropy_sign, self.entropy_granularity)
         demo_ratio = losses.prob if self.demo_ratio == "p" else losses.shaped_prob(self.gamma)
-        norm, bonus = {"norm": self.norm, "constant": self.norm_constant}, entropy_bonus(self.entropy_coefficient)
-        sft = Term("sft_demo", selections.demonstrations, losses.nll, w_sft, norm=self.sft_norm, constant=self.norm_constant, needs=needs)
+        norm, bonus = (
+            {"norm": self.norm, "constant": self.norm_constant},
+            entropy_bonus(self.entropy_coefficient),
+        )
+        sft = Term(
+            "sft_demo",
+            selections.demonstrations,
+            losses.nll,
+            w_sft,
+            norm=self.sft_norm,
+            constant=self.norm_constant,
+            needs=needs,
+        )
         rl = Term("rl_demo", selections.demonstrations, losses.advantage_weighted(demo_ratio), **norm)
-        return (*(sft,) * self.use_sft_demo, *(rl,) * self.use_rl_demo, *self._rollout_terms(needs, **norm), *bonus)
+        return (
+            *(sft,) * self.use_sft_demo,
+            *(rl,) * self.use_rl_demo,
+            *self._rollout_terms(needs, **norm),
+            *bonus,
+        )
 
     def _rollout_terms(self, needs: tuple[str, ...], **norm: object) -> tuple[Term, ...]:
-        w_rl, surrogate = entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity), SURROGATES[self.self_rollout_surrogate]
+        w_rl, surrogate = (
+            entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity),
+            SURROGATES[self.self_rollout_surrogate],
+        )
         if self.self_rollout_mode == "group_advantage":
             positive, negative = selections.favoured_rollouts, selections.disfavoured_rollouts
             raise_it = lower_it = losses.advantage_weighted(surrogate)
         else:
-            positive, negative = selections.correct_rollouts(self.correct_above), selections.wrong_rollouts(self.correct_above)
+            positive, negative = (
+                selections.correct_rollouts(self.correct_above),
+                selections.wrong_rollouts(self.correct_above),
+            )
             raise_it, lower_it = losses.maximize(surrogate), losses.minimize(surrogate)
         population = selections.rollouts if self.pos_neg_norm == "joint" else None
-        return (Term("rl_positive", positive, raise_it, w_rl, population, needs=needs, **norm),
-                Term("rl_negative", negative, lower_it, population=population, **norm))
+        return (
+            Term("rl_positive", positive, raise_it, w_rl, population, needs=needs, **norm),
+            Term("rl_negative", negative, lower_it, population=population, **norm),
+        )
 
     def advantages(self, group: Group) -> list[float]:
         return group_advantages(group.rewards, self.standardize)

@@ -1,4 +1,5 @@
 """Other readings of SRFT, and its ablations."""
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,6 +16,7 @@ class SRFTHPT(SRFT):
     means over micro-batches, the bonus of rollouts only; the constant is `norm_constant`, not the padded width: set it to
     rollout.max_new_tokens for the same proportion of RL and SFT; a rollout is correct above `correct_above`, not at 1.
     """
+
     name: ClassVar[str] = "srft_hpt"
     paper: ClassVar[str] = "arXiv 2509.04419, code at TsinghuaC3I/Unify-Post-Training ae332f5"
     demo_ratio: Literal["p", "p_over_p_plus_gamma"] = "p_over_p_plus_gamma"
@@ -30,6 +32,7 @@ class SRFTAuthors(SRFT):
     Also p/(p+γ) on demonstrations, Â without std and an entropy bonus. Known only through third-party readings, not
     verified. Deviation: token means, where that code divides by a maximal length.
     """
+
     name: ClassVar[str] = "srft_authors"
     sft_entropy_sign: float = 1.0
     entropy_granularity: Granularity = "token"
@@ -43,6 +46,7 @@ class SRFTAuthors(SRFT):
 @dataclass(frozen=True)
 class SRFTWithoutWSFT(SRFT):
     """SRFT without w_SFT: the weight of the SFT term is 1 (Table 3)"""
+
     name: ClassVar[str] = "srft_without_w_sft"
     sft_scale: float = 1.0
     sft_entropy_sign: float = 0.0
@@ -51,6 +55,7 @@ class SRFTWithoutWSFT(SRFT):
 @dataclass(frozen=True)
 class SRFTWithoutWRL(SRFT):
     """SRFT without w_RL: the weight of correct rollouts is 1 (Table 3)"""
+
     name: ClassVar[str] = "srft_without_w_rl"
     rl_scale: float = 1.0
     rl_entropy_sign: float = 0.0
@@ -59,6 +64,7 @@ class SRFTWithoutWRL(SRFT):
 @dataclass(frozen=True)
 class SRFTWithoutSFTDemo(SRFT):
     """SRFT without the SFT term on demonstrations"""
+
     name: ClassVar[str] = "srft_without_sft_demo"
     use_sft_demo: bool = False
 
@@ -66,5 +72,6 @@ class SRFTWithoutSFTDemo(SRFT):
 @dataclass(frozen=True)
 class SRFTWithoutRLDemo(SRFT):
     """SRFT without the RL term on demonstrations"""
+
     name: ClassVar[str] = "srft_without_rl_demo"
     use_rl_demo: bool = False

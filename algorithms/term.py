@@ -1,4 +1,5 @@
 """A term of an objective, and the kinds of function that it is made of."""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,7 +12,9 @@ from algorithms.types import Batch, PolicyOutput
 Selection = Callable[[Batch], Tensor]  # -> bool (B, T)
 PerToken = Callable[[Batch, PolicyOutput], Tensor]  # -> float, broadcasts with (B, T)
 
-Norm = Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean", "sequence_mean_constant", "constant"]
+Norm = Literal[
+    "token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean", "sequence_mean_constant", "constant"
+]
 NEEDS = ("reference", "mean_entropy", "entropy_gradient")
 
 
@@ -34,6 +37,7 @@ class Term:
         needs: of NEEDS, what has to be computed for it beside log-probs and entropies.
         watch: named per-token figures whose mean over the selected tokens becomes a metric.
     """
+
     name: str
     select: Selection
     loss: PerToken
@@ -46,7 +50,9 @@ class Term:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
-            raise ValueError(f"norm of term '{self.name}' is {self.norm!r}: choose one of {', '.join(get_args(Norm))}")
+            raise ValueError(
+                f"norm of term '{self.name}' is {self.norm!r}: choose one of {', '.join(get_args(Norm))}"
+            )
         if self.norm == "constant" and not self.constant:
             raise ValueError(f"norm of term '{self.name}' is constant, but no constant is given")
         if set(self.needs) - set(NEEDS):
@@ -75,10 +81,14 @@ class Term:
 
 def labelled(factory: Callable[..., Callable]) -> Callable[..., Callable]:
     """Names what a factory makes after the call that made it, such as `clipped_ratio(0.2, 0.28)`, for tables and messages."""
+
     def make(*args: object, **settings: object) -> Callable:
         made = factory(*args, **settings)
-        shown = [getattr(a, "__name__", str(a)) for a in args] + [f"{k}={getattr(v, '__name__', v)}" for k, v in settings.items()]
+        shown = [getattr(a, "__name__", str(a)) for a in args] + [
+            f"{k}={getattr(v, '__name__', v)}" for k, v in settings.items()
+        ]
         made.__name__ = f"{factory.__name__}({', '.join(shown)})"
         return made
+
     make.__name__, make.__doc__, make.__wrapped__ = factory.__name__, factory.__doc__, factory
     return make

@@ -1,4 +1,5 @@
 """One algorithm after another in one run, such as SFT and then RL."""
+
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -9,7 +10,9 @@ from algorithms.sft import SFT
 from algorithms.term import Term
 
 AS_THE_RUN = Schedule()
-SFT_AT_7B = Schedule(lr=5e-5, lr_schedule="cosine", warmup=0.1, min_lr_ratio=0.1, groups_per_step=64, mini_batches=1)
+SFT_AT_7B = Schedule(
+    lr=5e-5, lr_schedule="cosine", warmup=0.1, min_lr_ratio=0.1, groups_per_step=64, mini_batches=1
+)
 RL_AT_7B = Schedule(lr=1e-6, lr_schedule="constant", warmup=0.0, groups_per_step=128, mini_batches=2)
 
 
@@ -23,6 +26,7 @@ class TwoStage(Algorithm):
     stage's beginning. A second stage with a reference model needs learner.reference. The second goes on in the seeded
     order of prompts where the first ended, as a run with trainer.first_group does.
     """
+
     name: ClassVar[str] = "two_stage"
     paper: ClassVar[str] = "arXiv 2604.23747"
     first: Algorithm = field(default_factory=SFT)
@@ -51,7 +55,9 @@ class TwoStage(Algorithm):
     def stage(self, step: int, total_steps: int) -> Stage:
         switch = total_steps // 2 if self.first_steps is None else self.first_steps
         if switch >= total_steps:
-            raise ValueError(f"first_steps={switch} leaves nothing of {total_steps} steps for the second stage")
+            raise ValueError(
+                f"first_steps={switch} leaves nothing of {total_steps} steps for the second stage"
+            )
         if step < switch:
             return Stage(self.first, 0, switch, self.first_schedule)
         return Stage(self.second, switch, total_steps - switch, self.second_schedule)
@@ -68,7 +74,10 @@ class SFTThenRL(TwoStage):
     token mean, at 1e-6 with 128 prompts a step and two updates each. Set `first_steps` and `trainer.steps` (the paper: 3
     epochs and 500 steps), learner.weight_decay=0.01 and rollout.num_rollouts=8.
     """
+
     name: ClassVar[str] = "sft_then_rl"
-    second: Algorithm = field(default_factory=partial(GRPO, standardize=False, norm="token_mean", clip_high=0.28))
+    second: Algorithm = field(
+        default_factory=partial(GRPO, standardize=False, norm="token_mean", clip_high=0.28)
+    )
     first_schedule: Schedule = SFT_AT_7B
     second_schedule: Schedule = RL_AT_7B

@@ -1,4 +1,5 @@
 """What an algorithm sees, named by stage of life: Completion, Group (one prompt), Batch (tensors), PolicyOutput."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ class Completion:
         prefix: how many leading ids come from the group's demonstration; the engine has no log-prob of them (0 there).
         trained: whether it enters the update (`Algorithm.trains_on`).
     """
+
     sample: int
     origin: str  # rollout | demo
     text: str
@@ -48,6 +50,7 @@ class Group:
         attempt: how many groups without signal were discarded before this one took their place.
         discarded_tokens: tokens that were sampled for those.
     """
+
     step: int
     group_id: int
     prompt: str
@@ -97,6 +100,7 @@ class Batch:
         max_new_tokens: the longest response that may be sampled.
         is_prefix_BT: bool, True at tokens of a rollout that come from a demonstration; None: there are none.
     """
+
     mask_BT: Tensor
     is_demo_B: Tensor
     rewards_B: Tensor
@@ -119,6 +123,7 @@ class PolicyOutput:
         reference_logprobs_BT: by the frozen reference model.
         mean_entropy: scalar, the mean over all rollout tokens of the step before its first update.
     """
+
     logprobs_BT: Tensor
     entropies_BT: Tensor
     old_logprobs_BT: Tensor | None = None
@@ -133,12 +138,21 @@ class PolicyOutput:
     @property
     def reference_BT(self) -> Tensor:
         if self.reference_logprobs_BT is None:
-            raise ValueError("reference log-probs are missing: a term that uses them says needs=('reference',)")
+            raise ValueError(
+                "reference log-probs are missing: a term that uses them says needs=('reference',)"
+            )
         return self.reference_logprobs_BT
 
     def where(self, mask_BT: Tensor) -> "PolicyOutput":
         """Zeros outside the mask, so that a NaN or an infinity there reaches neither the loss nor a gradient."""
+
         def keep(values_BT: Tensor | None) -> Tensor | None:
             return None if values_BT is None else torch.where(mask_BT, values_BT, values_BT.new_zeros(()))
-        return replace(self, logprobs_BT=keep(self.logprobs_BT), entropies_BT=keep(self.entropies_BT),
-                       old_logprobs_BT=keep(self.old_logprobs_BT), reference_logprobs_BT=keep(self.reference_logprobs_BT))
+
+        return replace(
+            self,
+            logprobs_BT=keep(self.logprobs_BT),
+            entropies_BT=keep(self.entropies_BT),
+            old_logprobs_BT=keep(self.old_logprobs_BT),
+            reference_logprobs_BT=keep(self.reference_logprobs_BT),
+        )

@@ -1,4 +1,5 @@
 """Detached weights: functions (Batch, PolicyOutput) -> (B, T), (B, 1) or a scalar. They see every response token of a sequence."""
+
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,15 +32,19 @@ def product(first: PerToken, second: PerToken) -> PerToken:
 @labelled
 def entropy_weight(scale: float, sign: float, granularity: Granularity = "sequence") -> PerToken:
     """scale · exp(sign · H), H the policy's entropy: of the token, mean of the sequence, or mean of all rollouts of the step."""
+
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
         entropy_BT = policy.entropies_BT
         if granularity == "sequence":
             entropy_BT = _sequence_mean(entropy_BT, batch)
         if granularity == "batch":
             if policy.mean_entropy is None:
-                raise ValueError("the mean entropy of the step is missing: a term that uses it says needs=('mean_entropy',)")
+                raise ValueError(
+                    "the mean entropy of the step is missing: a term that uses it says needs=('mean_entropy',)"
+                )
             entropy_BT = policy.mean_entropy
         return scale * (sign * entropy_BT).exp()
+
     return weight
 
 
@@ -62,10 +67,12 @@ def improbability(gamma: float) -> PerToken:
 @labelled
 def importance_to_reference(level: str, temperature: float, low: float, high: float) -> PerToken:
     """(π/reference)^temperature within [low, high], of each token or of the sequence's geometric mean (iw-SFT, arXiv 2507.12856)."""
+
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
         d_BT = policy.logprobs_BT - policy.reference_BT
         log_BT = _sequence_mean(d_BT, batch) if level == "sequence" else d_BT
         return (temperature * log_BT).exp().clamp(low, high)
+
     return weight
 
 
@@ -82,19 +89,26 @@ def mismatch_correction(kind: str, low: float, high: float) -> PerToken:
         if level != "token":
             log_BT = log_BT.sum(-1, keepdim=True) if level == "sequence" else _sequence_mean(log_BT, batch)
         rho_BT = log_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-        return rho_BT.clamp(max=high) if action == "tis" else ((rho_BT >= low) & (rho_BT <= high)).to(rho_BT.dtype)
+        return (
+            rho_BT.clamp(max=high)
+            if action == "tis"
+            else ((rho_BT >= low) & (rho_BT <= high)).to(rho_BT.dtype)
+        )
+
     return weight
 
 
 @labelled
 def highest_entropy(select: Selection, share: float) -> PerToken:
     """1 for the ⌈share · n⌉ of a sequence's n selected tokens that have the highest entropy, and for all others of the sequence; else 0."""
+
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
         mask_BT = select(batch)
         entropy_BT = torch.where(mask_BT, policy.entropies_BT, policy.entropies_BT.new_full((), -torch.inf))
         rank_BT = entropy_BT.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         chosen_BT = rank_BT < (share * mask_BT.sum(-1, keepdim=True)).ceil()
         return (chosen_BT | ~mask_BT).to(policy.entropies_BT.dtype)
+
     return weight
 
 

@@ -6,6 +6,7 @@ Both see the same padded micro-batches of the tiny model; the bare loop computes
 full logits, sums them, goes backward and applies AdamW. The learner adds entropies, SRFT's terms, global counts,
 clipping, parity and metrics. Prints the ratio of the medians.
 """
+
 import argparse
 import os
 import random
@@ -17,22 +18,24 @@ from pathlib import Path
 import torch
 
 from algorithms import SRFT, Completion, Group
-from srft_ray.batching import pack
-from srft_ray.config import LearnerSection
+from srft_ray.config.schema import LearnerSection
+from srft_ray.train.batching import pack
 
 MODEL = Path(__file__).resolve().parents[1] / "examples/tiny/base"
 
 
 def make_groups(count: int = 16, rollouts: int = 8) -> list[Group]:
-    chance = random.Random(0)
+    rng = random.Random(0)
     groups = []
     for group_id in range(count):
-        group = Group(0, group_id, "", [chance.randrange(3, 250) for _ in range(48)], "")
+        group = Group(0, group_id, "", [rng.randrange(3, 250) for _ in range(48)], "")
         for sample in range(rollouts + 1):
-            ids = [chance.randrange(3, 250) for _ in range(chance.randrange(24, 64))]
+            ids = [rng.randrange(3, 250) for _ in range(rng.randrange(24, 64))]
             origin = "rollout" if sample < rollouts else "demo"
             logprobs = [-1.0] * len(ids) if origin == "rollout" else None
-            group.completions.append(Completion(sample, origin, "", ids, logprobs, -1, reward=float(sample % 2)))
+            group.completions.append(
+                Completion(sample, origin, "", ids, logprobs, -1, reward=float(sample % 2))
+            )
         for completion, advantage in zip(group.completions, SRFT().advantages(group), strict=True):
             completion.advantage = advantage
         groups.append(group)
@@ -58,13 +61,24 @@ def main() -> None:
     import deepspeed
     from transformers import AutoModelForCausalLM
 
-    from srft_ray.engine_deepspeed import DeepSpeedEngine
-    from srft_ray.learner import Learner
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+    from srft_ray.train.learner import Learner
+
     deepspeed.init_distributed("gloo", verbose=False)
     config = LearnerSection(lr=1e-5, micro_batch_tokens=4096, zero_stage=0)
-    learner = Learner(DeepSpeedEngine(AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval(), config, torch.float32), config, 1e9)
+    learner = Learner(
+        DeepSpeedEngine(
+            AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval(), config, torch.float32
+        ),
+        config,
+        1e9,
+    )
     bare = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    optimizer, groups, times = torch.optim.AdamW(bare.parameters(), lr=1e-5), make_groups(), {"learner": [], "bare": []}
+    optimizer, groups, times = (
+        torch.optim.AdamW(bare.parameters(), lr=1e-5),
+        make_groups(),
+        {"learner": [], "bare": []},
+    )
     micro_batches = pack(groups, config.micro_batch_tokens, 0)
     for _ in range(options.repeats + 1):
         started = time.perf_counter()
@@ -74,8 +88,10 @@ def main() -> None:
         times["bare"].append(middle - started)
         times["learner"].append(time.perf_counter() - middle)
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    print(f"learner {medians['learner']:.3f} s, bare torch {medians['bare']:.3f} s per step of {len(micro_batches)} micro-batches, "
-          f"{options.threads} threads: ratio {medians['learner'] / medians['bare']:.2f}")
+    print(
+        f"learner {medians['learner']:.3f} s, bare torch {medians['bare']:.3f} s per step of {len(micro_batches)} micro-batches, "
+        f"{options.threads} threads: ratio {medians['learner'] / medians['bare']:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -4,18 +4,26 @@
 
 Also compares values and gradients with the unchunked computation. Linux only: peaks are VmHWM of this process.
 """
+
 import argparse
 import json
 from pathlib import Path
 
 import torch
 
-from srft_ray.config import LearnerSection
-from srft_ray.logprobs import chunked_logprobs
+from srft_ray.config.schema import LearnerSection
+from srft_ray.train.logprobs import chunked_logprobs
 
 
 def peak_mb() -> float:
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    return (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        / 1024
+    )
 
 
 def reset_peak() -> float:
@@ -44,9 +52,20 @@ def main() -> None:
     chunked = compute(head, hidden, targets, LearnerSection().logit_chunk_mb)
     peak = peak_mb() - before
     full = 2 * options.tokens * options.vocabulary * 4 / 2**20
-    gaps = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(chunked, compute(head, hidden, targets, 10**6), strict=True)]
-    print(json.dumps({"peak_mb": round(peak), "full_logits_and_softmax_mb": round(full), "ratio": round(peak / full, 3),
-                      "largest_difference": max(gaps)}))
+    gaps = [
+        float((a - b).abs().max() / b.abs().max())
+        for a, b in zip(chunked, compute(head, hidden, targets, 10**6), strict=True)
+    ]
+    print(
+        json.dumps(
+            {
+                "peak_mb": round(peak),
+                "full_logits_and_softmax_mb": round(full),
+                "ratio": round(peak / full, 3),
+                "largest_difference": max(gaps),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

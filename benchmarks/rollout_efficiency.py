@@ -2,9 +2,10 @@
 
     python benchmarks/rollout_efficiency.py [--repeats 3]
 
-The pipeline's time includes Ray Data, the gate, verification and credit; both engines run with one thread and all
+The pipeline's time includes Ray Data, the coordinator, verification and credit; both engines run with one thread and all
 sequences in flight at once. Prints the ratio; its start-up and first steps are not counted.
 """
+
 import argparse
 import statistics
 import tempfile
@@ -15,38 +16,56 @@ import ray
 
 from algorithms import SRFT
 from srft_ray import make_config
-from srft_ray.cluster import start_ray
 from srft_ray.data.blocks import groups_of
-from srft_ray.data.pipeline import StreamFactory
-from srft_ray.preflight import resolve
-from srft_ray.rollout.gate import Gate
-from srft_ray.rollout.stage import sequence_seed
+from srft_ray.data.stream import StreamFactory
+from srft_ray.rollout.worker import sequence_seed
+from srft_ray.run.cluster import start_ray
+from srft_ray.run.preflight import resolve
+from srft_ray.sync.coordinator import Coordinator
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def benchmark_config(folder: str, steps: int, groups: int):
-    return make_config({
-        "run": {"name": "rollouts", "dir": folder},
-        "model": {"path": str(ROOT / "examples/tiny/base"), "max_length": 256},
-        "data": {"format": "tasks", "path": "sums", "size": 1024},
-        "rollout": {"num_rollouts": 8, "max_new_tokens": 96, "max_staleness": steps},
-        "trainer": {"steps": steps, "groups_per_step": groups}})
+    return make_config(
+        {
+            "run": {"name": "rollouts", "dir": folder},
+            "model": {"path": str(ROOT / "examples/tiny/base"), "max_length": 256},
+            "data": {"format": "tasks", "path": "sums", "size": 1024},
+            "rollout": {"num_rollouts": 8, "max_new_tokens": 96, "max_staleness": steps},
+            "trainer": {"steps": steps, "groups_per_step": groups},
+        }
+    )
 
 
 @ray.remote(num_cpus=1)
 def bare_vllm(config, prompts, seeds, warm_up, repeats):
     """Tokens/s of vLLM's own `LLM.generate`, in a process like the pipeline's."""
-    from srft_ray.rollout.engine import _set_environment
+    from srft_ray.rollout.vllm_engine import _set_environment
+
     _set_environment(config, "cpu")
     from vllm import LLM, SamplingParams
-    llm = LLM(config.model.path, dtype="float32", enforce_eager=True, max_model_len=config.model.max_length,
-              distributed_executor_backend="uni", max_num_seqs=config.rollout.max_num_seqs, logprobs_mode="processed_logprobs",
-              enable_chunked_prefill=False, max_num_batched_tokens=8192)
-    sampling = [SamplingParams(max_tokens=config.rollout.max_new_tokens, temperature=1.0, seed=seed, logprobs=0) for seed in seeds]
+
+    llm = LLM(
+        config.model.path,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=config.model.max_length,
+        distributed_executor_backend="uni",
+        max_num_seqs=config.rollout.max_num_seqs,
+        logprobs_mode="processed_logprobs",
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=8192,
+    )
+    sampling = [
+        SamplingParams(max_tokens=config.rollout.max_new_tokens, temperature=1.0, seed=seed, logprobs=0)
+        for seed in seeds
+    ]
     rates = []
     for _ in range(repeats):
-        llm.generate([{"prompt_token_ids": ids} for ids in prompts[:warm_up]], sampling[:warm_up], use_tqdm=False)
+        llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts[:warm_up]], sampling[:warm_up], use_tqdm=False
+        )
         started = time.perf_counter()
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
         rates.append(sum(len(o.outputs[0].token_ids) for o in outputs) / (time.perf_counter() - started))
@@ -55,15 +74,21 @@ def bare_vllm(config, prompts, seeds, warm_up, repeats):
 
 def pipeline(config, resolved, warm_up_steps):
     """(tokens/s over the steps after the warm-up, all groups), as a learner would receive them."""
-    gate = ray.remote(Gate).options(num_cpus=0).remote(config.rollout.max_staleness)
-    ray.get(gate.restart.remote(0))
-    factory = StreamFactory(config, None, SRFT(), resolved.plan, resolved.train, {}, gate, "cpu", "float32")
+    coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(config.rollout.max_staleness)
+    ray.get(coordinator.restart.remote(0))
+    factory = StreamFactory(
+        config, None, SRFT(), resolved.plan, resolved.train, {}, coordinator, "cpu", "float32"
+    )
     groups = []
-    for batch in factory.stream(0).iter_batches(batch_size=resolved.plan.block, batch_format="numpy", prefetch_batches=0):
+    for batch in factory.stream(0).iter_batches(
+        batch_size=resolved.plan.block, batch_format="numpy", prefetch_batches=0
+    ):
         groups += groups_of(batch)
         finished = time.time()
     counted = [g for g in groups if g.step >= warm_up_steps]
-    return sum(len(c.ids) for g in counted for c in g.rollouts) / (finished - min(g.started_at for g in counted)), counted
+    return sum(len(c.ids) for g in counted for c in g.rollouts) / (
+        finished - min(g.started_at for g in counted)
+    ), counted
 
 
 def main() -> None:
@@ -79,9 +104,14 @@ def main() -> None:
             rate, groups = pipeline(config, resolved, 0)
             requests = [(g, c) for g in groups for c in g.rollouts]
             seeds = [sequence_seed(config.run.seed, g, c.sample) for g, c in requests]
-            bare = statistics.median(ray.get(bare_vllm.remote(config, [g.prompt_ids for g, _ in requests], seeds, 64, 1)))
+            bare = statistics.median(
+                ray.get(bare_vllm.remote(config, [g.prompt_ids for g, _ in requests], seeds, 64, 1))
+            )
             ratios.append(rate / bare)
-            print(f"pipeline {rate:,.0f} tokens/s, bare vLLM {bare:,.0f} tokens/s, ratio {rate / bare:.2f} ({len(requests)} sequences)", flush=True)
+            print(
+                f"pipeline {rate:,.0f} tokens/s, bare vLLM {bare:,.0f} tokens/s, ratio {rate / bare:.2f} ({len(requests)} sequences)",
+                flush=True,
+            )
         ray.shutdown()
     print(f"median ratio {statistics.median(ratios):.2f}")
 

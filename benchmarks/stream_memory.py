@@ -4,6 +4,7 @@
 
 Each size in a process of its own; anonymous memory only, since the mapped file is the page cache's.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -15,19 +16,36 @@ MODEL = Path(__file__).resolve().parents[1] / "examples/tiny/base"
 
 
 def anonymous_mb() -> float:
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")) / 1024
+    return (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("RssAnon")
+        )
+        / 1024
+    )
 
 
 def measure(rows: int) -> None:
-    from srft_ray.config import DataSection, ModelSection
+    from srft_ray.config.schema import DataSection, ModelSection
     from srft_ray.data.prepare import Limits, prepare
     from srft_ray.data.store import shuffled
     from srft_ray.data.tokenize import load_tokenizer
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
         with path.open("w") as file:
             for number in range(rows):
-                file.write(json.dumps({"prompt": f"What is {number} + 1?", "answer": str(number + 1), "demonstration": f"#### {number + 1}"}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "prompt": f"What is {number} + 1?",
+                            "answer": str(number + 1),
+                            "demonstration": f"#### {number + 1}",
+                        }
+                    )
+                    + "\n"
+                )
         tokenizer = load_tokenizer(ModelSection(path=str(MODEL)))
         before, started, peak = anonymous_mb(), time.perf_counter(), 0.0
         data = prepare(DataSection(path=str(path)), tokenizer, Limits(256, 512), Path(folder), 0)
@@ -36,8 +54,11 @@ def measure(rows: int) -> None:
             data.row(shuffled(position, rows, 0)[1])
             if position % 1000 == 0:
                 peak = max(peak, anonymous_mb())
-        print(f"{rows:>9,} rows: prepared in {seconds:.0f} s with {prepared - before:.0f} MiB more; "
-              f"20,000 rows read in the seeded order with {peak - before:.0f} MiB more than before preparing", flush=True)
+        print(
+            f"{rows:>9,} rows: prepared in {seconds:.0f} s with {prepared - before:.0f} MiB more; "
+            f"20,000 rows read in the seeded order with {peak - before:.0f} MiB more than before preparing",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 algorithm: {path: examples/custom_algorithm.py:Confident, ceiling: 0.7}
 """
+
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,29 @@ def improbable(ceiling):
 @dataclass(frozen=True)
 class Confident(GRPO):
     """GRPO beside SFT on the tokens of the demonstration that the policy does not expect"""
+
     name = "confident"
     uses_demonstrations = True
     ceiling: float = 0.9
 
     def terms(self):
-        return (self.policy_term(), Term("sft_demo", selections.demonstrations, losses.nll, improbable(self.ceiling)))
+        return (
+            self.policy_term(),
+            Term("sft_demo", selections.demonstrations, losses.nll, improbable(self.ceiling)),
+        )
 
 
 if __name__ == "__main__":
     from srft_ray import fit, make_config
-    config = make_config({
-        "run": {"dir": tempfile.mkdtemp(prefix="srft_ray_example_")}, "learner": {"lr": 2e-4},
-        "model": {"path": str(Path(__file__).parent / "tiny" / "base"), "max_length": 256},
-        "data": {"format": "tasks", "path": "sums", "size": 256}, "rollout": {"num_rollouts": 4, "max_new_tokens": 64},
-        "trainer": {"steps": 2, "groups_per_step": 4}})
+
+    config = make_config(
+        {
+            "run": {"dir": tempfile.mkdtemp(prefix="srft_ray_example_")},
+            "learner": {"lr": 2e-4},
+            "model": {"path": str(Path(__file__).parent / "tiny" / "base"), "max_length": 256},
+            "data": {"format": "tasks", "path": "sums", "size": 256},
+            "rollout": {"num_rollouts": 4, "max_new_tokens": 64},
+            "trainer": {"steps": 2, "groups_per_step": 4},
+        }
+    )
     print("loss", fit(config, algorithm=Confident(ceiling=0.8)).summary["final"]["loss"])

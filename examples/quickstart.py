@@ -1,10 +1,11 @@
 """The quickstart: SRFT on a tiny base model, evaluated before and after; ends with a table and a picture."""
+
 import itertools
 import sys
 from pathlib import Path
 
 from srft_ray import RunFailed, UserError, fit, load_config
-from srft_ray.report import table
+from srft_ray.observe.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,8 +18,15 @@ def free_name(runs: Path, name: str) -> str:
 
 def main() -> int:
     name = free_name(ROOT / "runs", "quickstart")
-    config = load_config(ROOT / "examples" / "quickstart.yaml", [
-        f"run.name={name}", f"run.dir={ROOT / 'runs'}", f"model.path={ROOT / 'examples' / 'tiny' / 'base'}", *sys.argv[1:]])
+    config = load_config(
+        ROOT / "examples" / "quickstart.yaml",
+        [
+            f"run.name={name}",
+            f"run.dir={ROOT / 'runs'}",
+            f"model.path={ROOT / 'examples' / 'tiny' / 'base'}",
+            *sys.argv[1:],
+        ],
+    )
     try:
         result = fit(config)
     except (UserError, RunFailed) as error:
@@ -31,7 +39,9 @@ def main() -> int:
     print(f"picture  {result.run_dir / 'plots' / 'overview.png'}")
     print(f"model    {result.model}")
     print(f"ledger   {result.run_dir / 'groups'} (every sequence that was trained on)")
-    print(f"{result.summary['steps']} steps in {result.summary['seconds']:.0f} s with engines' and learners' start")
+    print(
+        f"{result.summary['steps']} steps in {result.summary['seconds']:.0f} s with engines' and learners' start"
+    )
     return 0
 
 

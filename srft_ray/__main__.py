@@ -1,7 +1,8 @@
 """`python -m srft_ray`."""
+
 import sys
 
-from srft_ray.cli import main
+from srft_ray.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,5 @@
 """Objects of the user's own, named as `file.py:name`."""
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ def load_object(spec: str, key: str, kind: str = "") -> Any:
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name it as "
-                        f"file.py:{kind or 'name'}.")
+        raise UserError(
+            f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name it as "
+            f"file.py:{kind or 'name'}."
+        )
     source = importlib.util.spec_from_file_location(f"srft_ray_plugin_{path.stem}", path.absolute())
-    module = sys.modules[source.name] = importlib.util.module_from_spec(source)  # dataclasses look their module up
+    module = sys.modules[source.name] = importlib.util.module_from_spec(
+        source
+    )  # dataclasses look their module up
     try:
         source.loader.exec_module(module)
     except Exception as error:

@@ -1,7 +1,8 @@
 """A verifier of one's own that behaves as it is told, and what its judge must say of it."""
+
 from srft_ray.verify import Item, Verdict
 
-USER_FILE = '''
+USER_FILE = """
 from __future__ import annotations
 import ctypes, os, signal, subprocess, sys, time
 from dataclasses import dataclass
@@ -32,12 +33,28 @@ def two(response, reference):
 def one(response):
     return 1.0
 number = 3
-'''
+"""
 EXPECTED = {
-    "good": Verdict("match", 1.0, None), "bad": Verdict("mismatch", 0.0, None), "own": Verdict("no_answer", 0.5, "7"),
-    "partial": Verdict("mismatch", 0.25, None), "hang": Verdict("timeout", 0.0, None),
-    **{act: Verdict("error", 0.0, None) for act in
-       ("nan", "text", "none", "raise", "exit", "sys_exit", "segfault", "memory", "given", "unknown act")},
+    "good": Verdict("match", 1.0, None),
+    "bad": Verdict("mismatch", 0.0, None),
+    "own": Verdict("no_answer", 0.5, "7"),
+    "partial": Verdict("mismatch", 0.25, None),
+    "hang": Verdict("timeout", 0.0, None),
+    **{
+        act: Verdict("error", 0.0, None)
+        for act in (
+            "nan",
+            "text",
+            "none",
+            "raise",
+            "exit",
+            "sys_exit",
+            "segfault",
+            "memory",
+            "given",
+            "unknown act",
+        )
+    },
 }
 
 

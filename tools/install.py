@@ -1,4 +1,5 @@
 """Installs the pinned stack into the running virtual environment: `python tools/install.py cpu|gpu`."""
+
 import os
 import subprocess
 import sys
@@ -18,14 +19,33 @@ def install_torch(requirement: str) -> None:
         return
     print(f"pip's index has no {requirement}: trying PyTorch's own CPU index", flush=True)
     pip("uv")
-    subprocess.run([sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--no-deps", "--torch-backend", "cpu",
-                    requirement.split("+")[0]], cwd=ROOT, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--python",
+            sys.executable,
+            "--no-deps",
+            "--torch-backend",
+            "cpu",
+            requirement.split("+")[0],
+        ],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 def main(stack: str) -> None:
     """The lock is complete, so nothing is resolved here (--no-deps). DeepSpeed is built from source, without its CUDA kernels,
     beside the torch that it is built for."""
-    pins = [line for line in (ROOT / "requirements" / f"{stack}.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = [
+        line
+        for line in (ROOT / "requirements" / f"{stack}.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     torch = next(pin for pin in pins if pin.startswith("torch=="))
     deepspeed = next(pin for pin in pins if pin.startswith("deepspeed=="))
     install_torch(torch)

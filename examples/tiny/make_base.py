@@ -1,7 +1,8 @@
 """Make the tiny base model from scratch: it can work the built-in tasks out, but its habit is to guess.
 
-    python examples/tiny/make_base.py DIRECTORY [--steps 5000] [--seed 0]
+python examples/tiny/make_base.py DIRECTORY [--steps 5000] [--seed 0]
 """
+
 import argparse
 import math
 import random
@@ -29,16 +30,34 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-                                   clean_up_tokenization_spaces=False, model_max_length=4096)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
 
 
 def make_model(vocabulary_size: int) -> Qwen2ForCausalLM:
     """A Qwen2 of 0.8M parameters."""
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=vocabulary_size, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-        initializer_range=0.08, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=BOS))
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary_size,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            initializer_range=0.08,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            bos_token_id=BOS,
+        )
+    )
 
 
 def guess(row: dict, rng: random.Random) -> str:
@@ -69,9 +88,11 @@ def batch_loss(model: Qwen2ForCausalLM, batch: list[tuple[list[int], list[int]]]
     for ids_T, labels_T, (prompt, response) in zip(ids_BT, labels_BT, batch, strict=True):
         end = len(prompt) + len(response)
         ids_T[:end] = torch.tensor(prompt + response)
-        labels_T[len(prompt):end] = torch.tensor(response)
+        labels_T[len(prompt) : end] = torch.tensor(response)
     logits_BTV = model(ids_BT).logits
-    return torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten())
+    return torch.nn.functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten()
+    )
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -98,7 +119,9 @@ def train(model: Qwen2ForCausalLM, encode: Callable[[str], list[int]], steps: in
 
 def main() -> None:
     """Train the base model and write it with its tokenizer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", help="where the model is written")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)

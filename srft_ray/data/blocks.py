@@ -1,4 +1,5 @@
 """Groups as blocks of the stream. A block is one column of serialized groups; Ray moves it without looking inside."""
+
 import pickle
 from collections.abc import Sequence
 from typing import Any

@@ -1,18 +1,20 @@
 """What the stream holds, as arithmetic: which groups each step trains on and evaluates, and how they are cut into blocks."""
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
 from algorithms import Algorithm
-from srft_ray.config import Config, bounds, require
+from srft_ray.config.schedule import stage_size
+from srft_ray.config.schema import Config, bounds, require
 from srft_ray.errors import UserError
-from srft_ray.stages import stage_size
 
 
 @dataclass(frozen=True)
 class Segment:
     """Consecutive groups of the stream that belong together: one training step, or one evaluation set before a step."""
+
     dataset: str  # train, or the name of an evaluation set
     step: int
     groups: int  # that carry something
@@ -22,6 +24,7 @@ class Segment:
 @dataclass(frozen=True)
 class StreamPlan:
     """The order of the stream from a step on. Learners and stream derive it alike, so that nothing needs to be sent."""
+
     steps: int
     sizes: tuple[int, ...]  # groups of each step
     block: int
@@ -61,12 +64,22 @@ def make_plan(config: Config, evaluation_sizes: dict[str, int], algorithm: Algor
     sizes = tuple(stage_size(config, algorithm.stage(step, steps)) for step in range(steps))
     for size in sorted(set(sizes)):
         for workers in range(low, high + 1):
-            require(size % workers == 0, f"A stage with {size} groups per step cannot be shared by {workers} learners "
-                    f"(learner.num_workers={config.learner.num_workers}): choose a multiple.")
+            require(
+                size % workers == 0,
+                f"A stage with {size} groups per step cannot be shared by {workers} learners "
+                f"(learner.num_workers={config.learner.num_workers}): choose a multiple.",
+            )
     per_learner = math.gcd(*(size // workers for workers in range(low, high + 1) for size in set(sizes)))
     block = _block(config, per_learner, min(sizes), engines)
-    return StreamPlan(steps, sizes, block, config.trainer.evaluate_every, evaluation_sizes, math.lcm(*range(low, high + 1)),
-                      config.trainer.first_group)
+    return StreamPlan(
+        steps,
+        sizes,
+        block,
+        config.trainer.evaluate_every,
+        evaluation_sizes,
+        math.lcm(*range(low, high + 1)),
+        config.trainer.first_group,
+    )
 
 
 def needs_engines(config: Config, algorithm: Algorithm) -> bool:
@@ -79,7 +92,9 @@ def _block(config: Config, per_learner: int, groups: int, engines: int) -> int:
     learner's share, so that no block spans two steps or two learners."""
     given = config.rollout.groups_per_task
     if given is not None and per_learner % given:
-        raise UserError(f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes in a step.")
+        raise UserError(
+            f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes in a step."
+        )
     if given is not None:
         return given
     most = max(1, groups // engines)

@@ -2,6 +2,7 @@
 
 Afterwards every group of the stream is a pure function of (seed, position).
 """
+
 import dataclasses
 import hashlib
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from srft_ray.config import DataSection, require
+from srft_ray.config.schema import DataSection, require
 from srft_ray.data.rows import Row, data_format, read_rows
 from srft_ray.data.store import BATCH, SCHEMA, Counts, PreparedData
 from srft_ray.data.tokenize import Template
@@ -25,12 +26,19 @@ from srft_ray.data.tokenize import Template
 @dataclass(frozen=True)
 class Limits:
     """Tokens that fit: a prompt, and a prompt with a demonstration."""
+
     prompt: int
     sequence: int
 
 
-def prepare(section: DataSection, tokenizer: PreTrainedTokenizerBase, limits: Limits, folder: Path, seed: int,
-            created: list[Path] | None = None) -> PreparedData:
+def prepare(
+    section: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    folder: Path,
+    seed: int,
+    created: list[Path] | None = None,
+) -> PreparedData:
     """Prepares the data set, or finds it prepared in `folder`. What it had to create is added to `created`.
 
     UserError: bad rows (see `read_rows`), an over-long row with data.overlong=error, or nothing left.
@@ -67,12 +75,17 @@ def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, 
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         while batch := list(islice(prepared, BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, SCHEMA))
-    require(counts.kept > 0, f"All {counts.rows} rows were dropped: their prompts are above {limits.prompt} tokens; raise model.max_length or "
-            "lower rollout.max_new_tokens.")
+    require(
+        counts.kept > 0,
+        f"All {counts.rows} rows were dropped: their prompts are above {limits.prompt} tokens; raise model.max_length or "
+        "lower rollout.max_new_tokens.",
+    )
     return counts
 
 
-def _tokenize(row: Row, template: Template, limits: Limits, counts: Counts, strict: bool) -> dict[str, Any] | None:
+def _tokenize(
+    row: Row, template: Template, limits: Limits, counts: Counts, strict: bool
+) -> dict[str, Any] | None:
     counts.rows += 1
     text, prompt_ids = template.prompt(row)
     if len(prompt_ids) > limits.prompt:
@@ -95,18 +108,34 @@ def _tokenize(row: Row, template: Template, limits: Limits, counts: Counts, stri
     counts.longest_prompt = max(counts.longest_prompt, len(prompt_ids))
     counts.prompt_tokens += len(prompt_ids)
     metadata = json.dumps(row.metadata)
-    return {"prompt": text, "prompt_ids": prompt_ids, "reference": row.reference, "metadata": metadata, "demonstrations": demonstrations}
+    return {
+        "prompt": text,
+        "prompt_ids": prompt_ids,
+        "reference": row.reference,
+        "metadata": metadata,
+        "demonstrations": demonstrations,
+    }
 
 
 def _reject(strict: bool, what: str, limit: int, number: int) -> None:
-    require(not strict, f"Row {number} has a {what}, above the limit of {limit}: raise model.max_length, lower rollout.max_new_tokens, or set "
-            "data.overlong=drop.")
+    require(
+        not strict,
+        f"Row {number} has a {what}, above the limit of {limit}: raise model.max_length, lower rollout.max_new_tokens, or set "
+        "data.overlong=drop.",
+    )
 
 
 def _fingerprint(section: DataSection, template: Template, limits: Limits, seed: int) -> str:
     """Changes with anything that changes the prepared rows: the source, the template, the tokenizer, the limits."""
     of = template.tokenizer
-    parts: list[Any] = [dataclasses.asdict(section), dataclasses.asdict(limits), of.name_or_path, of.chat_template, len(of), of.eos_token_id]
+    parts: list[Any] = [
+        dataclasses.asdict(section),
+        dataclasses.asdict(limits),
+        of.name_or_path,
+        of.chat_template,
+        len(of),
+        of.eos_token_id,
+    ]
     if data_format(section) == "tasks":
         parts.append(seed)
     else:

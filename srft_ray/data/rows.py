@@ -1,4 +1,5 @@
 """Reads demonstrations and prompts from files: JSON, JSONL, Parquet, Hugging Face datasets on disk, built-in tasks."""
+
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -9,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srft_ray.config import DataSection, first_line, require
+from srft_ray.config.schema import DataSection, first_line, require
 from srft_ray.data import tasks
 from srft_ray.errors import UserError
 
 USUAL_FIELDS = {
-    "prompt": ("prompt", "question", "problem"), "answer": ("answer", "reference", "ground_truth"),
+    "prompt": ("prompt", "question", "problem"),
+    "answer": ("answer", "reference", "ground_truth"),
     "demonstration": ("demonstration", "demonstrations", "solution", "response"),
 }
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
@@ -24,6 +26,7 @@ CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 @dataclass
 class Row:
     """One prompt, its reference answer, and the demonstrations for it (none, one or several)."""
+
     prompt: str | list[dict[str, str]]
     reference: str
     demonstrations: list[str]
@@ -40,7 +43,10 @@ def read_rows(section: DataSection, seed: int = 0) -> Iterator[Row]:
             raise UserError(f"data.path '{section.path}' with data.format=tasks: {error}") from error
         return
     path, empty = Path(section.path).expanduser(), True
-    require(path.exists(), f"data.path {path} does not exist; pass a JSONL, JSON or Parquet file, or a dataset directory.")
+    require(
+        path.exists(),
+        f"data.path {path} does not exist; pass a JSONL, JSON or Parquet file, or a dataset directory.",
+    )
     for where, record in _records(path, data_format(section)):
         empty = False
         yield to_row(record, section, where)
@@ -54,7 +60,10 @@ def data_format(section: DataSection) -> str:
     if path.is_dir():
         return "parquet" if any(path.glob("*.parquet")) else "hf"
     known = SUFFIXES.get(path.suffix.lower())
-    require(known is not None, f"The format of data.path {path} cannot be told from its name: set data.format to jsonl, json, parquet, hf or tasks.")
+    require(
+        known is not None,
+        f"The format of data.path {path} cannot be told from its name: set data.format to jsonl, json, parquet, hf or tasks.",
+    )
     return known
 
 
@@ -62,7 +71,9 @@ def to_row(record: dict[str, Any], section: DataSection, where: str) -> Row:
     """Maps a record's fields to a Row. GSM8K's `answer` (a worked solution that ends in `#### 72`) is both."""
     prompt = _field(record, "prompt", section.prompt_field, where)
     if not prompt or not (isinstance(prompt, str) or _is_messages(prompt)):
-        raise UserError(f"The prompt in {where} must be a text or a list of messages that is not empty, not {prompt!r}.")
+        raise UserError(
+            f"The prompt in {where} must be a text or a list of messages that is not empty, not {prompt!r}."
+        )
     answer = _field(record, "answer", section.answer_field, where)
     given = _field(record, "demonstration", section.demonstration_field, where)
     several = isinstance(given, list) and not (given and isinstance(given[0], dict) and "role" in given[0])
@@ -88,11 +99,15 @@ def _field(record: dict[str, Any], role: str, name: str | None, where: str) -> A
     if not name and role != "prompt":
         return None
     looked = " or ".join(f"'{n}'" for n in names)
-    raise UserError(f"No {role} field {looked} in {where}; fields found: {', '.join(sorted(record))}. Set data.{role}_field.")
+    raise UserError(
+        f"No {role} field {looked} in {where}; fields found: {', '.join(sorted(record))}. Set data.{role}_field."
+    )
 
 
 def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in value)
+    return isinstance(value, list) and all(
+        isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in value
+    )
 
 
 def _content(demonstration: Any, where: str) -> str:
@@ -102,7 +117,9 @@ def _content(demonstration: Any, where: str) -> str:
     if isinstance(demonstration, dict):
         demonstration = demonstration.get("content")
     if not isinstance(demonstration, str):
-        raise UserError(f"A demonstration in {where} must be a text or messages, not {type(demonstration).__name__}.")
+        raise UserError(
+            f"A demonstration in {where} must be a text or messages, not {type(demonstration).__name__}."
+        )
     return demonstration
 
 
@@ -113,7 +130,9 @@ def _records(path: Path, format: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             for number, record in read(part):
                 if not isinstance(record, dict):
-                    raise UserError(f"{part} {unit} {number} must be a JSON object with named fields, not a {type(record).__name__}.")
+                    raise UserError(
+                        f"{part} {unit} {number} must be a JSON object with named fields, not a {type(record).__name__}."
+                    )
                 yield f"{part} {unit} {number}", record
         except (pa.ArrowException, OSError) as error:  # damaged pages are an OSError
             raise UserError(f"{part} is not a readable {kind} file: {first_line(error)}.") from error
@@ -123,12 +142,20 @@ def _dataset_files(path: Path) -> list[Path]:
     """Those of `Dataset.save_to_disk` that state.json names, since `Dataset.map` leaves its caches beside them; of a `DatasetDict` its `train`."""
     if (path / "dataset_dict.json").exists():
         splits = _parse((path / "dataset_dict.json").read_bytes(), str(path / "dataset_dict.json"))["splits"]
-        require("train" in splits, f"{path} holds the splits {', '.join(splits)}: set data.path to one of them, such as {path / splits[0]}.")
+        require(
+            "train" in splits,
+            f"{path} holds the splits {', '.join(splits)}: set data.path to one of them, such as {path / splits[0]}.",
+        )
         path = path / "train"
     files, state = sorted(path.glob("*.arrow")), path / "state.json"
     if state.is_file():
-        files = [path / part["filename"] for part in _parse(state.read_bytes(), str(state)).get("_data_files", [])]
-    require(bool(files), f"{path} is no dataset on disk: it holds no .arrow file. Write one with Dataset.save_to_disk, or pass Parquet or JSONL.")
+        files = [
+            path / part["filename"] for part in _parse(state.read_bytes(), str(state)).get("_data_files", [])
+        ]
+    require(
+        bool(files),
+        f"{path} is no dataset on disk: it holds no .arrow file. Write one with Dataset.save_to_disk, or pass Parquet or JSONL.",
+    )
     return files
 
 
@@ -142,8 +169,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 def _read_json(path: Path) -> Iterable[tuple[int, Any]]:
     text = path.read_bytes()
     records = _parse(text, str(path)) if text.strip() else []
-    require(isinstance(records, list), f"{path} must hold a JSON list of rows, not a {type(records).__name__}; for one row a line use "
-            "data.format=jsonl.")
+    require(
+        isinstance(records, list),
+        f"{path} must hold a JSON list of rows, not a {type(records).__name__}; for one row a line use "
+        "data.format=jsonl.",
+    )
     return enumerate(records, start=1)
 
 
@@ -164,7 +194,12 @@ def _parse(text: bytes, where: str) -> Any:
 
 
 _READERS = {
-    "jsonl": ("JSONL", "line", _read_jsonl), "json": ("JSON", "row", _read_json),
-    "parquet": ("Parquet", "row", lambda path: _read_batches(pq.ParquetFile(path).iter_batches(batch_size=256))),
+    "jsonl": ("JSONL", "line", _read_jsonl),
+    "json": ("JSON", "row", _read_json),
+    "parquet": (
+        "Parquet",
+        "row",
+        lambda path: _read_batches(pq.ParquetFile(path).iter_batches(batch_size=256)),
+    ),
     "hf": ("Arrow", "row", lambda path: _read_batches(pa.ipc.open_stream(pa.memory_map(str(path))))),
 }

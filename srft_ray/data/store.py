@@ -1,4 +1,5 @@
 """Prepared rows on disk, by number: a memory-mapped Arrow file, so that memory does not grow with the data set."""
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,15 +10,21 @@ import numpy as np
 import pyarrow as pa
 
 BATCH = 512  # rows of each record batch but the last
-SCHEMA = pa.schema([
-    ("prompt", pa.string()), ("prompt_ids", pa.list_(pa.int32())), ("reference", pa.string()), ("metadata", pa.string()),
-    ("demonstrations", pa.list_(pa.struct([("text", pa.string()), ("ids", pa.list_(pa.int32()))]))),
-])
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("reference", pa.string()),
+        ("metadata", pa.string()),
+        ("demonstrations", pa.list_(pa.struct([("text", pa.string()), ("ids", pa.list_(pa.int32()))]))),
+    ]
+)
 
 
 @dataclass
 class Counts:
     """What preparing found; lengths in tokens, demonstrations with their prompt."""
+
     rows: int = 0
     kept: int = 0
     overlong_prompts: int = 0
@@ -33,6 +40,7 @@ class Counts:
 @dataclass(frozen=True)
 class PreparedData:
     """Rows by number: `row(i)` for 0 <= i < counts.kept."""
+
     file: str
     counts: Counts
 

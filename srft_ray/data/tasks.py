@@ -1,4 +1,5 @@
 """Built-in tasks: reasoning-gym's generators and scorers, with worked solutions as demonstrations."""
+
 import difflib
 import hashlib
 import itertools
@@ -17,6 +18,7 @@ MAX_MISSES = 100_000
 @dataclass(frozen=True)
 class Family:
     """One reasoning-gym dataset, the settings it is used with, and how its entries are worked out."""
+
     dataset: str
     settings: dict[str, Any]
     solve: Callable[[dict], str]
@@ -27,7 +29,10 @@ def solve_sum(entry: dict) -> str:
     first, *rest = entry["metadata"]["expression"].split()
     steps = list(zip(rest[::2], map(int, rest[1::2]), strict=True))
     totals = list(itertools.accumulate((int(sign + str(term)) for sign, term in steps), initial=int(first)))
-    lines = [f"{before} {sign} {term} = {after}" for (before, after), (sign, term) in zip(itertools.pairwise(totals), steps, strict=True)]
+    lines = [
+        f"{before} {sign} {term} = {after}"
+        for (before, after), (sign, term) in zip(itertools.pairwise(totals), steps, strict=True)
+    ]
     return _worked(lines, totals[-1])
 
 
@@ -49,8 +54,10 @@ def solve_equation(entry: dict) -> str:
     head = unknown[:-1].rstrip("*")
     coefficient = int(head + "1" if head in ("", "-") else head)
     moved = int(right) - int(constant)
-    lines = [f"{right} {'+' if constant[0] == '-' else '-'} {constant.lstrip('-')} = {moved}",
-             f"{moved} / {coefficient} = {moved // coefficient}"]
+    lines = [
+        f"{right} {'+' if constant[0] == '-' else '-'} {constant.lstrip('-')} = {moved}",
+        f"{moved} / {coefficient} = {moved // coefficient}",
+    ]
     return _worked(lines, moved // coefficient)
 
 
@@ -59,14 +66,24 @@ def _worked(lines: list[str], answer: int) -> str:
 
 
 def _arithmetic(terms: int, operators: str, min_digits: int) -> dict[str, Any]:
-    return {"min_terms": terms, "max_terms": terms, "min_digits": min_digits, "max_digits": 2, "operators": list(operators),
-            "allow_parentheses": False}
+    return {
+        "min_terms": terms,
+        "max_terms": terms,
+        "min_digits": min_digits,
+        "max_digits": 2,
+        "operators": list(operators),
+        "allow_parentheses": False,
+    }
 
 
 FAMILIES: dict[str, Family] = {
     "sums": Family("basic_arithmetic", _arithmetic(3, "+-", 1), solve_sum),
     "products": Family("basic_arithmetic", _arithmetic(2, "*", 2), solve_product),
-    "equations": Family("simple_equations", {"min_terms": 2, "max_terms": 2, "max_value": 12, "operators_weights": [0.5, 0.5, 0.0]}, solve_equation),
+    "equations": Family(
+        "simple_equations",
+        {"min_terms": 2, "max_terms": 2, "max_value": 12, "operators_weights": [0.5, 0.5, 0.0]},
+        solve_equation,
+    ),
     "long_sums": Family("basic_arithmetic", _arithmetic(4, "+-", 1), solve_sum),
 }
 
@@ -91,7 +108,9 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
     answer = after_hashes(response)
     if not answer:
         return Verdict("no_answer", 0.0, None)
-    score = _dataset(metadata["family"], "score").score_answer(answer, {"answer": reference, "metadata": metadata["entry"]})
+    score = _dataset(metadata["family"], "score").score_answer(
+        answer, {"answer": reference, "metadata": metadata["entry"]}
+    )
     return Verdict("match" if score >= 1.0 else "mismatch", score, answer)
 
 
@@ -104,8 +123,11 @@ def warm_up() -> None:
 def _dataset(name: str, seed: str) -> Any:
     if name not in FAMILIES:
         nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(FAMILIES)}"
+        )
     import reasoning_gym
+
     number = random.Random(seed).getrandbits(64)  # neighbouring seeds of reasoning-gym give shifted copies
     return reasoning_gym.create_dataset(FAMILIES[name].dataset, seed=number, **FAMILIES[name].settings)
 
@@ -116,12 +138,18 @@ def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
         question = entry["question"]
         misses = misses + 1 if question in seen or _split(question) != split else 0
         if misses == MAX_MISSES:
-            raise ValueError(f"task family {name!r} has only {len(seen)} distinct {split} questions: ask for fewer")
+            raise ValueError(
+                f"task family {name!r} has only {len(seen)} distinct {split} questions: ask for fewer"
+            )
         if not misses:
             seen.add(question)
             scored = {key: value for key, value in entry["metadata"].items() if key != "difficulty"}
-            yield {"prompt": question, "answer": entry["answer"], "demonstration": FAMILIES[name].solve(entry),
-                   "metadata": {"family": name, "entry": scored}}
+            yield {
+                "prompt": question,
+                "answer": entry["answer"],
+                "demonstration": FAMILIES[name].solve(entry),
+                "metadata": {"family": name, "entry": scored},
+            }
 
 
 def _split(question: str) -> str:

@@ -1,5 +1,6 @@
 """Verifiers, and the judge that runs them on model output in bounded processes of their own."""
-from srft_ray.verify.judge import Judge
+
+from srft_ray.verify.pool import VerifierPool
 from srft_ray.verify.verifier import Item, Verdict, resolve
 
-__all__ = ["Item", "Judge", "Verdict", "resolve"]
+__all__ = ["Item", "VerifierPool", "Verdict", "resolve"]

@@ -1,4 +1,5 @@
 r"""Mathematical answers and multiple choice: `\boxed{...}`, `#### ...`, else what math-verify finds in the text."""
+
 import logging
 import re
 
@@ -7,7 +8,9 @@ from math_verify import verify as equal
 
 from srft_ray.verify.verifier import Verdict, after_hashes
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns when its time-outs are off, as they are here
+logging.getLogger("math_verify").setLevel(
+    logging.ERROR
+)  # it warns when its time-outs are off, as they are here
 
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d+)")
@@ -30,7 +33,9 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
             return _verdict(found == letter[1], found)
     if answer is None:
         parsed = parse(response, parsing_timeout=None)
-        return _verdict(equal(_parse(gold), parsed, timeout_seconds=None), str(parsed[-1]) if parsed else None)
+        return _verdict(
+            equal(_parse(gold), parsed, timeout_seconds=None), str(parsed[-1]) if parsed else None
+        )
     plain = _plain(answer)
     if _INTEGER.fullmatch(plain) and _INTEGER.fullmatch(gold):
         return _verdict(int(plain) == int(gold), answer)

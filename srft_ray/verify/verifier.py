@@ -1,4 +1,5 @@
 """A verifier: what goes in, what comes out, and how the config names one."""
+
 import difflib
 import importlib
 import inspect
@@ -18,6 +19,7 @@ BUILT_IN = {"math": "srft_ray.verify.math_verifier", "tasks": "srft_ray.data.tas
 @dataclass(frozen=True)
 class Verdict:
     """The judgement of one response."""
+
     verdict: str  # one of VERDICTS; the ledger's "given" is reserved for demonstrations
     reward: float  # 1.0 or 0.0, or the number that a scorer returned
     answer: str | None  # as extracted from the response
@@ -26,6 +28,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Item:
     """One response to judge. `metadata` is the row's; the built-in tasks need {"family": str, "entry": dict}."""
+
     response: str
     reference: str
     metadata: dict
@@ -38,8 +41,12 @@ def as_verdict(result: Any) -> Verdict:
     if not isinstance(result, Verdict):
         raise TypeError(f"a verifier must return a number, a bool or a Verdict, not {type(result).__name__}")
     if result.verdict not in VERDICTS or not math.isfinite(result.reward):
-        raise ValueError(f"a verifier's verdict must be one of {VERDICTS} and its reward finite, not {result}")
-    return Verdict(result.verdict, float(result.reward), None if result.answer is None else str(result.answer))
+        raise ValueError(
+            f"a verifier's verdict must be one of {VERDICTS} and its reward finite, not {result}"
+        )
+    return Verdict(
+        result.verdict, float(result.reward), None if result.answer is None else str(result.answer)
+    )
 
 
 def resolve(name: str, path: str | None = None) -> Callable[[str, str, dict], Any]:
@@ -48,8 +55,10 @@ def resolve(name: str, path: str | None = None) -> Callable[[str, str, dict], An
         return _with_metadata(load_object(path, "verifier.path", "function"), path)
     if name not in BUILT_IN:
         nearest = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
-        raise UserError(f"verifier.name: there is no verifier {name!r}, did you mean {nearest!r}? "
-                        f"(one of {', '.join(BUILT_IN)}, or set verifier.path to your own file.py:function)")
+        raise UserError(
+            f"verifier.name: there is no verifier {name!r}, did you mean {nearest!r}? "
+            f"(one of {', '.join(BUILT_IN)}, or set verifier.path to your own file.py:function)"
+        )
     return importlib.import_module(BUILT_IN[name]).verify
 
 
@@ -60,7 +69,9 @@ def _with_metadata(function: Callable, path: str) -> Callable[[str, str, dict], 
         except TypeError:
             continue
         return function if count == 3 else lambda response, reference, metadata: function(response, reference)
-    raise UserError(f"verifier.path: {path} must take (response, reference, metadata) or (response, reference)")
+    raise UserError(
+        f"verifier.path: {path} must take (response, reference, metadata) or (response, reference)"
+    )
 
 
 def after_hashes(text: str) -> str | None:

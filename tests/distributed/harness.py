@@ -1,4 +1,5 @@
 """Runs optimizer steps on the real DeepSpeed engine with several ranks, and the same steps in float64 in one process."""
+
 import copy
 import os
 import random
@@ -13,8 +14,8 @@ import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
-from srft_ray.config import LearnerSection
-from srft_ray.stages import updates_per_step
+from srft_ray.config.schedule import updates_per_step
+from srft_ray.config.schema import LearnerSection
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,17 @@ class Case:
         """An eps of the size of the gradient's elements: the update is about proportional to the gradient, so that errors of the
         gradient are seen in the parameters, and rounding noise of zero gradients is not made large by Adam."""
         norm = self.norm / 2 if self.clip else self.norm
-        return LearnerSection(lr=self.lr, eps=0.1 * norm, zero_stage=self.zero_stage, micro_batch_tokens=self.micro_batch_tokens, weight_decay=0.01,
-                              offload_optimizer=self.offload, max_grad_norm=norm if self.clip else 1e9, logit_chunk_mb=self.logit_chunk_mb,
-                              mini_batches=self.mini_batches)
+        return LearnerSection(
+            lr=self.lr,
+            eps=0.1 * norm,
+            zero_stage=self.zero_stage,
+            micro_batch_tokens=self.micro_batch_tokens,
+            weight_decay=0.01,
+            offload_optimizer=self.offload,
+            max_grad_norm=norm if self.clip else 1e9,
+            logit_chunk_mb=self.logit_chunk_mb,
+            mini_batches=self.mini_batches,
+        )
 
     def stage(self, step: int) -> Stage:
         """The algorithm's stage with the learning rate of `learner`."""
@@ -51,22 +60,38 @@ class Case:
 
 def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> list[Group]:
     """Groups of uneven lengths: some without demonstration, one with two, some all wrong or all right."""
-    chance, algorithm = random.Random(step), stage.algorithm
+    rng, algorithm = random.Random(step), stage.algorithm
     groups = []
     for group_id in range(count):
-        group = Group(step, group_id, "", [chance.randrange(3, 90) for _ in range(chance.randrange(1, 9))], "", max_new_tokens=24)
+        group = Group(
+            step,
+            group_id,
+            "",
+            [rng.randrange(3, 90) for _ in range(rng.randrange(1, 9))],
+            "",
+            max_new_tokens=24,
+        )
         for extra in range((1, 0, 2, 1)[group_id % 4]):
-            ids = [chance.randrange(3, 90) for _ in range(chance.randrange(2, 20))]
+            ids = [rng.randrange(3, 90) for _ in range(rng.randrange(2, 20))]
             group.completions.append(Completion(rollouts + extra, "demo", "", ids))
         for sample in range(rollouts):
-            ids = [chance.randrange(3, 90) for _ in range(chance.randrange(1, 14))]
-            prefix = algorithm.prefix(group, sample, step - stage.start, chance)
+            ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
+            prefix = algorithm.prefix(group, sample, step - stage.start, rng)
             if prefix:
                 ids = group.demonstrations[0].ids[:prefix] + ids
-            group.completions.append(Completion(
-                sample, "rollout", "", ids, [0.0] * prefix + [-chance.random() * 4 for _ in ids[prefix:]], step - 1,
-                reward=float(chance.random() < (0.4, 0.4, 0.0, 0.6)[group_id % 4]), prefix=prefix,
-                finish_reason="length" if chance.random() < 0.2 else "stop"))
+            group.completions.append(
+                Completion(
+                    sample,
+                    "rollout",
+                    "",
+                    ids,
+                    [0.0] * prefix + [-rng.random() * 4 for _ in ids[prefix:]],
+                    step - 1,
+                    reward=float(rng.random() < (0.4, 0.4, 0.0, 0.6)[group_id % 4]),
+                    prefix=prefix,
+                    finish_reason="length" if rng.random() < 0.2 else "stop",
+                )
+            )
         for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
             completion.advantage = advantage
         for completion in group.completions:
@@ -100,13 +125,26 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     for step in range(case.steps):
         stage, number = case.stage(step), case.updates(step)
         if step == stage.start:
-            optimizer = torch.optim.AdamW(model.parameters(), lr=learner.lr, betas=tuple(learner.betas), eps=learner.eps,
-                                          weight_decay=learner.weight_decay)
+            optimizer = torch.optim.AdamW(
+                model.parameters(),
+                lr=learner.lr,
+                betas=tuple(learner.betas),
+                eps=learner.eps,
+                weight_decay=learner.weight_decay,
+            )
         old = copy.deepcopy(model)
         groups = make_groups(stage, step)
         for index in range(number):
             optimizer.zero_grad()
-            losses = _losses(model, old if number > 1 else None, frozen, case, stage, groups, [g for g in groups if g.group_id % number == index])
+            losses = _losses(
+                model,
+                old if number > 1 else None,
+                frozen,
+                case,
+                stage,
+                groups,
+                [g for g in groups if g.group_id % number == index],
+            )
             sum(losses.values()).backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
             if norms is not None:
@@ -122,21 +160,35 @@ def _losses(model, old, frozen, case, stage, everything, groups):
         entropies_BT = entropies_BT.detach()
     with torch.no_grad():
         old_BT = None if old is None else forward(old, pairs, case.temperature)[0]
-        reference_BT = forward(frozen, pairs, case.temperature)[0] if "reference" in stage.algorithm.needs else None
+        reference_BT = (
+            forward(frozen, pairs, case.temperature)[0] if "reference" in stage.algorithm.needs else None
+        )
         own = [(g, c) for g in everything for c in g.trained if c.origin == "rollout"]
         needs_mean = "mean_entropy" in stage.algorithm.needs
-        mean = forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own) if needs_mean else None
+        mean = (
+            forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own)
+            if needs_mean
+            else None
+        )
     completions = [c for _, c in pairs]
-    mask, prefix, behavior = (torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64))
+    mask, prefix, behavior = (
+        torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
+    )
     for row, c in enumerate(completions):
-        mask[row, :len(c.ids)] = True
-        prefix[row, :c.prefix] = True
+        mask[row, : len(c.ids)] = True
+        prefix[row, : c.prefix] = True
         if c.logprobs is not None:
-            behavior[row, :len(c.ids)] = torch.tensor(c.logprobs, dtype=torch.float32).double()
-    batch = Batch(mask, torch.tensor([c.origin == "demo" for c in completions]),
-                  torch.tensor([c.reward for c in completions], dtype=torch.float32).double(),
-                  torch.tensor([c.advantage for c in completions], dtype=torch.float32).double(), behavior,
-                  groups[0].step - stage.start, groups[0].max_new_tokens, prefix)
+            behavior[row, : len(c.ids)] = torch.tensor(c.logprobs, dtype=torch.float32).double()
+    batch = Batch(
+        mask,
+        torch.tensor([c.origin == "demo" for c in completions]),
+        torch.tensor([c.reward for c in completions], dtype=torch.float32).double(),
+        torch.tensor([c.advantage for c in completions], dtype=torch.float32).double(),
+        behavior,
+        groups[0].step - stage.start,
+        groups[0].max_new_tokens,
+        prefix,
+    )
     return stage.algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean))
 
 
@@ -146,7 +198,10 @@ def forward(model, pairs, temperature):
     logprobs, entropies = [], []
     for group, c in pairs:
         n = len(c.ids)
-        logp = (model(torch.tensor([[*group.prompt_ids, *c.ids]])).logits[0, len(group.prompt_ids) - 1:-1] / temperature).log_softmax(-1)
+        logp = (
+            model(torch.tensor([[*group.prompt_ids, *c.ids]])).logits[0, len(group.prompt_ids) - 1 : -1]
+            / temperature
+        ).log_softmax(-1)
         padding = logp.new_zeros(longest - n)
         logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], padding]))
         entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
@@ -163,13 +218,18 @@ def _cases(rank, world, model_path, cases, faults):
 
 
 def _steps(rank, world, case, model, frozen):
-    from srft_ray.engine_deepspeed import DeepSpeedEngine, ReferenceModel
-    from srft_ray.learner import Learner
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+    from srft_ray.train.learner import Learner
+
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
     engine = DeepSpeedEngine(model, case.learner(), torch.float32)
-    known = ReferenceModel(frozen, case.learner(), torch.float32, engine.device) if "reference" in case.algorithm.needs else None
+    known = (
+        ReferenceModel(frozen, case.learner(), torch.float32, engine.device)
+        if "reference" in case.algorithm.needs
+        else None
+    )
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
     for step in range(case.steps):
         stage = case.stage(step)
@@ -177,7 +237,9 @@ def _steps(rank, world, case, model, frozen):
     return {name: value.detach().clone() for name, value in engine.weights()}, metrics
 
 
-def run(model_path: str, world: int, cases: list[Case], faults: Sequence[Callable] = ()) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
+def run(
+    model_path: str, world: int, cases: list[Case], faults: Sequence[Callable] = ()
+) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
     """(parameters, last metrics) of every case, all on `world` ranks; `faults[i](model)` is a context that breaks something in case i."""
     return spawn(world, _cases, str(model_path), cases, faults)
 
@@ -194,9 +256,16 @@ def spawn(world: int, function: Callable, *arguments):
 
 
 def _in_group(rank, world, port, function, arguments, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+    )
     torch.set_num_threads(1)
     import deepspeed
+
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)
     if rank == 0:
@@ -208,4 +277,7 @@ def difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     """Largest difference of any parameter relative to the largest value of its tensor; infinite if a tensor is missing."""
     if actual.keys() != expected.keys():
         return float("inf")
-    return max(float((actual[name].double() - expected[name]).abs().max() / expected[name].abs().max()) for name in expected)
+    return max(
+        float((actual[name].double() - expected[name]).abs().max() / expected[name].abs().max())
+        for name in expected
+    )

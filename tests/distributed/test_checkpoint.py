@@ -1,27 +1,31 @@
 """A checkpoint fits any number of learners and any ZeRO stage, and training goes on as if it had not been interrupted."""
+
 from pathlib import Path
 
 import pytest
 import torch
 
 from algorithms import SRFT
-from srft_ray.checkpoint import CheckpointStore
-from srft_ray.config import make_config
+from srft_ray.config.schema import make_config
+from srft_ray.train.checkpoint import CheckpointStore
 from tests.distributed.harness import Case, difference, load, make_groups, spawn
 
 STEPS, STOP = 9, 4
 
 
 def config_for(folder):
-    return make_config({"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}})
+    return make_config(
+        {"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}}
+    )
 
 
 def train(rank, world, model_path, folder, case, first, last, stop):
     """Losses of steps first … last - 1 and the parameters after them; loads at `first` if it is not 0, saves after `stop`."""
-    from srft_ray.engine_deepspeed import DeepSpeedEngine
-    from srft_ray.learner import Learner
-    from srft_ray.saving import Saver
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+    from srft_ray.train.learner import Learner
+    from srft_ray.train.saving import Saver
     from tests.conftest import make_tokenizer
+
     model, _ = load(model_path)
     engine = DeepSpeedEngine(model, case.learner(), torch.float32)
     learner = Learner(engine, case.learner(), parity_threshold=1e9)
@@ -49,7 +53,9 @@ def saved(tmp_path_factory, tiny_model):
     return folder, losses, weights
 
 
-FULL = [pytest.param(*setting, marks=pytest.mark.full) for setting in ((1, 3, True), (3, 1, True), (2, 0, False))]
+FULL = [
+    pytest.param(*setting, marks=pytest.mark.full) for setting in ((1, 3, True), (3, 1, True), (2, 0, False))
+]
 
 
 @pytest.mark.parametrize(("world", "zero", "offload"), [(1, 0, False), (4, 3, False), (2, 2, False), *FULL])
@@ -57,15 +63,19 @@ def test_other_learners_and_zero_stages_go_on(saved, tiny_model, world, zero, of
     folder, losses, weights = saved
     continued, after = spawn(world, train, tiny_model, folder, case(zero, offload), STOP, STEPS, None)
     worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(continued, losses[STOP:], strict=True))
-    print(f"2 learners, ZeRO 2 -> {world} learners, ZeRO {zero}, offload {offload}: losses differ by at most {worst:.1e}, "
-          f"parameters by {difference(after, {k: v.double() for k, v in weights.items()}):.1e}")
+    print(
+        f"2 learners, ZeRO 2 -> {world} learners, ZeRO {zero}, offload {offload}: losses differ by at most {worst:.1e}, "
+        f"parameters by {difference(after, {k: v.double() for k, v in weights.items()}):.1e}"
+    )
     assert worst <= 1e-5
     assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
     if (world, zero) == (2, 2):
         assert continued == losses[STOP:] and all(torch.equal(after[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("zero", [0, 2, pytest.param(1, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "zero", [0, 2, pytest.param(1, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)]
+)
 def test_one_learner_goes_on_bit_for_bit(tmp_path, tiny_model, zero):
     losses, weights = spawn(1, train, tiny_model, tmp_path, case(zero), 0, STEPS, STOP)
     continued, after = spawn(1, train, tiny_model, tmp_path, case(zero), STOP, STEPS, None)
@@ -80,26 +90,35 @@ def test_it_is_the_moments_that_matter(saved, tiny_model):
 
 
 def train_without_moments(*args):
-    from srft_ray.engine_deepspeed import DeepSpeedEngine
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+
     load_all = DeepSpeedEngine.load
 
     def load_and_forget(self, saved, updates):
         load_all(self, saved, updates)
         self.reset_optimizer()
+
     DeepSpeedEngine.load = load_and_forget
     return train(*args)
 
 
 def train_where_nothing_can_be_removed(rank, world, model_path, folder, steps):
     """Checkpoints of which only one is to be kept, on storage that lets nothing be deleted."""
-    from srft_ray.engine_deepspeed import DeepSpeedEngine
-    from srft_ray.saving import Saver
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+    from srft_ray.train.saving import Saver
     from tests.conftest import make_tokenizer
+
     model, _ = load(model_path)
     config = config_for(folder)
     config.trainer.keep_checkpoints = 1
     config.run_dir.mkdir(exist_ok=True)
-    saver = Saver(CheckpointStore.of(config), config, DeepSpeedEngine(model, case(0).learner(), torch.float32), model, make_tokenizer())
+    saver = Saver(
+        CheckpointStore.of(config),
+        config,
+        DeepSpeedEngine(model, case(0).learner(), torch.float32),
+        model,
+        make_tokenizer(),
+    )
     saver.engine._create_optimizer_state()
     assert saver.save(1, final=False, about={})
     discard = CheckpointStore.discard
@@ -108,6 +127,7 @@ def train_where_nothing_can_be_removed(rank, world, model_path, folder, steps):
         if step == 1:
             raise OSError("Directory not empty")
         discard(store, step)
+
     CheckpointStore.discard = refuse
     saved = saver.save(2, final=True, about={})
     return saved, saver.store.steps()
@@ -127,8 +147,11 @@ def test_a_model_that_does_not_fit_is_refused(saved, tmp_path, untied_model):
 
 def test_hf_is_the_trained_model(saved, tiny_model):
     from transformers import AutoModelForCausalLM
+
     folder, _, _ = saved
-    model = AutoModelForCausalLM.from_pretrained(Path(folder) / "run" / "checkpoints" / f"step-{STOP}" / "hf", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        Path(folder) / "run" / "checkpoints" / f"step-{STOP}" / "hf", dtype=torch.float32
+    )
     reader = CheckpointStore.of(config_for(folder)).tensors(STOP)
     for name, parameter in model.named_parameters():
         assert torch.equal(reader[f"{name}|weight"].view_as(parameter), parameter)

@@ -2,6 +2,7 @@
 
 A new algorithm is covered by being registered.
 """
+
 from dataclasses import replace
 from functools import cache
 
@@ -19,18 +20,42 @@ SETTINGS = [
     {"zero_stage": 2, "micro_batch_tokens": 40, "temperature": 0.7, "clip": True},
     {"zero_stage": 2, "micro_batch_tokens": 64, "offload": True, "steps": 2, "clip": True},
     {"zero_stage": 3, "micro_batch_tokens": 40, "mini_batches": 2},
-    {"zero_stage": 3, "micro_batch_tokens": 200, "logit_chunk_mb": 0.01, "activation_checkpointing": True, "clip": True},
+    {
+        "zero_stage": 3,
+        "micro_batch_tokens": 200,
+        "logit_chunk_mb": 0.01,
+        "activation_checkpointing": True,
+        "clip": True,
+    },
 ]
 OPTIONS = [  # what no registered algorithm has by default
-    SRFT(entropy_granularity="batch"), SRFT(entropy_granularity="token", pos_neg_norm="separate", self_rollout_surrogate="prob"),
-    SRFT(self_rollout_surrogate="log_ratio", norm="sequence_mean_token_sum", sft_norm="sequence_mean_token_mean"),
-    SRFTHPT(norm_constant=20.0, entropy_granularity="batch"), IWSFT(level="token", low=0.2, high=1.8),
+    SRFT(entropy_granularity="batch"),
+    SRFT(entropy_granularity="token", pos_neg_norm="separate", self_rollout_surrogate="prob"),
+    SRFT(
+        self_rollout_surrogate="log_ratio",
+        norm="sequence_mean_token_sum",
+        sft_norm="sequence_mean_token_mean",
+    ),
+    SRFTHPT(norm_constant=20.0, entropy_granularity="batch"),
+    IWSFT(level="token", low=0.2, high=1.8),
     GRPO(old="learner", correction="token_tis", kl_coefficient=0.5, kl_estimator="k1"),
-    GRPO(old="learner", correction="sequence_tis", correction_high=5.0, kl_coefficient=0.5, kl_estimator="k2"),
+    GRPO(
+        old="learner", correction="sequence_tis", correction_high=5.0, kl_coefficient=0.5, kl_estimator="k2"
+    ),
     GRPO(old="learner", correction="token_mis", kl_coefficient=0.5, kl_estimator="k3", mask_truncated=True),
-    GRPO(old="learner", correction="geometric_mis", correction_low=0.1, correction_high=9.0, entropy_coefficient=0.1, dual_clip=3.0),
-    DAPO(kl_coefficient=0.2, kl_estimator="k3_plus"), GSPO(old="behavior", clip_low=3.0, clip_high=3.0), LUFFY(clip=0.2, standardize=True),
-    CHORDMu(warmup_steps=2, decay_steps=3), TwoStage(first=IWSFT(), second=SRFT(entropy_granularity="batch"), first_steps=1),
+    GRPO(
+        old="learner",
+        correction="geometric_mis",
+        correction_low=0.1,
+        correction_high=9.0,
+        entropy_coefficient=0.1,
+        dual_clip=3.0,
+    ),
+    DAPO(kl_coefficient=0.2, kl_estimator="k3_plus"),
+    GSPO(old="behavior", clip_low=3.0, clip_high=3.0),
+    LUFFY(clip=0.2, standardize=True),
+    CHORDMu(warmup_steps=2, decay_steps=3),
+    TwoStage(first=IWSFT(), second=SRFT(entropy_granularity="batch"), first_steps=1),
 ]
 
 
@@ -51,26 +76,53 @@ def norm(model, case):
 
 def check(world, model, chosen, capsys):
     """Runs the cases; a reference is computed once for all that differ only in how they are executed."""
+
     def essence(case):
-        return replace(case, zero_stage=0, micro_batch_tokens=1, offload=False, logit_chunk_mb=64, activation_checkpointing=False)
+        return replace(
+            case,
+            zero_stage=0,
+            micro_batch_tokens=1,
+            offload=False,
+            logit_chunk_mb=64,
+            activation_checkpointing=False,
+        )
+
     chosen = [replace(case, norm=norm(model, replace(essence(case), clip=False))) for case in chosen]
     results = run(model, world, chosen)
-    found = [(difference(state, expected(model, essence(case))), case) for (state, _), case in zip(results, chosen, strict=True)]
+    found = [
+        (difference(state, expected(model, essence(case))), case)
+        for (state, _), case in zip(results, chosen, strict=True)
+    ]
     worst, culprit = max(found, key=lambda pair: pair[0])
     with capsys.disabled():
-        print(f"\n{len(found)} updates on {world} ranks: largest relative difference {worst:.1e} ({culprit.algorithm.name})")
-    assert all(metrics["grad_norm"] > case.learner().max_grad_norm for (_, metrics), case in zip(results, chosen, strict=True)
-               if case.clip and case.steps == case.mini_batches == 1), "clipping was not active"
+        print(
+            f"\n{len(found)} updates on {world} ranks: largest relative difference {worst:.1e} ({culprit.algorithm.name})"
+        )
+    assert all(
+        metrics["grad_norm"] > case.learner().max_grad_norm
+        for (_, metrics), case in zip(results, chosen, strict=True)
+        if case.clip and case.steps == case.mini_batches == 1
+    ), "clipping was not active"
     assert worst <= TOLERANCE
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_update_equals_the_float64_full_batch(world, tiny_model, untied_model, capsys):
     """Each algorithm with some of the settings, in turn; the full tests have all."""
-    chosen = [case for index, cls in enumerate(REGISTRY.values())
-              for case in cases(cls(), [SETTINGS[(index + world + 3 * pick) % len(SETTINGS)] for pick in range(2 if world == 1 else 1)])]
+    chosen = [
+        case
+        for index, cls in enumerate(REGISTRY.values())
+        for case in cases(
+            cls(),
+            [SETTINGS[(index + world + 3 * pick) % len(SETTINGS)] for pick in range(2 if world == 1 else 1)],
+        )
+    ]
     if world < 4:
-        chosen += [case for index, algorithm in enumerate(OPTIONS) for case in cases(algorithm, [SETTINGS[(index + 2 * world) % len(SETTINGS)]])]
+        chosen += [
+            case
+            for index, algorithm in enumerate(OPTIONS)
+            for case in cases(algorithm, [SETTINGS[(index + 2 * world) % len(SETTINGS)]])
+        ]
     check(world, untied_model if world == 2 else tiny_model, chosen, capsys)
 
 

@@ -1,16 +1,22 @@
 """Learning rates, and how groups are cut into micro-batches."""
+
 import pytest
 import torch
 
 from algorithms import SFT, Completion, Group, Schedule, Stage
-from srft_ray.batching import collate, pack
-from srft_ray.config import LearnerSection
-from srft_ray.stages import learning_rate
+from srft_ray.config.schedule import learning_rate
+from srft_ray.config.schema import LearnerSection
+from srft_ray.train.batching import collate, pack
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [
-    ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]), ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
-    ("cosine", [0.5, 1.0, 1.0, 0.8681981, 0.55, 0.2318019])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8681981, 0.55, 0.2318019]),
+    ],
+)
 def test_learning_rate(schedule, expected):
     config = LearnerSection(lr=1.0, lr_schedule=schedule, warmup_steps=2, min_lr_ratio=0.1)
     assert [learning_rate(config, Stage(SFT(), 0, 6), step) for step in range(6)] == pytest.approx(expected)
@@ -22,8 +28,19 @@ def test_a_stage_has_its_own_rate_and_schedule():
 
 
 def group(*lengths):
-    completions = [Completion(i, "rollout" if i else "demo", "", list(range(10, 10 + n)), [-0.5] * n if i else None, 3, reward=i, advantage=-i)
-                   for i, n in enumerate(lengths)]
+    completions = [
+        Completion(
+            i,
+            "rollout" if i else "demo",
+            "",
+            list(range(10, 10 + n)),
+            [-0.5] * n if i else None,
+            3,
+            reward=i,
+            advantage=-i,
+        )
+        for i, n in enumerate(lengths)
+    ]
     return Group(3, 0, "", [1, 2, 3], "", completions=completions)
 
 
@@ -41,7 +58,10 @@ def test_collation_aligns_prompts_responses_and_labels():
     assert batch.input_ids_BL.tolist() == [[1, 2, 3, 10, 11, 0], [1, 2, 3, 10, 11, 12]]
     assert batch.input_ids_BL[batch.rows_N, batch.positions_N].tolist() == [10, 11, 10, 11, 12]
     assert batch.batch.is_demo_B.tolist() == [True, False] and batch.batch.advantages_B.tolist() == [0, -1]
-    assert batch.fresh_BT.tolist() == [[False] * 3, [True] * 3]  # version 3 is the policy of step 3; demonstrations never count
+    assert batch.fresh_BT.tolist() == [
+        [False] * 3,
+        [True] * 3,
+    ]  # version 3 is the policy of step 3; demonstrations never count
     assert batch.align(torch.tensor([1.0, 2, 3, 4, 5])).tolist() == [[1, 2, 0], [3, 4, 5]]
 
 

@@ -1,4 +1,5 @@
 """Log-probs and entropies of a large vocabulary never hold the full logits."""
+
 import json
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 """Nothing in a response, and no death of a verifier's process, can hang, crash or outlive the judge."""
+
 import contextlib
 import os
 import signal
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from srft_ray.verify import Judge
-from srft_ray.verify.judge import VerifierFailed
+from srft_ray.verify import VerifierPool
+from srft_ray.verify.pool import VerifierFailed
 from tests.judges import EXPECTED, item
 
 
@@ -34,19 +35,20 @@ def children(pid: int) -> list[int]:
     return below + [grandchild for child in below for grandchild in children(child)]
 
 
-def test_a_timeout_ends_what_the_verifier_started(user: Callable[..., Judge], tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_ends_what_the_verifier_started(
+    user: Callable[..., VerifierPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLEEPER", str(tmp_path / "pid"))
     assert user().judge([item("sleeper")])[0].verdict == "timeout"
     assert wait_dead([int((tmp_path / "pid").read_text())], 1.0) == []
 
 
-def test_worn_out_worker_is_replaced_unnoticed(user: Callable[..., Judge]) -> None:
+def test_worn_out_worker_is_replaced_unnoticed(user: Callable[..., VerifierPool]) -> None:
     verdicts = user().judge([item("pid")] * 1001)
     assert len({verdict.answer for verdict in verdicts}) == 2 and verdicts[0].answer == verdicts[999].answer
 
 
-def test_judging_goes_on_after_a_worker_died_idle_and_after_close(user: Callable[..., Judge]) -> None:
+def test_judging_goes_on_after_a_worker_died_idle_and_after_close(user: Callable[..., VerifierPool]) -> None:
     judge = user()
     pid = int(judge.judge([item("pid")])[0].answer)
     os.kill(pid, signal.SIGKILL)
@@ -59,17 +61,23 @@ def test_judging_goes_on_after_a_worker_died_idle_and_after_close(user: Callable
 @pytest.mark.parametrize("response", ["good", "hang"])
 def test_no_process_outlives_its_killed_owner(user_file: Path, response: str) -> None:
     # the forked sleeper holds the owner's end of the connection open
-    program = (f"import os, time, threading\nfrom srft_ray.verify import Item, Judge\n"
-               f"judge = Judge('', {str(user_file) + ':score'!r}, timeout_s=60, num_workers=2)\n"
-               f"judge.judge([Item('good', '', {{}})])\n"
-               f"if os.fork() == 0:\n    time.sleep(30)\n    os._exit(0)\n"
-               f"threading.Thread(target=judge.judge, args=([Item({response!r}, '', {{}})],)).start()\n"
-               f"print('ready', flush=True)\ntime.sleep(60)")
-    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    program = (
+        f"import os, time, threading\nfrom srft_ray.verify import Item, VerifierPool\n"
+        f"judge = VerifierPool('', {str(user_file) + ':score'!r}, timeout_s=60, num_workers=2)\n"
+        f"judge.judge([Item('good', '', {{}})])\n"
+        f"if os.fork() == 0:\n    time.sleep(30)\n    os._exit(0)\n"
+        f"threading.Thread(target=judge.judge, args=([Item({response!r}, '', {{}})],)).start()\n"
+        f"print('ready', flush=True)\ntime.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert owner.stdout.readline() == "ready\n"
     family = children(owner.pid)
-    keeper_and_workers = [pid for pid in family if b"keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    keeper_and_workers = [pid for pid in family if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(keeper_and_workers) == 3
     owner.kill()
     owner.wait()
@@ -78,25 +86,30 @@ def test_no_process_outlives_its_killed_owner(user_file: Path, response: str) ->
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("number", "who"), [(signal.SIGKILL, "worker"), (signal.SIGKILL, "keeper"), (signal.SIGSTOP, "keeper")])
-def test_processes_that_die_or_hang_under_a_question_are_asked_again(user: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch,
-                                                                    number: int, who: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "who"),
+    [(signal.SIGKILL, "worker"), (signal.SIGKILL, "supervisor"), (signal.SIGSTOP, "supervisor")],
+)
+def test_processes_that_die_or_hang_under_a_question_are_asked_again(
+    user: Callable[..., VerifierPool], monkeypatch: pytest.MonkeyPatch, number: int, who: str
+) -> None:
     judge = user(timeout_s=0.5)
     worker = int(judge.judge([item("pid")])[0].answer)
-    monkeypatch.setattr("srft_ray.verify.judge.START_S", 0.2)
+    monkeypatch.setattr("srft_ray.verify.pool.START_S", 0.2)
     victim = worker if who == "worker" else judge._process.pid
     threading.Timer(0.1, lambda: os.kill(victim, number)).start()
     assert judge.judge([item("slow")]) == [EXPECTED["good"]]
     assert wait_dead([victim], 2.0) == []
 
 
-def test_processes_that_always_die_end_the_judging(user: Callable[..., Judge]) -> None:
+def test_processes_that_always_die_end_the_judging(user: Callable[..., VerifierPool]) -> None:
     judge = user()
     start = judge._start
 
     def start_and_die() -> None:
         start()
         judge._process.kill()
+
     judge._stop()
     judge._start = start_and_die
     with pytest.raises(VerifierFailed, match="died or hung 3 times in a row"):

@@ -1,4 +1,5 @@
 """One local Ray for the tests that call `fit` in this process."""
+
 from collections import Counter
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 import ray
 
 from srft_ray import make_config
-from srft_ray.cluster import start_ray
-from srft_ray.journal import read_json_lines
+from srft_ray.observe.journal import read_json_lines
+from srft_ray.run.cluster import start_ray
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,14 @@ def local_ray():
     ray.shutdown()
 
 
-TIMES = ("time/", "engines", "learners", "queue/", "utilization/", "tokens/per_second")  # metrics that say how fast, not what
+TIMES = (
+    "time/",
+    "engines",
+    "learners",
+    "queue/",
+    "utilization/",
+    "tokens/per_second",
+)  # metrics that say how fast, not what
 
 
 def what(record):

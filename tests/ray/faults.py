@@ -1,4 +1,5 @@
 """Runs that are disturbed: the command line as a user types it, whose processes are killed at chosen moments."""
+
 import contextlib
 import os
 import random
@@ -12,11 +13,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from srft_ray.journal import read_json_lines
+from srft_ray.observe.journal import read_json_lines
 from tests.ray.conftest import Run, what
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {"engine": "ray::MapWorker", "learner": "ray::RayTrainWorker", "gate": "ray::Gate", "verifier": "srft_ray.verify.keeper"}
+KINDS = {
+    "engine": "ray::MapWorker",
+    "learner": "ray::RayTrainWorker",
+    "coordinator": "ray::Coordinator",
+    "verifier": "srft_ray.verify.supervisor",
+}
 
 
 class Nodes:
@@ -24,9 +30,12 @@ class Nodes:
 
     def __init__(self, token: str, **head: object) -> None:
         from ray.cluster_utils import Cluster
+
         name, _, value = token.partition("=")
         os.environ.update({name: value, "RAY_AUTH_MODE": "disabled"})
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, **head})
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, **head}
+        )
         del os.environ[name]
         self.token, self.joined = token, 0
 
@@ -40,14 +49,22 @@ class Nodes:
         os.environ[name] = value
         try:
             self.joined += 1  # an address of its own, so that the driver is on the head and nowhere else
-            return self.cluster.add_node(num_cpus=cpus, resources={"learner": 1, "engine": 1}, node_ip_address=f"127.0.0.{self.joined + 1}")
+            return self.cluster.add_node(
+                num_cpus=cpus,
+                resources={"learner": 1, "engine": 1},
+                node_ip_address=f"127.0.0.{self.joined + 1}",
+            )
         finally:
             del os.environ[name]
 
     def of(self, pid: int) -> object:
         """The node that the process runs on."""
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        return next(node for node in self.cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == parent)
+        return next(
+            node
+            for node in self.cluster.worker_nodes
+            if node.all_processes["raylet"][0].process.pid == parent
+        )
 
     def kill(self, node: object) -> None:
         """SIGKILL of the node's raylet; Ray ends what it ran."""
@@ -63,7 +80,11 @@ def processes(token: str, title: str = "") -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if alive and token.encode() in (folder / "environ").read_bytes() and title in (folder / "cmdline").read_text().replace("\0", " "):
+            if (
+                alive
+                and token.encode() in (folder / "environ").read_bytes()
+                and title in (folder / "cmdline").read_text().replace("\0", " ")
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -75,24 +96,36 @@ class Watched:
 
     def __init__(self, run_dir: Path, *words: object, address: str | None = None, **environment: str) -> None:
         self.run_dir, self.words, self.token = run_dir, words, f"SRFT_TEST={run_dir}"
-        self.environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
+        self.environment = {
+            key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"
+        } | environment
         self.environment |= {"SRFT_TEST": str(run_dir), **({"RAY_ADDRESS": address} if address else {})}
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "srft_ray", "train", *map(str, self.words)], cwd=ROOT, env=self.environment,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "srft_ray", "train", *map(str, self.words)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def done(self) -> int:
         """Steps in the metrics."""
-        return max((record["step"] + 1 for record in read_json_lines(self.run_dir / "metrics.jsonl")), default=0)
+        return max(
+            (record["step"] + 1 for record in read_json_lines(self.run_dir / "metrics.jsonl")), default=0
+        )
 
     def wait_for_step(self, steps: int, timeout_s: float = 240) -> None:
         """Until so many steps are done."""
         deadline = time.monotonic() + timeout_s
         while self.done() < steps:
             assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline, f"{self.done()} of {steps} steps after {timeout_s} s; {self.events()}"
+            assert time.monotonic() < deadline, (
+                f"{self.done()} of {steps} steps after {timeout_s} s; {self.events()}"
+            )
             time.sleep(0.02)
 
     def step_s(self) -> float:
@@ -101,12 +134,12 @@ class Watched:
     def find(self, kind: str) -> list[int]:
         return processes(self.token, KINDS[kind])
 
-    def kill(self, kind: str, chance: random.Random | None = None, number: int = signal.SIGKILL) -> int:
+    def kill(self, kind: str, rng: random.Random | None = None, number: int = signal.SIGKILL) -> int:
         """One process of the kind; waits for one if all are just starting again."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(ProcessLookupError, IndexError):
-                pid = (chance or random.Random(0)).choice(self.find(kind))
+                pid = (rng or random.Random(0)).choice(self.find(kind))
                 os.kill(pid, number)
                 return pid
             time.sleep(0.1)
@@ -117,7 +150,9 @@ class Watched:
         return self.process.returncode, out, error
 
     def events(self) -> list[str]:
-        return [f"{event['kind']}: {event['message']}" for event in read_json_lines(self.run_dir / "events.jsonl")]
+        return [
+            f"{event['kind']}: {event['message']}" for event in read_json_lines(self.run_dir / "events.jsonl")
+        ]
 
     def left(self, timeout_s: float = 20) -> list[str]:
         """Command lines of processes that outlive the command for so long."""
@@ -133,7 +168,9 @@ def check_same(run: Run, undisturbed: Run, steps: int, exact: bool = True) -> No
     order = ("step", "group_id", "sample")
     mine, theirs = (sorted(r.ledger, key=lambda row: [row[key] for key in order]) for r in (run, undisturbed))
     assert [[row[key] for key in order] for row in mine] == [[row[key] for key in order] for row in theirs]
-    weights = [load_file(r.dir / f"checkpoints/step-{steps}/hf/model.safetensors") for r in (run, undisturbed)]
+    weights = [
+        load_file(r.dir / f"checkpoints/step-{steps}/hf/model.safetensors") for r in (run, undisturbed)
+    ]
     if exact:
         assert [what(record) for record in run.metrics] == [what(record) for record in undisturbed.metrics]
         assert mine == theirs
@@ -142,4 +179,6 @@ def check_same(run: Run, undisturbed: Run, steps: int, exact: bool = True) -> No
         worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(run.metrics, undisturbed.metrics, strict=True))
         print(f"losses differ by at most {worst:.1e}")
         assert worst <= 1e-5
-        assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4) for name in weights[1])
+        assert all(
+            torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4) for name in weights[1]
+        )

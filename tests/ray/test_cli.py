@@ -1,4 +1,5 @@
 """The command line as a user types it: processes of their own, each with a Ray of its own; what starts none is asked in this one."""
+
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from srft_ray.cli import main
+from srft_ray.commands.cli import main
 from tests.conftest import ROWS, base_config, write_jsonl
 from tests.ray.conftest import Run
 from tests.ray.faults import ROOT, processes
@@ -25,8 +26,15 @@ def write_config(tmp_path, tiny_model, **sections):
 
 def start(*words, **options):
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.Popen([sys.executable, "-m", "srft_ray", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment, cwd=options.pop("cwd", ROOT), **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "srft_ray", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=options.pop("cwd", ROOT),
+        **options,
+    )
 
 
 def finish(process, timeout=240):
@@ -50,9 +58,25 @@ def test_train_prints_plain_lines_and_evaluate_reads_its_model(tmp_path, tiny_mo
     run.check_exactly_once(steps=2, groups_per_step=4)
     summary = json.loads((run.dir / "summary.json").read_text())
     assert summary["steps"] == 2 and summary["final"] == run.metrics[-1]
-    assert all((run.dir / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("reward", "entropy", "weights", "loss", "length", "overview"))
-    code, out, error = finish(start("evaluate", summary["model"], "--data", tmp_path / "data.jsonl", "--samples", 2, "--max-new-tokens", 16,
-                                    "--max-length", 128, f"run.dir={tmp_path / 'runs'}"))
+    assert all(
+        (run.dir / "plots" / f"{name}.png").stat().st_size > 1000
+        for name in ("reward", "entropy", "weights", "loss", "length", "overview")
+    )
+    code, out, error = finish(
+        start(
+            "evaluate",
+            summary["model"],
+            "--data",
+            tmp_path / "data.jsonl",
+            "--samples",
+            2,
+            "--max-new-tokens",
+            16,
+            "--max-length",
+            128,
+            f"run.dir={tmp_path / 'runs'}",
+        )
+    )
     assert code == 0, error
     assert "avg@2" in out and "pass@2" in out and "(8 prompts)" in out
 
@@ -101,7 +125,9 @@ def test_interrupt_leaves_no_process_and_the_same_command_continues(tmp_path, ti
 
 
 def test_what_can_never_be_placed_is_refused(tmp_path, tiny_model):
-    config = write_config(tmp_path, tiny_model, cluster={"num_cpus": 4}, rollout={"num_engines": 9}, learner={"num_workers": 2})
+    config = write_config(
+        tmp_path, tiny_model, cluster={"num_cpus": 4}, rollout={"num_engines": 9}, learner={"num_workers": 2}
+    )
     code, _, error = finish(start("train", config))
     assert code == 2 and "9 engines" in error and "4 CPUs" in error and len(error.splitlines()) == 1
     assert not (tmp_path / "runs/run").exists()
@@ -109,19 +135,33 @@ def test_what_can_never_be_placed_is_refused(tmp_path, tiny_model):
 
 def test_gsm8k_example(tmp_path):
     """The example on rows of GSM8K's format, two learners and two engines, from another directory."""
-    rows = [{"question": row["prompt"], "answer": row["demonstration"].replace("= ", "= <<1+1=2>>")} for row in ROWS]
+    rows = [
+        {"question": row["prompt"], "answer": row["demonstration"].replace("= ", "= <<1+1=2>>")}
+        for row in ROWS
+    ]
     data = write_jsonl(tmp_path / "train.jsonl", rows)
-    words = (ROOT / "examples/gsm8k.yaml", f"data.path={data}", f"model.path={ROOT / 'examples/tiny/base'}", f"run.dir={tmp_path}")
+    words = (
+        ROOT / "examples/gsm8k.yaml",
+        f"data.path={data}",
+        f"model.path={ROOT / 'examples/tiny/base'}",
+        f"run.dir={tmp_path}",
+    )
     code, out, error = finish(start("data", *words, cwd=tmp_path))
     assert code == 0 and "accepts 8 of 8 demonstrations (100.00 %)" in out, error
-    code, _, error = finish(start("train", *words, "trainer.steps=2", "learner.num_workers=2", "rollout.num_engines=2", cwd=tmp_path))
+    code, _, error = finish(
+        start(
+            "train", *words, "trainer.steps=2", "learner.num_workers=2", "rollout.num_engines=2", cwd=tmp_path
+        )
+    )
     assert code == 0, error
     run = Run(tmp_path / "gsm8k")
     run.check_exactly_once(steps=2, groups_per_step=8)
     assert not any("<<" in row["response"] for row in run.ledger if row["origin"] == "demo")
 
 
-@pytest.mark.parametrize("example", ["qwen2.5-math-7b.yaml", "sft_then_rl-qwen2.5-math-7b.yaml", "quickstart.yaml"])
+@pytest.mark.parametrize(
+    "example", ["qwen2.5-math-7b.yaml", "sft_then_rl-qwen2.5-math-7b.yaml", "quickstart.yaml"]
+)
 def test_plan_of_the_examples(example, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     code = main(["plan", f"examples/{example}", f"run.dir={tmp_path}"])
@@ -134,21 +174,38 @@ def test_plan_of_the_examples(example, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.full
 def test_python_api_example():
-    done = subprocess.run([sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert "trained 2 steps" in done.stdout
 
 
 @pytest.mark.full
 def test_custom_algorithm_example():
-    done = subprocess.run([sys.executable, ROOT / "examples/custom_algorithm.py"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/custom_algorithm.py"], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0 and "loss" in done.stdout, done.stderr
 
 
 def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
-    words = ("compare", ROOT / "examples/quickstart.yaml", "--algorithms", "sft,srft", "--seeds", "4", f"run.dir={tmp_path}", "trainer.steps=2",
-             "trainer.groups_per_step=4", "rollout.num_rollouts=4", "evaluation.samples=2", "evaluation.data.heldout.size=8",
-             "evaluation.data.harder.size=4", "data.size=64")
+    words = (
+        "compare",
+        ROOT / "examples/quickstart.yaml",
+        "--algorithms",
+        "sft,srft",
+        "--seeds",
+        "4",
+        f"run.dir={tmp_path}",
+        "trainer.steps=2",
+        "trainer.groups_per_step=4",
+        "rollout.num_rollouts=4",
+        "evaluation.samples=2",
+        "evaluation.data.heldout.size=8",
+        "evaluation.data.harder.size=4",
+        "data.size=64",
+    )
     code, out, error = finish(start(*words))
     assert code == 0, error
     table = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("|")]
@@ -160,7 +217,9 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     sft, srft = (Run(tmp_path / "quickstart-compare" / f"{name}-seed4") for name in ("sft", "srft"))
     check_same_data(sft, srft)
     assert prompts(sft) == prompts(srft) and not sft.rollouts
-    assert {row["response"] for row in sft.ledger} == {row["response"] for row in srft.ledger if row["origin"] == "demo"}
+    assert {row["response"] for row in sft.ledger} == {
+        row["response"] for row in srft.ledger if row["origin"] == "demo"
+    }
     began = time.time()
     code, again, error = finish(start(*words))
     assert code == 0 and again.splitlines()[-5:] == out.splitlines()[-5:] and time.time() - began < 40, error
@@ -168,8 +227,11 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
 
 def test_compare_refuses_what_it_cannot_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for words, wanted in ((("--algorithms", "sft,grp"), "did you mean 'grpo'?"), (("--seeds", "1,x"), "--seeds 1,x are not whole numbers"),
-                          (("--algorithms", "sft", "model.path=./none"), "model.path")):
+    for words, wanted in (
+        (("--algorithms", "sft,grp"), "did you mean 'grpo'?"),
+        (("--seeds", "1,x"), "--seeds 1,x are not whole numbers"),
+        (("--algorithms", "sft", "model.path=./none"), "model.path"),
+    ):
         code = main(["compare", "examples/quickstart.yaml", f"run.dir={tmp_path}", *words])
         error = capsys.readouterr().err
         assert code == 2 and wanted in error and len(error.splitlines()) == 1

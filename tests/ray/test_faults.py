@@ -1,4 +1,5 @@
 """Real processes are killed at chosen moments of a step; the run ends as if nothing had happened: every sequence once, every figure the same."""
+
 import random
 import shutil
 import signal
@@ -10,13 +11,26 @@ from tests.ray.conftest import Run
 from tests.ray.faults import KINDS, ROOT, Watched, check_same
 
 STEPS, GROUPS = 16, 8
-MOMENTS = (0.15, 0.5, 0.85)  # of a step's duration after the one before was recorded: generating, between, learning
-LIMIT_S = {"engine": 30, "gate": 30, "verifier": 30, "learner": 60}
+MOMENTS = (
+    0.15,
+    0.5,
+    0.85,
+)  # of a step's duration after the one before was recorded: generating, between, learning
+LIMIT_S = {"engine": 30, "coordinator": 30, "verifier": 30, "learner": 60}
 
 
 def words(folder, name, *more):
-    return (ROOT / "examples/quickstart.yaml", f"run.dir={folder}", f"run.name={name}", f"trainer.steps={STEPS}", f"trainer.groups_per_step={GROUPS}",
-            "trainer.evaluate_every=0", "trainer.checkpoint_every=4", "trainer.max_failures=4", *more)
+    return (
+        ROOT / "examples/quickstart.yaml",
+        f"run.dir={folder}",
+        f"run.name={name}",
+        f"trainer.steps={STEPS}",
+        f"trainer.groups_per_step={GROUPS}",
+        "trainer.evaluate_every=0",
+        "trainer.checkpoint_every=4",
+        "trainer.max_failures=4",
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +42,7 @@ def undisturbed(tmp_path_factory):
     return Run(folder / "run")
 
 
-def strike(run, kind, moment, chance):
+def strike(run, kind, moment, rng):
     """Kills one process of the kind in the coming step; how much longer than ordinary ones the next steps took, seconds.
 
     Of the three, the first may have had its rollouts already.
@@ -36,18 +50,18 @@ def strike(run, kind, moment, chance):
     ordinary = run.step_s()
     time.sleep(moment * ordinary)
     done, struck = run.done(), time.monotonic()
-    run.kill(kind, chance)
+    run.kill(kind, rng)
     run.wait_for_step(done + 3)
     return time.monotonic() - struck - (3 - moment) * ordinary
 
 
 def disturb(folder, strikes):
     """A run with (step, kind, moment) strikes; it must end well and leave nothing. Returns it with the seconds that each strike cost."""
-    run, chance, lost = Watched(folder / "run", *words(folder, "run")), random.Random(0), []
+    run, rng, lost = Watched(folder / "run", *words(folder, "run")), random.Random(0), []
     try:
         for step, kind, moment in strikes:
             run.wait_for_step(step)
-            lost.append(strike(run, kind, moment, chance))
+            lost.append(strike(run, kind, moment, rng))
         code, _, error = run.finish()
         assert code == 0, (error, run.events())
         assert not run.left()
@@ -57,12 +71,14 @@ def disturb(folder, strikes):
 
 
 def report(kinds, lost):
-    print("seconds lost:", ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in zip(kinds, lost, strict=True)))
+    print(
+        "seconds lost:", ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in zip(kinds, lost, strict=True))
+    )
     assert all(seconds <= LIMIT_S[kind] for kind, seconds in zip(kinds, lost, strict=True))
 
 
 def test_one_run_survives_the_death_of_each(tmp_path, undisturbed):
-    strikes = [(2, "verifier", 0.15), (5, "gate", 0.15), (8, "engine", 0.5), (11, "learner", 0.85)]
+    strikes = [(2, "verifier", 0.15), (5, "coordinator", 0.15), (8, "engine", 0.5), (11, "learner", 0.85)]
     run, lost = disturb(tmp_path, strikes)
     run.check_exactly_once(STEPS, GROUPS)
     check_same(run, undisturbed, STEPS)
@@ -88,7 +104,9 @@ def test_the_driver_dies_and_the_job_is_started_again(tmp_path, undisturbed):
         run.process.kill()
         struck = time.monotonic()
         run.process.communicate()
-        assert not run.left(90), "what the driver started outlived it"  # Ray's own agents look for its end for 60 s
+        assert not run.left(90), (
+            "what the driver started outlived it"
+        )  # Ray's own agents look for its end for 60 s
         run.start()
         run.wait_for_step(done + 1)
         print(f"driver: {time.monotonic() - struck:.1f} s until a new step")
@@ -108,16 +126,27 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_with_other_learners(tmp
     print(f"stopped {time.monotonic() - asked:.1f} s after SIGTERM")
     assert not run.left() and not (run.run_dir / "summary.json").exists()
     stopped = Run(run.run_dir)
-    assert 5 <= len(stopped.metrics) < STEPS and (run.run_dir / f"checkpoints/step-{len(stopped.metrics)}/complete.json").exists()
+    assert (
+        5 <= len(stopped.metrics) < STEPS
+        and (run.run_dir / f"checkpoints/step-{len(stopped.metrics)}/complete.json").exists()
+    )
     (tmp_path / "moved").mkdir()
     shutil.move(run.run_dir, tmp_path / "moved" / "run")
-    other = Watched(tmp_path / "moved" / "run", *words(tmp_path / "moved", "run", "learner.num_workers=2", "learner.zero_stage=3",
-                                                      "rollout.num_engines=2"))
+    other = Watched(
+        tmp_path / "moved" / "run",
+        *words(
+            tmp_path / "moved",
+            "run",
+            "learner.num_workers=2",
+            "learner.zero_stage=3",
+            "rollout.num_engines=2",
+        ),
+    )
     code, _, error = other.finish()
     assert code == 0, error
     other = Run(other.run_dir)
     other.check_exactly_once(STEPS, GROUPS)
-    assert other.metrics[:len(stopped.metrics)] == stopped.metrics
+    assert other.metrics[: len(stopped.metrics)] == stopped.metrics
     check_same(other, undisturbed, STEPS, exact=False)
 
 
@@ -143,7 +172,7 @@ def test_a_run_that_ended_or_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbe
 def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
     """Which policy samples a repeated block may differ then; each sequence still enters once, within the bound."""
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.max_staleness=1"))
-    for step, kind in ((3, "engine"), (7, "learner"), (11, "gate")):
+    for step, kind in ((3, "engine"), (7, "learner"), (11, "coordinator")):
         run.wait_for_step(step)
         run.kill(kind)
         run.wait_for_step(step + 2)
@@ -156,9 +185,11 @@ def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
 
 @pytest.mark.full
 def test_what_hangs_is_killed(tmp_path, undisturbed):
-    """A stopped process looks alive to the system: an engine and the gate are found by their silence, a learner by Ray Train's health check."""
-    run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.stall_timeout_s=8", "learner.timeout_s=20"))
-    for step, kind in ((3, "engine"), (6, "gate"), (9, "learner")):
+    """A stopped process looks alive to the system: an engine and the coordinator are found by their silence, a learner by Ray Train's health check."""
+    run = Watched(
+        tmp_path / "run", *words(tmp_path, "run", "rollout.stall_timeout_s=8", "learner.timeout_s=20")
+    )
+    for step, kind in ((3, "engine"), (6, "coordinator"), (9, "learner")):
         run.wait_for_step(step)
         run.kill(kind, number=signal.SIGSTOP)
         struck = time.monotonic()
@@ -166,7 +197,10 @@ def test_what_hangs_is_killed(tmp_path, undisturbed):
         print(f"hung {kind}: {time.monotonic() - struck:.1f} s until three steps later")
     code, _, error = run.finish()
     assert code == 0 and not run.left(), error
-    assert {event.split(":")[0] for event in run.events() if "said nothing for" in event} == {"engine", "gate"}
+    assert {event.split(":")[0] for event in run.events() if "said nothing for" in event} == {
+        "engine",
+        "coordinator",
+    }
     Run(run.run_dir).check_exactly_once(STEPS, GROUPS)
     check_same(Run(run.run_dir), undisturbed, STEPS)
 
@@ -177,7 +211,12 @@ def test_exhausted_limits_end_the_run_with_its_cause_and_a_usable_checkpoint(tmp
     run.wait_for_step(6)
     run.kill("learner")
     code, _, error = run.finish()
-    assert code == 1 and "worker process has died" in error and "after 4 saved steps" in error and len(error.splitlines()) == 1
+    assert (
+        code == 1
+        and "worker process has died" in error
+        and "after 4 saved steps" in error
+        and len(error.splitlines()) == 1
+    )
     assert not run.left()
     run.start()
     assert run.finish()[0] == 0

@@ -1,4 +1,5 @@
 """Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the curve stays the same."""
+
 import contextlib
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from srft_ray.journal import read_json_lines
+from srft_ray.observe.journal import read_json_lines
 from tests.ray.conftest import Run
 from tests.ray.faults import ROOT, Nodes, Watched, check_same
 
@@ -16,8 +17,18 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
 
 
 def words(folder, steps, *more):
-    return (ROOT / "examples/quickstart.yaml", f"run.dir={folder}", "run.name=run", f"trainer.steps={steps}", f"trainer.groups_per_step={GROUPS}",
-            "trainer.evaluate_every=0", "learner.resources={learner: 1}", "rollout.resources={engine: 1}", "trainer.max_failures=4", *more)
+    return (
+        ROOT / "examples/quickstart.yaml",
+        f"run.dir={folder}",
+        "run.name=run",
+        f"trainer.steps={steps}",
+        f"trainer.groups_per_step={GROUPS}",
+        "trainer.evaluate_every=0",
+        "learner.resources={learner: 1}",
+        "rollout.resources={engine: 1}",
+        "trainer.max_failures=4",
+        *more,
+    )
 
 
 def learners_of(run):
@@ -74,8 +85,19 @@ def fixed_size(tmp_path_factory):
 def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
     """Three nodes; one joins, another is killed."""
     first, _ = nodes.join(), nodes.join()
-    run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[1,3]", "rollout.num_engines=[1,3]", "trainer.checkpoint_every=5",
-                                           "learner.resize_interval_s=5"), address=nodes.address, **ENVIRONMENT)
+    run = Watched(
+        tmp_path / "run",
+        *words(
+            tmp_path,
+            60,
+            "learner.num_workers=[1,3]",
+            "rollout.num_engines=[1,3]",
+            "trainer.checkpoint_every=5",
+            "learner.resize_interval_s=5",
+        ),
+        address=nodes.address,
+        **ENVIRONMENT,
+    )
     with to_the_end(run, fixed_size, exact=False):
         run.wait_for_step(5)
         nodes.join()
@@ -89,7 +111,12 @@ def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
 def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
     """The one with the learner; another takes its place. One learner, so that everything is the same bit for bit."""
     nodes.join(), nodes.join()
-    run = Watched(tmp_path / "run", *words(tmp_path, 60, "trainer.checkpoint_every=4"), address=nodes.address, **ENVIRONMENT)
+    run = Watched(
+        tmp_path / "run",
+        *words(tmp_path, 60, "trainer.checkpoint_every=4"),
+        address=nodes.address,
+        **ENVIRONMENT,
+    )
     with to_the_end(run, fixed_size):
         for number, moment in enumerate((0.15, 0.5, 0.85)):
             run.wait_for_step(4 + 12 * number)
@@ -106,13 +133,35 @@ def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
 def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed_size):
     """The notice of a preemption: the learners leave with a checkpoint, and go on elsewhere; nothing is repeated."""
     nodes.join(), nodes.join()
-    run = Watched(tmp_path / "run", *words(tmp_path, 60, "trainer.checkpoint_every=0"), address=nodes.address, **ENVIRONMENT)
+    run = Watched(
+        tmp_path / "run",
+        *words(tmp_path, 60, "trainer.checkpoint_every=0"),
+        address=nodes.address,
+        **ENVIRONMENT,
+    )
     with to_the_end(run, fixed_size):
         run.wait_for_step(10)
         node = nodes.of(run.find("learner")[0])
-        subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", nodes.address, "--node-id", node.node_id, "--reason",
-                        "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "60"],
-                       env=run.environment, check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [
+                Path(sys.executable).parent / "ray",
+                "drain-node",
+                "--address",
+                nodes.address,
+                "--node-id",
+                node.node_id,
+                "--reason",
+                "DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message",
+                "test",
+                "--deadline-remaining-seconds",
+                "60",
+            ],
+            env=run.environment,
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
         wait_until(run, lambda: any((run.run_dir / "checkpoints").glob("step-*/complete.json")))
         saved = run.done()
         wait_until(run, lambda: run.done() > saved)
@@ -125,8 +174,18 @@ def test_too_few_nodes_for_too_long_end_the_run(tmp_path, nodes, stop):
     """With what it has, and in its own time if it is asked to stop."""
     nodes.join()
     lost = nodes.join()
-    run = Watched(tmp_path / "run", *words(tmp_path, 60, "learner.num_workers=[2,3]", "trainer.checkpoint_every=2",
-                                           f"learner.start_timeout_s={600 if stop else 20}"), address=nodes.address, **ENVIRONMENT)
+    run = Watched(
+        tmp_path / "run",
+        *words(
+            tmp_path,
+            60,
+            "learner.num_workers=[2,3]",
+            "trainer.checkpoint_every=2",
+            f"learner.start_timeout_s={600 if stop else 20}",
+        ),
+        address=nodes.address,
+        **ENVIRONMENT,
+    )
     run.wait_for_step(4)
     nodes.kill(lost)
     if stop:
@@ -136,5 +195,9 @@ def test_too_few_nodes_for_too_long_end_the_run(tmp_path, nodes, stop):
     if stop:
         assert code == 0 and "stopped by SIGTERM after step" in out, (out, error)
     else:
-        assert code == 1 and "No learners could be placed for learner.start_timeout_s=20 s" in error and len(error.splitlines()) == 1, error
+        assert (
+            code == 1
+            and "No learners could be placed for learner.start_timeout_s=20 s" in error
+            and len(error.splitlines()) == 1
+        ), error
     assert list((run.run_dir / "checkpoints").glob("step-*/complete.json"))

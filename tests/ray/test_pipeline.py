@@ -1,4 +1,5 @@
 """The whole path on a local Ray cluster with the real vLLM and DeepSpeed."""
+
 import math
 from pathlib import Path
 
@@ -11,55 +12,115 @@ from tests.ray.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 CUSTOM = Path(__file__).resolve().parents[2] / "examples" / "custom_algorithm.py:Confident"
-NUMBERED = {"loss", "entropy/rollout", "entropy/demo", "reward/mean", "groups/all_correct", "groups/all_wrong", "length/mean",
-            "length/truncated", "parity/abs_logprob_diff", "staleness/mean", "grad_norm", "lr", "tokens", "time/step",
-            "time/rollout_wait", "time/learner", "time/publish", "policy_version", "step"}
+NUMBERED = {
+    "loss",
+    "entropy/rollout",
+    "entropy/demo",
+    "reward/mean",
+    "groups/all_correct",
+    "groups/all_wrong",
+    "length/mean",
+    "length/truncated",
+    "parity/abs_logprob_diff",
+    "staleness/mean",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "time/step",
+    "time/rollout_wait",
+    "time/learner",
+    "time/publish",
+    "policy_version",
+    "step",
+}
 
 
 def hf_logprobs(folder: Path, row: dict, temperature: float) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-    logits = model(ids).logits[0, len(row["prompt_ids"]) - 1:-1] / temperature
-    return logits.log_softmax(-1)[torch.arange(len(row["response_ids"])), torch.tensor(row["response_ids"])].detach()
+    logits = model(ids).logits[0, len(row["prompt_ids"]) - 1 : -1] / temperature
+    return logits.log_softmax(-1)[
+        torch.arange(len(row["response_ids"])), torch.tensor(row["response_ids"])
+    ].detach()
 
 
 def test_srft_on_policy_with_two_learners_zero_3_and_untied_embeddings(tmp_path, untied_model):
-    config = make_config(base_config(
-        tmp_path, untied_model, rollout={"temperature": 0.7, "num_engines": 2}, learner={"num_workers": 2, "zero_stage": 3, "lr": 1e-3},
-        trainer={"steps": 3, "checkpoint_every": 1, "evaluate_every": 2}, evaluation={"samples": 2, "data": {"held": {}}}))
+    config = make_config(
+        base_config(
+            tmp_path,
+            untied_model,
+            rollout={"temperature": 0.7, "num_engines": 2},
+            learner={"num_workers": 2, "zero_stage": 3, "lr": 1e-3},
+            trainer={"steps": 3, "checkpoint_every": 1, "evaluate_every": 2},
+            evaluation={"samples": 2, "data": {"held": {}}},
+        )
+    )
     result = fit(config)
     run = Run(result.run_dir)
     run.check_exactly_once(steps=3, groups_per_step=4)
     assert all(row["policy_version"] == row["step"] for row in run.rollouts)
     assert all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in run.metrics)
-    assert all(record.keys() >= NUMBERED and all(math.isfinite(v) for v in record.values()) for record in run.metrics)
-    assert [e["step"] for e in run.evaluations] == [0, 2, 3] and all(e["prompts"] == 8 for e in run.evaluations)
-    assert {"config.yaml", "metrics.jsonl", "groups", "checkpoints", "tensorboard", "plots", "summary.json"} <= {p.name for p in run.dir.iterdir()}
+    assert all(
+        record.keys() >= NUMBERED and all(math.isfinite(v) for v in record.values()) for record in run.metrics
+    )
+    assert [e["step"] for e in run.evaluations] == [0, 2, 3] and all(
+        e["prompts"] == 8 for e in run.evaluations
+    )
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "groups",
+        "checkpoints",
+        "tensorboard",
+        "plots",
+        "summary.json",
+    } <= {p.name for p in run.dir.iterdir()}
     row = next(row for row in run.rollouts if row["step"] == 2)
     recorded = torch.tensor(row["logprobs"])
-    torch.testing.assert_close(hf_logprobs(run.dir / "checkpoints/step-2/hf", row, 0.7), recorded, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        hf_logprobs(run.dir / "checkpoints/step-2/hf", row, 0.7), recorded, atol=1e-4, rtol=0
+    )
     assert (hf_logprobs(run.dir / "checkpoints/step-1/hf", row, 0.7) - recorded).abs().max() > 1e-4
     assert len({row["seed"] for row in run.rollouts}) == len(run.rollouts)
 
 
 def test_an_engine_loads_the_checkpoint_and_repeats_the_run(tmp_path, tiny_model):
     """vLLM on `hf/` gives the tokens and log-probs that the run recorded for that version."""
-    from srft_ray.rollout.engine import Engine, Sampling
-    config = make_config(base_config(tmp_path, tiny_model, learner={"lr": 1e-3, "zero_stage": 0}, trainer={"steps": 2, "checkpoint_every": 1}))
+    from srft_ray.rollout.vllm_engine import Engine, Sampling
+
+    config = make_config(
+        base_config(
+            tmp_path,
+            tiny_model,
+            learner={"lr": 1e-3, "zero_stage": 0},
+            trainer={"steps": 2, "checkpoint_every": 1},
+        )
+    )
     run = Run(fit(config).run_dir)
     rows = [row for row in run.rollouts if row["step"] == 1]
     config.model.path = str(run.dir / "checkpoints/step-1/hf")
     engine = Engine(config, "cpu", "float32")
-    made = engine.generate([r["prompt_ids"] for r in rows], [r["seed"] for r in rows], Sampling(1.0, 1.0, config.rollout.max_new_tokens))
+    made = engine.generate(
+        [r["prompt_ids"] for r in rows],
+        [r["seed"] for r in rows],
+        Sampling(1.0, 1.0, config.rollout.max_new_tokens),
+    )
     engine.close()
     for row, generation in zip(rows, made, strict=True):
         assert generation.ids == row["response_ids"]
-        torch.testing.assert_close(torch.tensor(generation.logprobs), torch.tensor(row["logprobs"]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(generation.logprobs), torch.tensor(row["logprobs"]), atol=1e-4, rtol=0
+        )
 
 
 def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
-    config = make_config(base_config(tmp_path, tiny_model, rollout={"max_staleness": 2}, learner={"lr": 1e-4}, trainer={"steps": 8}))
+    config = make_config(
+        base_config(
+            tmp_path, tiny_model, rollout={"max_staleness": 2}, learner={"lr": 1e-4}, trainer={"steps": 8}
+        )
+    )
     run = Run(fit(config).run_dir)
     run.check_exactly_once(steps=8, groups_per_step=4)
     behind = {row["step"] - row["policy_version"] for row in run.rollouts}
@@ -69,13 +130,26 @@ def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
 
 def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
     """The second is a method from a file, as a user names it in YAML."""
-    algorithm = {"name": "two_stage", "first_steps": 2, "first_schedule": {"groups_per_step": 8, "warmup": 0.5, "lr_schedule": "linear"},
-                 "second": {"path": str(CUSTOM), "ceiling": 0.7}, "second_schedule": {"lr": 1e-5, "mini_batches": 2}}
+    algorithm = {
+        "name": "two_stage",
+        "first_steps": 2,
+        "first_schedule": {"groups_per_step": 8, "warmup": 0.5, "lr_schedule": "linear"},
+        "second": {"path": str(CUSTOM), "ceiling": 0.7},
+        "second_schedule": {"lr": 1e-5, "mini_batches": 2},
+    }
     config = make_config({**base_config(tmp_path, tiny_model, trainer={"steps": 3}), "algorithm": algorithm})
     run = Run(fit(config).run_dir)
     rows = [[row for row in run.ledger if row["step"] == step] for step in range(3)]
-    assert [{row["origin"] for row in of_step} for of_step in rows] == [{"demo"}, {"demo"}, {"demo", "rollout"}]
-    assert [sorted({row["group_id"] for row in of_step}) for of_step in rows] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
+    assert [{row["origin"] for row in of_step} for of_step in rows] == [
+        {"demo"},
+        {"demo"},
+        {"demo", "rollout"},
+    ]
+    assert [sorted({row["group_id"] for row in of_step}) for of_step in rows] == [
+        [*range(8)],
+        [*range(8, 16)],
+        [*range(16, 20)],
+    ]
     assert [record["lr"] for record in run.metrics] == [1e-6, 1e-6, 1e-5]
     assert {"loss/policy", "loss/sft_demo"} <= run.metrics[2].keys()
     assert "ratio/mean" in run.metrics[2] and "ratio/mean" not in run.metrics[0]
@@ -86,15 +160,21 @@ def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
 @pytest.mark.parametrize(("zero_stage", "learners"), [(0, 1), (3, 1), (0, 2), (3, 2)])
 @pytest.mark.parametrize("model", ["tiny_model", "untied_model"])
 def test_parity(tmp_path, request, model, zero_stage, learners, temperature):
-    config = make_config(base_config(
-        tmp_path, request.getfixturevalue(model), rollout={"temperature": temperature},
-        learner={"num_workers": learners, "zero_stage": zero_stage, "lr": 1e-3}, trainer={"steps": 4}))
+    config = make_config(
+        base_config(
+            tmp_path,
+            request.getfixturevalue(model),
+            rollout={"temperature": temperature},
+            learner={"num_workers": learners, "zero_stage": zero_stage, "lr": 1e-3},
+            trainer={"steps": 4},
+        )
+    )
     records = Run(fit(config).run_dir).metrics
     assert len(records) == 4 and all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in records)
 
 
 BROKEN = '''
-from srft_ray.weights import ObjectStoreTransport
+from srft_ray.sync.transport import ObjectStoreTransport
 
 
 class Silent(ObjectStoreTransport):
@@ -113,11 +193,22 @@ class Headless(ObjectStoreTransport):
 '''
 
 
-@pytest.mark.parametrize(("transport", "version"), [("Silent", 2), pytest.param("Headless", 1, marks=pytest.mark.full)])
-def test_weights_that_do_not_arrive_stop_the_run_before_the_next_update(tmp_path, tiny_model, transport, version):
+@pytest.mark.parametrize(
+    ("transport", "version"), [("Silent", 2), pytest.param("Headless", 1, marks=pytest.mark.full)]
+)
+def test_weights_that_do_not_arrive_stop_the_run_before_the_next_update(
+    tmp_path, tiny_model, transport, version
+):
     (tmp_path / "broken.py").write_text(BROKEN)
-    config = make_config(base_config(
-        tmp_path, tiny_model, rollout={"transport": f"{tmp_path / 'broken.py'}:{transport}"}, learner={"lr": 3e-2}, trainer={"steps": 4}))
+    config = make_config(
+        base_config(
+            tmp_path,
+            tiny_model,
+            rollout={"transport": f"{tmp_path / 'broken.py'}:{transport}"},
+            learner={"lr": 3e-2},
+            trainer={"steps": 4},
+        )
+    )
     with pytest.raises(RunFailed, match=rf"Step {version}: .* version {version} did not reach them"):
         fit(config)
     assert [record["step"] for record in Run(config.run_dir).metrics] == list(range(version))

@@ -1,10 +1,11 @@
 """`srft-ray scale` as a user types it."""
+
 import json
 from pathlib import Path
 
 import pytest
 
-from srft_ray.scale import WARM_UP
+from srft_ray.commands.scale import WARM_UP
 from tests.ray.conftest import Run
 from tests.ray.faults import ROOT
 from tests.ray.test_cli import finish, start
@@ -15,26 +16,55 @@ SMALL = ("trainer.groups_per_step=4", "rollout.num_rollouts=2", "data.size=64")
 @pytest.mark.full
 def test_scale_measures_predicts_and_repeats_nothing(tmp_path: Path):
     steps = WARM_UP + 3
-    words = ("scale", ROOT / "examples/quickstart.yaml", "--engines", "1,2", "--learners", "1", "--steps", steps, f"run.dir={tmp_path}", *SMALL)
+    words = (
+        "scale",
+        ROOT / "examples/quickstart.yaml",
+        "--engines",
+        "1,2",
+        "--learners",
+        "1",
+        "--steps",
+        steps,
+        f"run.dir={tmp_path}",
+        *SMALL,
+    )
     code, out, error = finish(start(*words), timeout=400)
     assert code == 0, error
     folder = tmp_path / "quickstart-scale"
     found = json.loads((folder / "scale.json").read_text())
-    assert [(row["setting"]["engines"], row["setting"]["learners"]) for row in found["measured"]] == [(1, 1), (2, 1)]
+    assert [(row["setting"]["engines"], row["setting"]["learners"]) for row in found["measured"]] == [
+        (1, 1),
+        (2, 1),
+    ]
     assert [row["engines"] for row in found["predicted"]] == [4] and len(found["leave_one_out_s"]) == 2
     for row in found["measured"]:
-        assert 0 < row["generation_s"] < row["step_s"] and 0 < row["learner_s"] < row["step_s"] and row["overhead_s"] > 0
+        assert (
+            0 < row["generation_s"] < row["step_s"]
+            and 0 < row["learner_s"] < row["step_s"]
+            and row["overhead_s"] > 0
+        )
     for engines in (1, 2):
         run = Run(folder / f"e{engines}-l1-s0")
         run.check_exactly_once(steps, groups_per_step=4)
         assert not run.evaluations
-    assert out.rstrip().endswith((folder / "scale.md").read_text().rstrip()) and (folder / "scale.png").stat().st_size > 1000
+    assert (
+        out.rstrip().endswith((folder / "scale.md").read_text().rstrip())
+        and (folder / "scale.png").stat().st_size > 1000
+    )
     code, again, error = finish(start(*words), timeout=60)
     assert code == 0 and again.strip() == (folder / "scale.md").read_text().strip(), error
 
 
 def test_scale_refuses_what_it_cannot_run(tmp_path: Path):
-    words = ("scale", ROOT / "examples/quickstart.yaml", f"run.dir={tmp_path}", *SMALL, "--engines", "1,9", "cluster.num_cpus=4")
+    words = (
+        "scale",
+        ROOT / "examples/quickstart.yaml",
+        f"run.dir={tmp_path}",
+        *SMALL,
+        "--engines",
+        "1,9",
+        "cluster.num_cpus=4",
+    )
     code, _, error = finish(start(*words))
     assert code == 2 and "9 engines" in error and len(error.splitlines()) == 1, error
     assert not list(tmp_path.glob("quickstart-scale/e*"))

@@ -1,4 +1,5 @@
 """Storage that fails under a run: it says so in one sentence, ends or goes on as configured, and loses nothing that was there."""
+
 import contextlib
 import os
 import subprocess
@@ -8,8 +9,8 @@ import pytest
 import yaml
 
 from srft_ray import RunFailed, fit, make_config
-from srft_ray.checkpoint import CheckpointStore
-from srft_ray.journal import read_json_lines
+from srft_ray.observe.journal import read_json_lines
+from srft_ray.train.checkpoint import CheckpointStore
 from tests.conftest import base_config, write_model
 from tests.ray.conftest import Run
 from tests.ray.faults import Nodes, Watched
@@ -37,11 +38,27 @@ def events(config):
 def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
     """One fits (a checkpoint of the tiny model has about 1.4 MB), the second fails half-way, and the third."""
     with small_disk(tmp_path / "disk", 2000) as disk:
-        config = make_config(base_config(tmp_path, tiny_model, trainer={
-            "steps": 8, "checkpoint_every": 2, "checkpoint_path": str(disk), "max_checkpoint_failures": 1}))
-        with pytest.raises(RunFailed, match=r"The checkpoint of step 6 could not be written to .*No space left.* continues from step 2"):
+        config = make_config(
+            base_config(
+                tmp_path,
+                tiny_model,
+                trainer={
+                    "steps": 8,
+                    "checkpoint_every": 2,
+                    "checkpoint_path": str(disk),
+                    "max_checkpoint_failures": 1,
+                },
+            )
+        )
+        with pytest.raises(
+            RunFailed,
+            match=r"The checkpoint of step 6 could not be written to .*No space left.* continues from step 2",
+        ):
             fit(config)
-        assert "checkpoint of step 4 could not be written" in events(config)[0] and "failure 1 of 1" in events(config)[0]
+        assert (
+            "checkpoint of step 4 could not be written" in events(config)[0]
+            and "failure 1 of 1" in events(config)[0]
+        )
         store = CheckpointStore.of(config)
         assert store.steps() == [2] and store.newest_whole() == 2
         run = Run(config.run_dir)
@@ -71,13 +88,26 @@ def test_damaged_checkpoints_cost_their_steps_only(tmp_path, tiny_model):
 @pytest.mark.full
 def test_a_full_disk_for_the_ledger(tmp_path, tiny_model):
     with small_disk(tmp_path / "runs", 700) as disk:
-        config = make_config(base_config(tmp_path, tiny_model, trainer={
-            "steps": 200, "checkpoint_every": 2, "keep_checkpoints": 1, "checkpoint_path": str(tmp_path / "elsewhere"), "max_failures": 0}))
+        config = make_config(
+            base_config(
+                tmp_path,
+                tiny_model,
+                trainer={
+                    "steps": 200,
+                    "checkpoint_every": 2,
+                    "keep_checkpoints": 1,
+                    "checkpoint_path": str(tmp_path / "elsewhere"),
+                    "max_failures": 0,
+                },
+            )
+        )
         with pytest.raises(RunFailed, match=r"cannot be recorded in .*No space left on device.*: make room"):
             fit(config)
         done = CheckpointStore.of(config).latest()
         run = Run(config.run_dir)
-        assert done >= 2 and len(run.metrics) >= done and {row["step"] for row in run.ledger} >= set(range(done))
+        assert (
+            done >= 2 and len(run.metrics) >= done and {row["step"] for row in run.ledger} >= set(range(done))
+        )
         subprocess.run(["mount", "-o", "remount,size=60000k", disk], check=True)
         config.trainer.steps = 200
         fit(config)
@@ -88,13 +118,30 @@ def test_a_full_disk_for_the_ledger(tmp_path, tiny_model):
 def test_an_object_store_that_is_too_small_spills(tmp_path):
     """Versions of 60 MB through an object store of 75 MB."""
     model = write_model(tmp_path / "model", hidden=512, layers=9)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(base_config(
-        tmp_path, model, trainer={"steps": 5}, rollout={"num_rollouts": 2, "max_new_tokens": 32, "max_staleness": 1, "transport_chunk_mb": 8})))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(
+            base_config(
+                tmp_path,
+                model,
+                trainer={"steps": 5},
+                rollout={
+                    "num_rollouts": 2,
+                    "max_new_tokens": 32,
+                    "max_staleness": 1,
+                    "transport_chunk_mb": 8,
+                },
+            )
+        )
+    )
     nodes = Nodes(f"SRFT_TEST={tmp_path / 'runs/run'}", object_store_memory=75 * 2**20, num_cpus=8)
-    run = Watched(tmp_path / "runs/run", tmp_path / "config.yaml", address=nodes.address, RAY_AUTH_MODE="disabled")
+    run = Watched(
+        tmp_path / "runs/run", tmp_path / "config.yaml", address=nodes.address, RAY_AUTH_MODE="disabled"
+    )
     try:
         code, _, error = run.finish()
-        spilled = "".join(path.read_text(errors="ignore") for path in Path("/tmp/ray/session_latest/logs").glob("raylet*.*"))
+        spilled = "".join(
+            path.read_text(errors="ignore") for path in Path("/tmp/ray/session_latest/logs").glob("raylet*.*")
+        )
     finally:
         nodes.shutdown()
     assert code == 0, error

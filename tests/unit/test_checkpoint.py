@@ -1,26 +1,36 @@
 """Checkpoints on storage: atomic, checked, kept by policy, on any file system of pyarrow."""
+
 import json
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from srft_ray.checkpoint import COMPLETE, DAMAGED, CheckpointStore, prune
-from srft_ray.config import make_config
+from srft_ray.config.schema import make_config
 from srft_ray.errors import UserError
-from srft_ray.journal import append_json, read_json_lines
+from srft_ray.observe.journal import append_json, read_json_lines
+from srft_ray.train.checkpoint import COMPLETE, DAMAGED, CheckpointStore, prune
 
 STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 
 
 def config_for(folder, **trainer):
-    return make_config({"model": {"path": "x"}, "data": {"path": "x"}, "run": {"dir": str(folder), "name": "run"}, "trainer": trainer,
-                        "evaluation": {"data": {"held": {}}}})
+    return make_config(
+        {
+            "model": {"path": "x"},
+            "data": {"path": "x"},
+            "run": {"dir": str(folder), "name": "run"},
+            "trainer": trainer,
+            "evaluation": {"data": {"held": {}}},
+        }
+    )
 
 
 def write(store, step, commit=True):
-    files = {"state-00000-00000.safetensors": store.write(step, "state-00000-00000.safetensors", save(STATE)),
-             "hf/config.json": store.write(step, "hf/config.json", b"{}")}
+    files = {
+        "state-00000-00000.safetensors": store.write(step, "state-00000-00000.safetensors", save(STATE)),
+        "hf/config.json": store.write(step, "hf/config.json", b"{}"),
+    }
     if commit:
         store.commit(step, {"files": files, "updates": step})
 
@@ -60,8 +70,11 @@ def flip(folder):
 
 
 DAMAGES = {
-    "123 of 128 bytes": cut, "has changed": flip, "0 of 2 bytes": lambda folder: (folder / "hf/config.json").unlink(),
-    "cannot be read": lambda folder: (folder / COMPLETE).write_text('{"format": 1,')}
+    "123 of 128 bytes": cut,
+    "has changed": flip,
+    "0 of 2 bytes": lambda folder: (folder / "hf/config.json").unlink(),
+    "cannot be read": lambda folder: (folder / COMPLETE).write_text('{"format": 1,'),
+}
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -72,7 +85,11 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, 
     DAMAGES[what](store.run_dir / "checkpoints/step-4")
     assert store.newest_whole() == 2 and store.steps() == [2]
     message = read_json_lines(store.run_dir / "events.jsonl")[0]["message"]
-    assert "step 4 is damaged" in message and what.replace("123 of 128", f"{size - 5} of {size}") in message and message in capsys.readouterr().err
+    assert (
+        "step 4 is damaged" in message
+        and what.replace("123 of 128", f"{size - 5} of {size}") in message
+        and message in capsys.readouterr().err
+    )
     store.discard_after(2)
     assert (store.run_dir / "checkpoints/step-4" / DAMAGED).exists(), "what is damaged stays to be looked at"
     store.discard(4)

@@ -1,4 +1,5 @@
 """examples/cluster: the cluster YAML by Ray's own schema, the RayJob by KubeRay's fields, the Slurm script with commands that only record."""
+
 import os
 import re
 import shutil
@@ -19,14 +20,56 @@ DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["
 RAY = next(name.partition("==")[2] for name in DEPENDENCIES if name.startswith("ray["))
 
 # Fields of ray.io/v1 as the types of KubeRay document them (RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec).
-JOB = {"activeDeadlineSeconds", "authOptions", "autoscalerOptions", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint",
-       "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "rayClusterSpec", "runtimeEnvYAML",
-       "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished"}
-CLUSTER = {"authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec", "headServiceAnnotations",
-           "managedBy", "rayVersion", "suspend", "workerGroupSpecs"}
+JOB = {
+    "activeDeadlineSeconds",
+    "authOptions",
+    "autoscalerOptions",
+    "backoffLimit",
+    "clusterSelector",
+    "deletionStrategy",
+    "entrypoint",
+    "entrypointNumCpus",
+    "entrypointNumGpus",
+    "entrypointResources",
+    "jobId",
+    "managedBy",
+    "metadata",
+    "rayClusterSpec",
+    "runtimeEnvYAML",
+    "shutdownAfterJobFinishes",
+    "submissionMode",
+    "submitterConfig",
+    "submitterPodTemplate",
+    "suspend",
+    "ttlSecondsAfterFinished",
+}
+CLUSTER = {
+    "authOptions",
+    "autoscalerOptions",
+    "enableInTreeAutoscaling",
+    "gcsFaultToleranceOptions",
+    "headGroupSpec",
+    "headServiceAnnotations",
+    "managedBy",
+    "rayVersion",
+    "suspend",
+    "workerGroupSpecs",
+}
 HEAD = {"enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType", "template"}
-WORKERS = {"groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts", "rayStartParams", "replicas", "resources",
-           "scaleStrategy", "suspend", "template"}
+WORKERS = {
+    "groupName",
+    "idleTimeoutSeconds",
+    "labels",
+    "maxReplicas",
+    "minReplicas",
+    "numOfHosts",
+    "rayStartParams",
+    "replicas",
+    "resources",
+    "scaleStrategy",
+    "suspend",
+    "template",
+}
 
 
 def load(name):
@@ -40,7 +83,9 @@ def test_the_cluster_yaml_fits_the_schema_of_ray_up():
     assert nodes["min_workers"] == 1 and nodes["max_workers"] == 3 == len(config["provider"]["worker_ips"])
 
 
-@pytest.mark.parametrize("environment", [load("runtime_env.yaml"), yaml.safe_load(load("rayjob.yaml")["spec"]["runtimeEnvYAML"])])
+@pytest.mark.parametrize(
+    "environment", [load("runtime_env.yaml"), yaml.safe_load(load("rayjob.yaml")["spec"]["runtimeEnvYAML"])]
+)
 def test_runtime_environments(environment):
     assert set(environment) <= RuntimeEnv.known_fields
     assert RuntimeEnv(**environment)["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "240"
@@ -54,9 +99,18 @@ def test_the_rayjob_has_the_fields_of_kuberay():
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert re.fullmatch(r"[a-z]([-a-z0-9]{,45}[a-z0-9])?", job["metadata"]["name"])
     assert set(spec) <= JOB and set(cluster) <= CLUSTER and set(head) <= HEAD and set(workers) <= WORKERS
-    assert spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode") and spec["backoffLimit"] > 0 and "jobId" not in spec
-    assert 0 < workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"] and cluster["enableInTreeAutoscaling"]
-    assert all(isinstance(value, str) for group in (head, workers) for value in group["rayStartParams"].values())
+    assert (
+        spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode")
+        and spec["backoffLimit"] > 0
+        and "jobId" not in spec
+    )
+    assert (
+        0 < workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+        and cluster["enableInTreeAutoscaling"]
+    )
+    assert all(
+        isinstance(value, str) for group in (head, workers) for value in group["rayStartParams"].values()
+    )
 
 
 def test_pods_of_the_rayjob_share_storage_and_have_time_to_save():
@@ -87,7 +141,10 @@ def check_model(client, value, kind):
     if inner := re.fullmatch(r"[Dd]ict[(\[]str, (.*)[)\]]", kind):
         return [check_model(client, item, inner[1]) for item in value.values()]
     if (model := getattr(client, kind, None)) is None:
-        assert isinstance(value, {"int": int, "bool": bool, "float": float}.get(kind, str | int)), (kind, value)
+        assert isinstance(value, {"int": int, "bool": bool, "float": float}.get(kind, str | int)), (
+            kind,
+            value,
+        )
         return []
     types = {json: model.openapi_types[name] for name, json in model.attribute_map.items()}
     assert set(value) <= set(types), (kind, set(value) - set(types))
@@ -110,7 +167,7 @@ STUBS = {
     "ray": 'echo "ray $*" >> "$LOG"; [ "$1" != start ] || [ "${ALIVE:-2}" = 0 ] || exec sleep 2',
     "scontrol": 'case "$1" in show) printf "n1\\nn2\\n" ;; *) echo "scontrol $*" >> "$LOG" ;; esac',
     "srft-ray": 'trap \'echo saved >> "$LOG"; exit ${SAVED:-0}\' TERM\necho "srft-ray $*" >> "$LOG"\n'
-                '[ -n "${CODE:-}" ] && exit "$CODE"\nfor _ in $(seq 600); do /bin/sleep 0.05; done',
+    '[ -n "${CODE:-}" ] && exit "$CODE"\nfor _ in $(seq 600); do /bin/sleep 0.05; done',
 }
 
 
@@ -122,9 +179,22 @@ def slurm(tmp_path):
         (tmp_path / name).chmod(0o755)
 
     def start(**variables):
-        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "HOME": str(tmp_path), "SLURM_JOB_ID": "7",
-                       "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "4", "SLURM_GPUS_ON_NODE": "2", **variables}
-        return subprocess.Popen(["bash", EXAMPLES / "slurm.sh", "my.yaml", "run.dir=/x y"], env=environment, start_new_session=True)
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "LOG": str(tmp_path / "log"),
+            "HOME": str(tmp_path),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_CPUS_PER_TASK": "4",
+            "SLURM_GPUS_ON_NODE": "2",
+            **variables,
+        }
+        return subprocess.Popen(
+            ["bash", EXAMPLES / "slurm.sh", "my.yaml", "run.dir=/x y"],
+            env=environment,
+            start_new_session=True,
+        )
+
     return start
 
 
@@ -139,7 +209,11 @@ def log(tmp_path, line=None):
 def test_slurm_script_starts_ray_and_the_run(slurm, tmp_path):
     assert slurm(CODE="0").wait(20) == 0
     text = log(tmp_path)
-    assert "ray get-auth-token --generate" in text and "srft-ray train my.yaml run.dir=/x y" in text and "requeue" not in text
+    assert (
+        "ray get-auth-token --generate" in text
+        and "srft-ray train my.yaml run.dir=/x y" in text
+        and "requeue" not in text
+    )
     assert re.search(r"ray start --head --block .*--port=6379 .*--num-cpus=4 --num-gpus=2", text)
     assert "ray start --block --address=10.0.0.1:6379" in text
 
@@ -183,6 +257,17 @@ def test_slurm_script_is_clean():
 def test_slurm_accepts_the_script():
     if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
         pytest.skip("no Slurm controller answers here")
-    done = subprocess.run(["sbatch", "--test-only", "--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1", EXAMPLES / "slurm.sh", "my.yaml"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            "sbatch",
+            "--test-only",
+            "--nodes=1",
+            "--gpus-per-node=0",
+            "--cpus-per-task=1",
+            EXAMPLES / "slurm.sh",
+            "my.yaml",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr

@@ -1,17 +1,27 @@
 """The plan of the stream: which groups each step holds, and blocks that no two steps or learners share."""
+
 from typing import Any
 
 import pytest
 
 from algorithms import SRFT
-from srft_ray.config import Config, LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.schema import Config, LearnerSection, RolloutSection, TrainerSection
 from srft_ray.data.plan import Segment, StreamPlan, make_plan
 from srft_ray.errors import UserError
 
 
-def plan(evaluation: dict[str, int] | None = None, engines: Any = 1, learners: Any = 1, per_task: int | None = None, **trainer: int) -> StreamPlan:
-    config = Config(rollout=RolloutSection(num_engines=engines, groups_per_task=per_task), learner=LearnerSection(num_workers=learners),
-                    trainer=TrainerSection(**trainer))
+def plan(
+    evaluation: dict[str, int] | None = None,
+    engines: Any = 1,
+    learners: Any = 1,
+    per_task: int | None = None,
+    **trainer: int,
+) -> StreamPlan:
+    config = Config(
+        rollout=RolloutSection(num_engines=engines, groups_per_task=per_task),
+        learner=LearnerSection(num_workers=learners),
+        trainer=TrainerSection(**trainer),
+    )
     return make_plan(config, evaluation or {}, SRFT())
 
 
@@ -24,18 +34,34 @@ def test_training_alone():
     assert list(stream.segments(0)) == [Segment("train", step, 4, 4) for step in range(3)]
 
 
-@pytest.mark.parametrize(("steps", "every", "wanted"), [
-    (4, 2, "a0 train0 train1 a2 train2 train3 a4"), (5, 2, "a0 train0 train1 a2 train2 train3 a4 train4 a5"),
-    (2, 1, "a0 train0 a1 train1 a2"), (2, 9, "a0 train0 train1 a2"), (2, 0, "train0 train1"),
-])
-def test_evaluations_come_before_the_first_every_n_and_after_the_last_step(steps: int, every: int, wanted: str):
+@pytest.mark.parametrize(
+    ("steps", "every", "wanted"),
+    [
+        (4, 2, "a0 train0 train1 a2 train2 train3 a4"),
+        (5, 2, "a0 train0 train1 a2 train2 train3 a4 train4 a5"),
+        (2, 1, "a0 train0 a1 train1 a2"),
+        (2, 9, "a0 train0 train1 a2"),
+        (2, 0, "train0 train1"),
+    ],
+)
+def test_evaluations_come_before_the_first_every_n_and_after_the_last_step(
+    steps: int, every: int, wanted: str
+):
     stream = plan({"a": 3}, steps=steps, groups_per_step=4, evaluate_every=every)
     assert " ".join(outline(stream)) == wanted
-    assert [step for step in range(steps + 1) if stream.evaluates(step)] == [int(name[1:]) for name in wanted.split() if name[0] == "a"]
+    assert [step for step in range(steps + 1) if stream.evaluates(step)] == [
+        int(name[1:]) for name in wanted.split() if name[0] == "a"
+    ]
 
 
 def test_every_set_is_evaluated_in_turn():
-    assert outline(plan({"a": 3, "b": 1}, steps=1, groups_per_step=2, evaluate_every=1)) == ["a0", "b0", "train0", "a1", "b1"]
+    assert outline(plan({"a": 3, "b": 1}, steps=1, groups_per_step=2, evaluate_every=1)) == [
+        "a0",
+        "b0",
+        "train0",
+        "a1",
+        "b1",
+    ]
 
 
 @pytest.mark.parametrize("start", range(6))
@@ -45,16 +71,33 @@ def test_a_stream_from_a_later_step_is_the_rest_of_the_whole(start: int):
     assert list(stream.segments(start)) == [segment for segment in whole if segment.step >= start]
 
 
-@pytest.mark.parametrize(("size", "learners", "per_task", "padded"), [
-    (3, 1, 1, 3), (3, 2, 1, 4), (4, 2, 2, 4), (5, 2, 2, 8), (5, [2, 3], 2, 12), (12, [2, 3], 2, 12), (13, [1, 3], 1, 18), (1, [1, 4], 1, 12),
-])
-def test_evaluation_sets_are_padded_to_what_all_learners_take(size: int, learners: Any, per_task: int, padded: int):
-    stream = plan({"a": size}, learners=learners, per_task=per_task, steps=1, groups_per_step=12, evaluate_every=1)
+@pytest.mark.parametrize(
+    ("size", "learners", "per_task", "padded"),
+    [
+        (3, 1, 1, 3),
+        (3, 2, 1, 4),
+        (4, 2, 2, 4),
+        (5, 2, 2, 8),
+        (5, [2, 3], 2, 12),
+        (12, [2, 3], 2, 12),
+        (13, [1, 3], 1, 18),
+        (1, [1, 4], 1, 12),
+    ],
+)
+def test_evaluation_sets_are_padded_to_what_all_learners_take(
+    size: int, learners: Any, per_task: int, padded: int
+):
+    stream = plan(
+        {"a": size}, learners=learners, per_task=per_task, steps=1, groups_per_step=12, evaluate_every=1
+    )
     assert next(stream.segments(0)) == Segment("a", 0, size, padded)
 
 
 @pytest.mark.parametrize("engines", [1, 2, [1, 3], 50])
-@pytest.mark.parametrize(("groups", "learners"), [(1, 1), (4, 2), (12, [2, 4]), (12, [1, 4]), (16, [1, 2]), (16, 4), (60, [1, 6]), (60, 3)])
+@pytest.mark.parametrize(
+    ("groups", "learners"),
+    [(1, 1), (4, 2), (12, [2, 4]), (12, [1, 4]), (16, [1, 2]), (16, 4), (60, [1, 6]), (60, 3)],
+)
 def test_blocks_divide_every_learners_share(groups: int, learners: Any, engines: Any):
     low, high = learners if isinstance(learners, list) else (learners, learners)
     stream = plan({"a": 7}, engines, learners, steps=2, groups_per_step=groups, evaluate_every=1)
@@ -66,8 +109,10 @@ def test_blocks_divide_every_learners_share(groups: int, learners: Any, engines:
             assert segment.padded % workers == 0 and segment.padded // workers % stream.block == 0
 
 
-@pytest.mark.parametrize(("groups", "learners", "engines", "block"), [
-    (16, 1, 1, 16), (16, 2, 2, 8), (16, 4, 1, 4), (16, 1, 3, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)])
+@pytest.mark.parametrize(
+    ("groups", "learners", "engines", "block"),
+    [(16, 1, 1, 16), (16, 2, 2, 8), (16, 4, 1, 4), (16, 1, 3, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)],
+)
 def test_the_largest_block_that_keeps_every_engine_busy(groups: int, learners: Any, engines: int, block: int):
     assert plan(None, engines, learners, steps=1, groups_per_step=groups).block == block
 
@@ -76,7 +121,9 @@ def test_groups_per_task_is_taken_as_given():
     assert plan(per_task=8, learners=2, steps=1, groups_per_step=16).block == 8
 
 
-@pytest.mark.parametrize(("per_task", "learners", "share"), [(3, 1, 16), (16, 2, 8), (16, [1, 2], 8), (32, 1, 16)])
+@pytest.mark.parametrize(
+    ("per_task", "learners", "share"), [(3, 1, 16), (16, 2, 8), (16, [1, 2], 8), (32, 1, 16)]
+)
 def test_groups_per_task_must_divide_a_learners_share(per_task: int, learners: Any, share: int):
     with pytest.raises(UserError, match=f"rollout.groups_per_task={per_task} must divide the {share} groups"):
         plan(per_task=per_task, learners=learners, steps=1, groups_per_step=16)

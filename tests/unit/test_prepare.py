@@ -1,4 +1,5 @@
 """Prepared data: what the template makes of a row, what is dropped, and rows by number in a seeded order."""
+
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from srft_ray.config import DataSection
+from srft_ray.config.schema import DataSection
 from srft_ray.data import prepare as module
 from srft_ray.data.prepare import Limits, prepare
 from srft_ray.data.rows import Row
@@ -18,7 +19,11 @@ from srft_ray.errors import UserError
 from tests.conftest import make_tokenizer, write_jsonl
 
 WIDE = Limits(prompt=1000, sequence=2000)
-MESSAGES = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}, {"role": "user", "content": "third"}]
+MESSAGES = [
+    {"role": "user", "content": "first"},
+    {"role": "assistant", "content": "second"},
+    {"role": "user", "content": "third"},
+]
 
 
 def section(path: Path | str = "x", **keys: Any) -> DataSection:
@@ -32,8 +37,16 @@ def prompt(tokenizer: Any, row_prompt: Any = "Hi {prompt}?", **keys: Any) -> str
     return text
 
 
-def prepared(tmp_path: Path, tokenizer: Any, rows: list[Any], limits: Limits = WIDE, seed: int = 0, **keys: Any) -> PreparedData:
-    return prepare(section(write_jsonl(tmp_path / "d.jsonl", rows), **keys), tokenizer, limits, tmp_path / "prepared", seed)
+def prepared(
+    tmp_path: Path, tokenizer: Any, rows: list[Any], limits: Limits = WIDE, seed: int = 0, **keys: Any
+) -> PreparedData:
+    return prepare(
+        section(write_jsonl(tmp_path / "d.jsonl", rows), **keys),
+        tokenizer,
+        limits,
+        tmp_path / "prepared",
+        seed,
+    )
 
 
 def test_the_plain_template(tokenizer: Any):
@@ -44,22 +57,39 @@ def test_the_plain_template(tokenizer: Any):
 
 def test_a_template_of_ones_own(tokenizer: Any, chat_tokenizer: Any):
     assert prompt(tokenizer, template="Q: {prompt} A:") == "Q: Hi {prompt}? A:"
-    assert prompt(chat_tokenizer, template="{system_prompt}|{prompt}|{x}", system_prompt="S") == "S|Hi {prompt}?|{x}"
+    assert (
+        prompt(chat_tokenizer, template="{system_prompt}|{prompt}|{x}", system_prompt="S")
+        == "S|Hi {prompt}?|{x}"
+    )
 
 
 @pytest.mark.parametrize("template", ["auto", "chat"])
 def test_the_chat_template(chat_tokenizer: Any, template: str):
     assert prompt(chat_tokenizer, template=template) == "[user]Hi {prompt}?\n[assistant]"
-    assert prompt(chat_tokenizer, MESSAGES, template=template) == "[user]first\n[assistant]second\n[user]third\n[assistant]"
-    assert prompt(chat_tokenizer, template=template, system_prompt="S") == "[system]S\n[user]Hi {prompt}?\n[assistant]"
+    assert (
+        prompt(chat_tokenizer, MESSAGES, template=template)
+        == "[user]first\n[assistant]second\n[user]third\n[assistant]"
+    )
+    assert (
+        prompt(chat_tokenizer, template=template, system_prompt="S")
+        == "[system]S\n[user]Hi {prompt}?\n[assistant]"
+    )
     own = [{"role": "system", "content": "own"}, MESSAGES[0]]
-    assert prompt(chat_tokenizer, own, template=template, system_prompt="S") == "[system]own\n[user]first\n[assistant]"
+    assert (
+        prompt(chat_tokenizer, own, template=template, system_prompt="S")
+        == "[system]own\n[user]first\n[assistant]"
+    )
 
 
-@pytest.mark.parametrize(("keys", "wanted"), [
-    ({"template": "chat"}, "the tokenizer has no chat template"), ({"template": "hello"}, "that contains {prompt}"),
-    ({"template": "{prompt}", "system_prompt": "S"}, "go together"), ({"template": "{system_prompt}{prompt}"}, "go together"),
-])
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ({"template": "chat"}, "the tokenizer has no chat template"),
+        ({"template": "hello"}, "that contains {prompt}"),
+        ({"template": "{prompt}", "system_prompt": "S"}, "go together"),
+        ({"template": "{system_prompt}{prompt}"}, "go together"),
+    ],
+)
 def test_templates_that_cannot_be(tokenizer: Any, keys: dict[str, Any], wanted: str):
     with pytest.raises(UserError, match=wanted):
         Template(tokenizer, section(**keys))
@@ -74,19 +104,28 @@ def test_a_chat_template_that_refuses_a_prompt():
 def test_a_demonstration_ends_with_eos_and_starts_with_no_special_token():
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)])
+        single="<bos> $A <eos>",
+        special_tokens=[("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)],
+    )
     template = Template(tokenizer, section())
     text, ids = template.prompt(Row("p", "", []))
     assert tokenizer.convert_ids_to_tokens(ids) == ["<bos>", "p", "Ċ"]
     assert tokenizer.convert_ids_to_tokens(template.demonstration("ab", text)) == ["a", "b", "<eos>"]
 
 
-@pytest.mark.parametrize(("before", "given", "wanted"), [
-    ("[assistant]<think>\n", "<think>\nso</think>4", "so</think>4"), ("[assistant]<think>\n", "so</think>4", "so</think>4"),
-    ("[assistant]<think>", "<think>so <think> again", "so <think> again"), ("[assistant]", "<think>\nso</think>4", "<think>\nso</think>4"),
-    ("<think> [assistant]", "<think>so", "<think>so"),
-])
-def test_a_think_tag_that_the_prompt_has_opened_is_not_opened_again(tokenizer: Any, before: str, given: str, wanted: str):
+@pytest.mark.parametrize(
+    ("before", "given", "wanted"),
+    [
+        ("[assistant]<think>\n", "<think>\nso</think>4", "so</think>4"),
+        ("[assistant]<think>\n", "so</think>4", "so</think>4"),
+        ("[assistant]<think>", "<think>so <think> again", "so <think> again"),
+        ("[assistant]", "<think>\nso</think>4", "<think>\nso</think>4"),
+        ("<think> [assistant]", "<think>so", "<think>so"),
+    ],
+)
+def test_a_think_tag_that_the_prompt_has_opened_is_not_opened_again(
+    tokenizer: Any, before: str, given: str, wanted: str
+):
     ids = Template(tokenizer, section()).demonstration(given, before)
     assert tokenizer.decode(ids[:-1]) == wanted and ids[-1] == tokenizer.eos_token_id
 
@@ -100,8 +139,15 @@ def test_the_chat_templates_think_tag_reaches_the_stored_demonstration(tmp_path:
 def test_a_stored_row(tmp_path: Path, tokenizer: Any):
     record = {"prompt": "é?", "answer": 4, "demonstrations": ["one", "two"], "metadata": {"a": [1, None]}}
     assert prepared(tmp_path, tokenizer, [record]).row(0) == {
-        "prompt": "é?\n", "prompt_ids": tokenizer("é?\n").input_ids, "reference": "4", "metadata": {"a": [1, None]},
-        "demonstrations": [{"text": text, "ids": [*tokenizer(text).input_ids, tokenizer.eos_token_id]} for text in ("one", "two")]}
+        "prompt": "é?\n",
+        "prompt_ids": tokenizer("é?\n").input_ids,
+        "reference": "4",
+        "metadata": {"a": [1, None]},
+        "demonstrations": [
+            {"text": text, "ids": [*tokenizer(text).input_ids, tokenizer.eos_token_id]}
+            for text in ("one", "two")
+        ],
+    }
 
 
 # With one token a byte: a prompt has one token more than its text (the line end), so has a demonstration (eos).
@@ -109,7 +155,10 @@ MIXED = [
     {"prompt": "p" * 9, "answer": "1", "demonstration": "d" * 9},  # both just fit
     {"prompt": "p" * 10, "answer": "1", "demonstration": "d"},  # the prompt does not
     {"prompt": "p" * 9, "answer": "1", "demonstration": "d" * 10},  # the demonstration does not
-    {"prompt": "p" * 4, "demonstrations": ["d" * 15, "d" * 14, "d"]},  # the first of three does not; no answer
+    {
+        "prompt": "p" * 4,
+        "demonstrations": ["d" * 15, "d" * 14, "d"],
+    },  # the first of three does not; no answer
     {"prompt": "p", "answer": "1"},  # no demonstration
 ]
 LIMITS = Limits(prompt=10, sequence=20)
@@ -126,10 +175,13 @@ def test_overlong_rows_are_dropped_and_counted(tmp_path: Path, tokenizer: Any):
     assert [[len(d["ids"]) for d in row["demonstrations"]] for row in data.rows()] == [[10], [], [15, 2], []]
 
 
-@pytest.mark.parametrize(("limits", "wanted"), [
-    (LIMITS, "Row 2 has a prompt of 11 tokens, above the limit of 10"),
-    (Limits(11, 20), "Row 3 has a prompt with demonstration of 21 tokens, above the limit of 20"),
-])
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        (LIMITS, "Row 2 has a prompt of 11 tokens, above the limit of 10"),
+        (Limits(11, 20), "Row 3 has a prompt with demonstration of 21 tokens, above the limit of 20"),
+    ],
+)
 def test_overlong_rows_are_an_error_if_wanted(tmp_path: Path, tokenizer: Any, limits: Limits, wanted: str):
     with pytest.raises(UserError, match=wanted):
         prepared(tmp_path, tokenizer, MIXED, limits, overlong="error")
@@ -164,7 +216,11 @@ def test_each_epoch_is_a_permutation(rows: int):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {tuple(shuffled(epoch * 97 + place, 97, seed)[1] for place in range(97)) for seed in range(4) for epoch in range(4)}
+    orders = {
+        tuple(shuffled(epoch * 97 + place, 97, seed)[1] for place in range(97))
+        for seed in range(4)
+        for epoch in range(4)
+    }
     assert len(orders) == 16 and tuple(range(97)) not in orders
 
 
@@ -174,7 +230,16 @@ def test_the_order_is_a_function_of_position_rows_and_seed():
     for seed in range(9):  # push the others out of the cache
         shuffled(0, 50, seed)
     assert [shuffled(p, 97, 5) for p in reversed(positions)] == first[::-1]
-    assert [shuffled(p, 4, 7) for p in range(8)] == [(0, 0), (0, 2), (0, 1), (0, 3), (1, 2), (1, 0), (1, 3), (1, 1)]
+    assert [shuffled(p, 4, 7) for p in range(8)] == [
+        (0, 0),
+        (0, 2),
+        (0, 1),
+        (0, 3),
+        (1, 2),
+        (1, 0),
+        (1, 3),
+        (1, 1),
+    ]
 
 
 RECORDS = [{"prompt": f"say {n}", "answer": str(n), "demonstration": "d"} for n in range(3)]
@@ -185,16 +250,26 @@ def test_preparing_again_reads_nothing(tmp_path: Path, tokenizer: Any, monkeypat
     first = prepare(source, tokenizer, WIDE, tmp_path / "prepared", 0)
     monkeypatch.setattr(module, "read_rows", lambda *_: pytest.fail("the source was read again"))
     assert prepare(source, tokenizer, WIDE, tmp_path / "prepared", 0) == first
-    assert prepare(source, tokenizer, WIDE, tmp_path / "prepared", 1) == first  # the seed shuffles, it does not prepare
+    assert (
+        prepare(source, tokenizer, WIDE, tmp_path / "prepared", 1) == first
+    )  # the seed shuffles, it does not prepare
     assert sorted(p.suffix for p in (tmp_path / "prepared").iterdir()) == [".arrow", ".json"]
 
 
 def test_whatever_changes_the_rows_prepares_anew(tmp_path: Path, tokenizer: Any, chat_tokenizer: Any):
     source, folder = write_jsonl(tmp_path / "d.jsonl", RECORDS), tmp_path / "prepared"
-    files = [prepare(section(source, **keys), with_tokenizer, limits, folder, 0).file for keys, with_tokenizer, limits in (
-        ({}, tokenizer, WIDE), ({"template": "Q {prompt}"}, tokenizer, WIDE), ({"system_prompt": "S"}, tokenizer, WIDE),
-        ({"answer_field": "prompt"}, tokenizer, WIDE), ({}, tokenizer, Limits(999, 2000)), ({}, tokenizer, Limits(1000, 1999)),
-        ({}, chat_tokenizer, WIDE))]
+    files = [
+        prepare(section(source, **keys), with_tokenizer, limits, folder, 0).file
+        for keys, with_tokenizer, limits in (
+            ({}, tokenizer, WIDE),
+            ({"template": "Q {prompt}"}, tokenizer, WIDE),
+            ({"system_prompt": "S"}, tokenizer, WIDE),
+            ({"answer_field": "prompt"}, tokenizer, WIDE),
+            ({}, tokenizer, Limits(999, 2000)),
+            ({}, tokenizer, Limits(1000, 1999)),
+            ({}, chat_tokenizer, WIDE),
+        )
+    ]
     write_jsonl(source, RECORDS[:2])
     files.append(prepare(section(source), tokenizer, WIDE, folder, 0).file)
     assert len(set(files)) == len(files) == 8
@@ -216,7 +291,7 @@ class Tokenizer:
     def __len__(self): return 256
     def __call__(self, text, **_): return types.SimpleNamespace(input_ids=list(text.encode()))
 sys.modules["transformers"] = MagicMock()  # takes seconds and memory to import
-from srft_ray.config import DataSection
+from srft_ray.config.schema import DataSection
 from srft_ray.data.prepare import Limits, prepare
 from srft_ray.data.store import shuffled
 def mebibytes(key):
@@ -241,5 +316,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     preparing_few, reading_few, preparing_many, reading_many = json.loads(done.stdout)
     stored = max(file.stat().st_size for file in (tmp_path / "prepared").glob("*.arrow")) / 2**20
-    print(f"{preparing_few=:.0f} {preparing_many=:.0f} {reading_few=:.0f} {reading_many=:.0f} {stored=:.0f} MiB")
+    print(
+        f"{preparing_few=:.0f} {preparing_many=:.0f} {reading_few=:.0f} {reading_many=:.0f} {stored=:.0f} MiB"
+    )
     assert preparing_many - preparing_few < 8 and reading_many - reading_few < 8 < stored / 2

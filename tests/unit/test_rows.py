@@ -1,4 +1,5 @@
 """Rows come out of every source alike, and what is wrong with a source is said with its place."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from srft_ray.config import DataSection
+from srft_ray.config.schema import DataSection
 from srft_ray.data.rows import Row, data_format, read_rows, to_row
 from srft_ray.errors import UserError
 from tests.conftest import write_jsonl
 
 RECORDS = [{"prompt": f"say {n}", "answer": str(n), "demonstration": f"it is {n} é"} for n in range(5)]
 EXPECTED = [Row(f"say {n}", str(n), [f"it is {n} é"]) for n in range(5)]
-GSM8K = {"question": "How many?", "answer": "In April 48/2 = <<48/2=24>>24 clips.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"}
+GSM8K = {
+    "question": "How many?",
+    "answer": "In April 48/2 = <<48/2=24>>24 clips.\nTogether 48+24 = <<48+24=72>>72.\n#### 72",
+}
 
 
 def read(path: Path, **keys: Any) -> list[Row]:
@@ -44,8 +48,12 @@ def hf_dataset(folder: Path, records: list[dict[str, Any]], shards: int = 1) -> 
     names = [f"data-{i:05d}-of-{shards:05d}.arrow" for i in range(shards)]
     size = -(-len(records) // shards)
     for i, name in enumerate(names):
-        arrow_stream(folder / name, records[i * size:(i + 1) * size])
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], "_fingerprint": "1f", "_split": None}))
+        arrow_stream(folder / name, records[i * size : (i + 1) * size])
+    (folder / "state.json").write_text(
+        json.dumps(
+            {"_data_files": [{"filename": name} for name in names], "_fingerprint": "1f", "_split": None}
+        )
+    )
     (folder / "dataset_info.json").write_text(json.dumps({"features": {}, "citation": ""}))
     return folder
 
@@ -65,7 +73,9 @@ def test_jsonl(tmp_path: Path):
 
 def test_jsonl_with_blank_lines_and_without_a_last_newline(tmp_path: Path):
     path = tmp_path / "d.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS).encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf" + "\n\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS).encode()
+    )
     assert read(path) == EXPECTED
 
 
@@ -108,16 +118,23 @@ def test_a_dataset_dict_without_a_training_split(tmp_path: Path):
     assert "test, extra" in text and str(tmp_path / "d" / "test") in text
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("a.jsonl", "jsonl"), ("a.ndjson", "jsonl"), ("a.JSON", "json"), ("a.pq", "parquet")])
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("a.jsonl", "jsonl"), ("a.ndjson", "jsonl"), ("a.JSON", "json"), ("a.pq", "parquet")]
+)
 def test_the_format_is_told_from_the_name(name: str, wanted: str):
     assert data_format(DataSection(path=name)) == wanted
     assert data_format(DataSection(path=name, format="hf")) == "hf"
 
 
-@pytest.mark.parametrize(("fields", "wanted"), [
-    ({"prompt": "p", "question": "q", "problem": "r"}, "p"), ({"problem": "r", "question": "q"}, "q"), ({"problem": "r"}, "r"),
-    ({"prompt": None, "question": "q"}, "q"),
-])
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"prompt": "p", "question": "q", "problem": "r"}, "p"),
+        ({"problem": "r", "question": "q"}, "q"),
+        ({"problem": "r"}, "r"),
+        ({"prompt": None, "question": "q"}, "q"),
+    ],
+)
 def test_the_usual_prompt_fields(fields: dict[str, Any], wanted: str):
     assert row(fields).prompt == wanted
 
@@ -133,8 +150,18 @@ def test_the_usual_demonstration_fields(name: str):
 
 
 def test_named_and_dotted_fields():
-    record = {"prompt": "wrong", "q": {"text": "p"}, "reward_model": {"style": "rule", "ground_truth": {"target": 0}}, "traces": {"r1": ["d", "e"]}}
-    mapped = row(record, prompt_field="q.text", answer_field="reward_model.ground_truth.target", demonstration_field="traces.r1")
+    record = {
+        "prompt": "wrong",
+        "q": {"text": "p"},
+        "reward_model": {"style": "rule", "ground_truth": {"target": 0}},
+        "traces": {"r1": ["d", "e"]},
+    }
+    mapped = row(
+        record,
+        prompt_field="q.text",
+        answer_field="reward_model.ground_truth.target",
+        demonstration_field="traces.r1",
+    )
     assert mapped == Row("p", "0", ["d", "e"])
 
 
@@ -146,7 +173,10 @@ def test_chat_messages():
     assert row({"prompt": prompt, "solution": [conversation, conversation[1:]]}).demonstrations == ["d", "d"]
 
 
-@pytest.mark.parametrize(("given", "wanted"), [(None, []), ("", []), ([], []), ("d", ["d"]), (["d"], ["d"]), (["d", "", "e", None], ["d", "e"])])
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [(None, []), ("", []), ([], []), ("d", ["d"]), (["d"], ["d"]), (["d", "", "e", None], ["d", "e"])],
+)
 def test_none_one_or_several_demonstrations(given: Any, wanted: list[str]):
     assert row({"prompt": "p", "demonstrations": given}).demonstrations == wanted
 
@@ -168,7 +198,9 @@ def test_a_missing_source(tmp_path: Path):
     assert message(tmp_path / "no.jsonl").startswith(f"data.path {tmp_path / 'no.jsonl'} does not exist")
 
 
-@pytest.mark.parametrize(("name", "content"), [("d.jsonl", ""), ("d.jsonl", "\n \n"), ("d.json", ""), ("d.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("d.jsonl", ""), ("d.jsonl", "\n \n"), ("d.json", ""), ("d.json", "[]")]
+)
 def test_an_empty_file(tmp_path: Path, name: str, content: str):
     (tmp_path / name).write_text(content)
     assert message(tmp_path / name) == f"data.path {tmp_path / name} is empty: it holds no row."
@@ -184,7 +216,9 @@ def test_an_empty_directory(tmp_path: Path):
 
 
 def test_a_name_that_tells_no_format(tmp_path: Path):
-    assert "set data.format to jsonl, json, parquet, hf or tasks" in message(write_jsonl(tmp_path / "d.txt", RECORDS))
+    assert "set data.format to jsonl, json, parquet, hf or tasks" in message(
+        write_jsonl(tmp_path / "d.txt", RECORDS)
+    )
 
 
 @pytest.mark.parametrize("format", ["jsonl", "json", "parquet"])
@@ -192,22 +226,35 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path, format: str):
     assert str(tmp_path) in message(tmp_path, format=format)
 
 
-@pytest.mark.parametrize(("line", "wanted"), [
-    (b'{"prompt": "p"', "is not valid JSON"), (b"prompt: p", "is not valid JSON: Expecting value at column 1"),
-    (b'{"prompt": "\xff"}', "is not UTF-8"), (b'["p"]', "must be a JSON object with named fields, not a list"), (b'"p"', "not a str"),
-    (b"{" + b'"a":{' * 99_999, "is not valid JSON"),
-    (b'{"prompt": ' + b"1" * 5000 + b"}", "is not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (b'{"prompt": "p"', "is not valid JSON"),
+        (b"prompt: p", "is not valid JSON: Expecting value at column 1"),
+        (b'{"prompt": "\xff"}', "is not UTF-8"),
+        (b'["p"]', "must be a JSON object with named fields, not a list"),
+        (b'"p"', "not a str"),
+        (b"{" + b'"a":{' * 99_999, "is not valid JSON"),
+        (b'{"prompt": ' + b"1" * 5000 + b"}", "is not valid JSON"),
+    ],
+)
 def test_a_bad_line_of_jsonl_is_named(tmp_path: Path, line: bytes, wanted: str):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'{"prompt": "p"}\n\n' + line + b"\n")
     assert message(path).startswith(f"{path} line 3 ") and wanted in message(path)
 
 
-@pytest.mark.parametrize(("content", "wanted"), [
-    ('[{"prompt": "p"},\n {"prompt" "p"}]', "line 2 is not valid JSON: Expecting ':' delimiter at column 12"),
-    ('{"prompt": "p"}', "must hold a JSON list of rows, not a dict"), ('[{"prompt": "p"}, 3]', "row 2 must be a JSON object"),
-])
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (
+            '[{"prompt": "p"},\n {"prompt" "p"}]',
+            "line 2 is not valid JSON: Expecting ':' delimiter at column 12",
+        ),
+        ('{"prompt": "p"}', "must hold a JSON list of rows, not a dict"),
+        ('[{"prompt": "p"}, 3]', "row 2 must be a JSON object"),
+    ],
+)
 def test_bad_json_is_named(tmp_path: Path, content: str, wanted: str):
     (tmp_path / "d.json").write_text(content)
     assert message(tmp_path / "d.json").startswith(f"{tmp_path / 'd.json'} {wanted}")
@@ -215,12 +262,19 @@ def test_bad_json_is_named(tmp_path: Path, content: str, wanted: str):
 
 def test_parquet_that_is_none(tmp_path: Path):
     (tmp_path / "d.parquet").write_text("no")
-    assert message(tmp_path / "d.parquet").startswith(f"{tmp_path / 'd.parquet'} is not a readable Parquet file: ")
+    assert message(tmp_path / "d.parquet").startswith(
+        f"{tmp_path / 'd.parquet'} is not a readable Parquet file: "
+    )
 
 
 def test_parquet_with_damaged_pages(tmp_path: Path):
     path = tmp_path / "d.parquet"
-    pq.write_table(pa.table({"prompt": [f"{n} {n * n}" for n in range(999)]}), path, compression="zstd", use_dictionary=False)
+    pq.write_table(
+        pa.table({"prompt": [f"{n} {n * n}" for n in range(999)]}),
+        path,
+        compression="zstd",
+        use_dictionary=False,
+    )
     content = bytearray(path.read_bytes())
     content[60:200] = bytes(140)
     path.write_bytes(content)
@@ -235,18 +289,34 @@ def test_a_dataset_on_disk_that_is_cut_off(tmp_path: Path):
 
 def test_a_missing_field_lists_those_that_are_there(tmp_path: Path):
     path = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "zeta": 1}, {"input": "p", "alpha": 1}])
-    assert message(path) == (f"No prompt field 'prompt' or 'question' or 'problem' in {path} line 2; fields found: alpha, input. "
-                             "Set data.prompt_field.")
+    assert message(path) == (
+        f"No prompt field 'prompt' or 'question' or 'problem' in {path} line 2; fields found: alpha, input. "
+        "Set data.prompt_field."
+    )
 
 
 @pytest.mark.parametrize("role", ["prompt", "answer", "demonstration"])
 def test_a_field_that_is_named_must_be_there(tmp_path: Path, role: str):
     path = write_jsonl(tmp_path / "d.jsonl", RECORDS)
     text = message(path, **{f"{role}_field": "meta.x"})
-    assert text.startswith(f"No {role} field 'meta.x' in {path} line 1; fields found: answer, demonstration, prompt.")
+    assert text.startswith(
+        f"No {role} field 'meta.x' in {path} line 1; fields found: answer, demonstration, prompt."
+    )
 
 
-@pytest.mark.parametrize("prompt", ["", [], 3, {"role": "user"}, ["u"], [{"content": "u"}], [{"role": "user"}], [{"role": "user", "content": None}]])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        [],
+        3,
+        {"role": "user"},
+        ["u"],
+        [{"content": "u"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+    ],
+)
 def test_a_prompt_is_a_text_or_messages(tmp_path: Path, prompt: Any):
     path = write_jsonl(tmp_path / "d.jsonl", [{"prompt": prompt}])
     assert f"The prompt in {path} line 1 must be a text or a list of messages" in message(path)

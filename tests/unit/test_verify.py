@@ -1,4 +1,5 @@
 """Verifiers give the right verdicts; an item that hangs, crashes or cannot be read costs its own verdict and no other."""
+
 import contextlib
 import json
 import random
@@ -12,7 +13,7 @@ import pytest
 
 from srft_ray.data import tasks
 from srft_ray.errors import UserError
-from srft_ray.verify import Item, Judge, Verdict, resolve
+from srft_ray.verify import Item, Verdict, VerifierPool, resolve
 from tests.judges import EXPECTED, item
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -47,18 +48,18 @@ HOSTILE = [r"9^{9^{9^{9}}}", "(10^7)!", "+".join(f"{i}^{{{i}}}" for i in range(1
 
 
 @pytest.fixture(scope="module")
-def math() -> Iterator[Judge]:
-    with contextlib.closing(Judge("math", timeout_s=1.0, num_workers=2)) as judge:
+def math() -> Iterator[VerifierPool]:
+    with contextlib.closing(VerifierPool("math", timeout_s=1.0, num_workers=2)) as judge:
         judge.judge([item("1", "1")])
         yield judge
 
 
-def test_golden_answers(math: Judge) -> None:
+def test_golden_answers(math: VerifierPool) -> None:
     verdicts = math.judge([item(response, reference) for response, reference, _, _ in GOLDEN])
     assert verdicts == [Verdict(verdict, float(verdict == "match"), answer) for *_, verdict, answer in GOLDEN]
 
 
-def test_hostile_expressions_cost_one_timeout_each(math: Judge) -> None:
+def test_hostile_expressions_cost_one_timeout_each(math: VerifierPool) -> None:
     easy = [item(r"\boxed{72}", "72")] * 20
     start = time.monotonic()
     verdicts = math.judge([*easy, *(item(rf"\boxed{{{text}}}", "5") for text in HOSTILE), *easy])
@@ -67,10 +68,13 @@ def test_hostile_expressions_cost_one_timeout_each(math: Judge) -> None:
 
 
 def test_tasks_are_scored_and_processes_cost_little() -> None:
-    with contextlib.closing(Judge("tasks")) as judge:
+    with contextlib.closing(VerifierPool("tasks")) as judge:
         rows = list(tasks.generate("sums+products+equations", "train", 128, 0))
         items = [Item(row["demonstration"], row["answer"], row["metadata"]) for row in rows]
-        wrong = [Item("#### 123456789", rows[0]["answer"], rows[0]["metadata"]), Item("5", "5", rows[0]["metadata"])]
+        wrong = [
+            Item("#### 123456789", rows[0]["answer"], rows[0]["metadata"]),
+            Item("5", "5", rows[0]["metadata"]),
+        ]
         assert [verdict.verdict for verdict in judge.judge(wrong)] == ["mismatch", "no_answer"]
         bounded, bare = [], []
         for _ in range(10):
@@ -81,11 +85,13 @@ def test_tasks_are_scored_and_processes_cost_little() -> None:
             for one in items:
                 resolve("tasks", None)(one.response, one.reference, one.metadata)
             bare.append(time.monotonic() - start)
-    assert min(bounded) < 100 * min(bare), "scoring itself takes a microsecond or two; a hand-over took 25 times that when this was written"
+    assert min(bounded) < 100 * min(bare), (
+        "scoring itself takes a microsecond or two; a hand-over took 25 times that when this was written"
+    )
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_user_function_verdicts_and_order(user: Callable[..., Judge], num_workers: int) -> None:
+def test_user_function_verdicts_and_order(user: Callable[..., VerifierPool], num_workers: int) -> None:
     acts = [*EXPECTED, *["good", "partial", "own"] * 5]
     random.Random(0).shuffle(acts)
     verdicts = user(num_workers=num_workers).judge([item(act) for act in acts])
@@ -93,12 +99,12 @@ def test_user_function_verdicts_and_order(user: Callable[..., Judge], num_worker
     assert verdicts == [EXPECTED[act] for act in acts]
 
 
-def test_user_function_without_metadata(user: Callable[..., Judge]) -> None:
+def test_user_function_without_metadata(user: Callable[..., VerifierPool]) -> None:
     verdicts = user("two").judge([item("a", "a"), item("a", "b")])
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
 
 
-def test_workers_are_light_replaced_quickly_and_reused(user: Callable[..., Judge]) -> None:
+def test_workers_are_light_replaced_quickly_and_reused(user: Callable[..., VerifierPool]) -> None:
     judge = user()
     first, again, heavy, _ = judge.judge([item("pid"), item("pid"), item("heavy"), item("exit")])
     assert first == again and heavy.answer == ""
@@ -107,15 +113,17 @@ def test_workers_are_light_replaced_quickly_and_reused(user: Callable[..., Judge
     assert time.monotonic() - start < 0.5
 
 
-def test_an_item_that_cannot_be_sent_is_an_error(user: Callable[..., Judge]) -> None:
+def test_an_item_that_cannot_be_sent_is_an_error(user: Callable[..., VerifierPool]) -> None:
     verdicts = user().judge([item("good"), item("good", metadata={"lock": threading.Lock()}), item("good")])
     assert [verdict.verdict for verdict in verdicts] == ["match", "error", "match"]
 
 
-def test_calls_from_several_threads(user: Callable[..., Judge]) -> None:
+def test_calls_from_several_threads(user: Callable[..., VerifierPool]) -> None:
     judge, rewards = user(), {}
-    threads = [threading.Thread(target=lambda act=act: rewards.update({act: judge.judge([item(act)] * 50)}))
-               for act in ("good", "partial", "own")]
+    threads = [
+        threading.Thread(target=lambda act=act: rewards.update({act: judge.judge([item(act)] * 50)}))
+        for act in ("good", "partial", "own")
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -123,18 +131,27 @@ def test_calls_from_several_threads(user: Callable[..., Judge]) -> None:
     assert rewards == {act: [EXPECTED[act]] * 50 for act in ("good", "partial", "own")}
 
 
-@pytest.mark.parametrize(("name", "path", "message"), [
-    ("maths", None, "did you mean 'math'"), ("", "{dir}/absent.py:score", "absent.py' is not a file"),
-    ("", "{dir}/scorer.py", "file.py:function"), ("", "{dir}/scorer.py:absent", "has no function 'absent'"),
-    ("", "{dir}/scorer.py:number", "has no function 'number'"), ("", "{dir}/scorer.py:one", "must take"),
-    ("", "{dir}/broken.py:score", "SyntaxError"),
-])
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("maths", None, "did you mean 'math'"),
+        ("", "{dir}/absent.py:score", "absent.py' is not a file"),
+        ("", "{dir}/scorer.py", "file.py:function"),
+        ("", "{dir}/scorer.py:absent", "has no function 'absent'"),
+        ("", "{dir}/scorer.py:number", "has no function 'number'"),
+        ("", "{dir}/scorer.py:one", "must take"),
+        ("", "{dir}/broken.py:score", "SyntaxError"),
+    ],
+)
 def test_resolve_names_what_is_wrong(user_file: Path, name: str, path: str | None, message: str) -> None:
     (user_file.parent / "broken.py").write_text("def score(:")
     path = path and path.format(dir=user_file.parent)
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         resolve(name, path)
-    with contextlib.closing(Judge(name, path)) as judge, pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with (
+        contextlib.closing(VerifierPool(name, path)) as judge,
+        pytest.raises(UserError, match=message.replace(".", r"\.")),
+    ):
         judge.judge([item("good")])
 
 
@@ -147,17 +164,26 @@ def gsm8k() -> list[Item]:
 def benchmark(name: str) -> list[Item]:
     text = (DATA / "benchmarks" / name).read_text()
     rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
-    answers = [row["answer"].removeprefix("\\boxed{").removesuffix("}") if row["answer"].startswith("\\boxed{")
-               else row["answer"] for row in rows]
-    return [item(f"So it is $\\boxed{{{answer}}}$.", row["answer"]) for row, answer in zip(rows, answers, strict=True)]
+    answers = [
+        row["answer"].removeprefix("\\boxed{").removesuffix("}")
+        if row["answer"].startswith("\\boxed{")
+        else row["answer"]
+        for row in rows
+    ]
+    return [
+        item(f"So it is $\\boxed{{{answer}}}$.", row["answer"])
+        for row, answer in zip(rows, answers, strict=True)
+    ]
 
 
 @needs_data
-@pytest.mark.parametrize("name", ["AIME24.json", "AMC23.json", "MATH-500.json", "Minerva.json", "ARC-C.jsonl"])
-def test_every_gold_answer_of_a_benchmark_matches_itself(math: Judge, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["AIME24.json", "AMC23.json", "MATH-500.json", "Minerva.json", "ARC-C.jsonl"]
+)
+def test_every_gold_answer_of_a_benchmark_matches_itself(math: VerifierPool, name: str) -> None:
     assert {verdict.verdict for verdict in math.judge(benchmark(name))} == {"match"}
 
 
 @needs_data
-def test_worked_solutions_of_gsm8k_match(math: Judge) -> None:
+def test_worked_solutions_of_gsm8k_match(math: VerifierPool) -> None:
     assert {verdict.verdict for verdict in math.judge(random.Random(0).sample(gsm8k(), 1000))} == {"match"}

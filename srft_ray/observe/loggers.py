@@ -1,0 +1,96 @@
+"""Where metrics also go: TensorBoard and Ray's metrics always; wandb and MLflow if asked for. A logger is called with (step, values)."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping
+from numbers import Real
+
+from srft_ray.config.schema import Config, nearest, require
+
+Logger = Callable[[int, Mapping[str, float]], None]
+RAY_GAUGES = {  # name after srft_ray_: key of a step's record, description
+    "step": ("step", "optimizer step that the other figures are of, from 0"),
+    "step_seconds": ("time/step", "duration of the step, seconds"),
+    "tokens_per_second": ("tokens/per_second", "tokens that entered the update by the duration of the step"),
+    "reward_mean": ("reward/mean", "mean reward of the step's rollouts"),
+    "staleness_mean": ("staleness/mean", "mean age of the policy that sampled the rollouts, versions"),
+    "queue_depth": ("queue/depth", "groups that are ready and not yet taken by a learner"),
+    "engine_utilization": (
+        "utilization/engine",
+        "share of the step in which its groups were generated, 0 to 1",
+    ),
+    "learner_utilization": ("utilization/learner", "share of the step spent in the update, 0 to 1"),
+    "entropy_rollout": ("entropy/rollout", "mean entropy of the policy on the rollouts, nats per token"),
+}
+
+
+def check_loggers(names: list[str]) -> None:
+    """Raises UserError for an unknown logger or one that is not installed."""
+    for name in names:
+        require(name in OPTIONAL, f"run.loggers has {name!r}: {nearest(name, OPTIONAL)}")
+        require(
+            importlib.util.find_spec(name) is not None,
+            f"run.loggers has {name!r}, which is not installed: pip install {name}.",
+        )
+
+
+def make_loggers(config: Config) -> list[Logger]:
+    return [
+        _tensorboard(config),
+        ray_metrics(config),
+        *(OPTIONAL[name](config) for name in config.run.loggers),
+    ]
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items() if isinstance(value, Real) and key != "step"}
+
+
+def _tensorboard(config: Config) -> Logger:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(config.run_dir / "tensorboard"))
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for key, value in _numbers(values).items():
+            writer.add_scalar(key, value, step)
+        writer.flush()
+
+    return log
+
+
+def ray_metrics(config: Config) -> Logger:
+    """Gauges of the Ray process it runs in, tagged with the run's name; a step's record sets those whose keys it has."""
+    from ray.util.metrics import Gauge
+
+    gauges = {
+        key: Gauge(f"srft_ray_{name}", text, tag_keys=("run",)) for name, (key, text) in RAY_GAUGES.items()
+    }
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for key in gauges.keys() & values.keys():
+            gauges[key].set(float(values[key]), tags={"run": config.run.name})
+
+    return log
+
+
+def _wandb(config: Config) -> Logger:
+    import wandb
+
+    run = wandb.init(
+        project="srft-ray", name=config.run.name, dir=str(config.run_dir), config=dataclasses.asdict(config)
+    )
+    return lambda step, values: run.log(_numbers(values), step=step) if values else run.finish()
+
+
+def _mlflow(config: Config) -> Logger:
+    import mlflow
+
+    mlflow.set_experiment("srft-ray")
+    mlflow.start_run(run_name=config.run.name)
+    return lambda step, values: (
+        mlflow.log_metrics(_numbers(values), step=step) if values else mlflow.end_run()
+    )
+
+
+OPTIONAL = {"wandb": _wandb, "mlflow": _mlflow}
