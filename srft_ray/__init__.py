@@ -10,8 +10,8 @@ __all__ = ["Config", "Result", "RunFailed", "UserError", "evaluate", "fit", "loa
 
 _HOMES = {
     "Config": "config.schema",
-    "load_config": "config.schema",
-    "make_config": "config.schema",
+    "load_config": "config.load",
+    "make_config": "config.load",
     "fit": "run.driver",
     "Result": "run.driver",
     "RunFailed": "errors",

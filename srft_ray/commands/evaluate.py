@@ -1,50 +1,71 @@
 """Evaluation of a model on disk by the engine and the verifier that training uses."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from algorithms import GRPO
+from srft_ray.config.load import as_config
+from srft_ray.config.resolve import resolve
 from srft_ray.config.schema import Config
 from srft_ray.data.blocks import groups_of
-from srft_ray.data.plan import StreamPlan, make_plan
-from srft_ray.data.stream import StreamFactory
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model_config, resolve_dtype
 from srft_ray.observe import metrics
 from srft_ray.run.cluster import placed
-from srft_ray.run.preflight import data_folder, evaluation_sizes, prepare_evaluation, resolve_settings
+from srft_ray.run.preflight import check_installation, evaluation_sizes, plan_stream, prepare_evaluation
+from srft_ray.run.training_stream import StreamSource
 from srft_ray.sync.coordinator import Coordinator
 
+BLOCKS_AHEAD = 3  # of each engine, beside the block that it generates
 
-def evaluate(config: Config) -> list[dict[str, Any]]:
-    """Samples `evaluation.samples` responses for each prompt of each set; one record a set: avg@k, pass@k, intervals.
+
+def evaluate(config: Config | str | Path) -> list[dict[str, Any]]:
+    """Samples `evaluation.samples` responses for each prompt of each set.
+
+    Args:
+        config: a config, which is not changed, or the path of a YAML file.
+
+    Returns:
+        One record for each set: avg@k and pass@k in percent with their 95 % intervals, mean length, entropy.
 
     Raises:
         UserError: bad config, model or data.
     """
-    resolve_settings(config)
-    config.rollout.max_staleness = 3  # four blocks in flight for each engine
-    load_model_config(config)
-    sets = prepare_evaluation(config, load_tokenizer(config.model), data_folder(config))
-    plan = make_plan(config, evaluation_sizes(config, sets), GRPO())
-    with placed(config, engines=True) as (device, _):
+    resolved = resolve(as_config(config), GRPO())
+    config = resolved.config
+    check_installation(config)
+    load_model_config(config.model)
+    sets = prepare_evaluation(resolved, load_tokenizer(config.model))
+    plan = plan_stream(resolved, evaluation_sizes(config, sets))
+    plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
+    with placed(resolved, engines=True) as (device, _):
         coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
         ray.get(coordinator.restart.remote(0))
-        plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
-        nothing = next(iter(sets.values()))
-        factory = StreamFactory(
-            config, None, GRPO(), plan, nothing, sets, coordinator, device, resolve_dtype(config, device)
+        source = StreamSource(
+            config,
+            resolved.algorithm,
+            resolved.engines,
+            BLOCKS_AHEAD,
+            plan,
+            next(iter(sets.values())),  # nothing is read of it: the plan has no training step
+            sets,
+            coordinator,
+            device,
+            resolve_dtype(config.model, device),
         )
-        return ray.get(ray.remote(num_cpus=0)(_collect).remote(factory, plan))
+        return ray.get(ray.remote(num_cpus=0)(_collect).remote(source))
 
 
-def _collect(factory: StreamFactory, plan: StreamPlan) -> list[dict[str, Any]]:
-    scored: dict[str, list[metrics.Scored]] = {name: [] for name in plan.evaluation_sizes}
-    for batch in factory.stream(0).iter_batches(
-        batch_size=plan.block, batch_format="numpy", prefetch_batches=0
-    ):
+def _collect(source: StreamSource) -> list[dict[str, Any]]:
+    """Runs the stream to its end in a task, so that the driver's process stays free of Ray Data's threads."""
+    scored: dict[str, list[metrics.Scored]] = {name: [] for name in source.evaluation}
+    batches = source.stream(0).iter_batches(
+        batch_size=source.plan.block, batch_format="numpy", prefetch_batches=0
+    )
+    for batch in batches:
         for group in groups_of(batch):
             if group.group_id >= 0:
                 scored[group.dataset].append(metrics.Scored.of(group))

@@ -6,13 +6,14 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from srft_ray.config.resolve import TokenLimits, resolve
 from srft_ray.config.schema import Config
-from srft_ray.data.prepare import Limits, prepare
+from srft_ray.data.prepare import prepare
 from srft_ray.data.store import Counts, PreparedData
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model_config
 from srft_ray.rollout.worker import make_verifier_pool
-from srft_ray.run.preflight import limits, resolve_settings
+from srft_ray.run.preflight import check_installation
 from srft_ray.verify import Item
 
 AT_ONCE = 512
@@ -20,15 +21,16 @@ AT_ONCE = 512
 
 def describe(config: Config) -> str:
     """A report as text. Nothing is written to the run directory. UserError as `train` would."""
-    resolve_settings(config)
-    load_model_config(config)
-    fits = limits(config)
+    resolved = resolve(config)
+    config, fits = resolved.config, resolved.token_limits
+    check_installation(config)
+    load_model_config(config.model)
     with TemporaryDirectory() as folder:
         data = prepare(config.data, load_tokenizer(config.model), fits, Path(folder), config.run.seed)
         return "\n".join([*_lines(config, data.counts, fits), *_verdicts(config, data)])
 
 
-def _lines(config: Config, counts: Counts, limits: Limits) -> list[str]:
+def _lines(config: Config, counts: Counts, limits: TokenLimits) -> list[str]:
     prompt, demonstration = (
         counts.prompt_tokens / max(1, counts.kept),
         counts.demonstration_tokens / max(1, counts.demonstrations),
@@ -53,7 +55,7 @@ def _verdicts(config: Config, data: PreparedData) -> list[str]:
         if row["reference"]
         for d in row["demonstrations"]
     )
-    with closing(make_verifier_pool(config)) as judge:
+    with closing(make_verifier_pool(config.verifier)) as judge:
         while batch := list(islice(items, AT_ONCE)):
             for item, verdict in zip(batch, judge.judge(batch), strict=True):
                 verdicts[verdict.verdict] += 1

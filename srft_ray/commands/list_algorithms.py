@@ -6,7 +6,7 @@ from typing import Any
 
 from algorithms import REGISTRY, Algorithm, Schedule, Term
 from algorithms.term import one
-from srft_ray.config.schema import nearest, require
+from srft_ray.errors import nearest, require
 
 HEADER = """# Algorithms
 

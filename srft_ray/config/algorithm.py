@@ -8,8 +8,7 @@ from typing import Any
 from ray import cloudpickle
 
 from algorithms import REGISTRY, Algorithm, Schedule
-from srft_ray.config.schema import nearest, require
-from srft_ray.errors import UserError
+from srft_ray.errors import UserError, nearest, require
 from srft_ray.plugins import load_object
 
 KINDS = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}

@@ -7,8 +7,9 @@ from itertools import accumulate
 
 from algorithms import Algorithm
 from srft_ray.config.schedule import stage_size
-from srft_ray.config.schema import Config, bounds, require
-from srft_ray.errors import UserError
+from srft_ray.config.settings import Bounds
+from srft_ray.config.training import TrainerSection
+from srft_ray.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -57,40 +58,48 @@ class StreamPlan:
                 yield Segment(name, step, size, math.ceil(size / unit) * unit)
 
 
-def make_plan(config: Config, evaluation_sizes: dict[str, int], algorithm: Algorithm) -> StreamPlan:
-    low, high = bounds(config.learner.num_workers, "learner.num_workers")
-    _, engines = bounds(config.rollout.num_engines, "rollout.num_engines")
-    steps = config.trainer.steps
-    sizes = tuple(stage_size(config, algorithm.stage(step, steps)) for step in range(steps))
+def make_plan(
+    trainer: TrainerSection,
+    algorithm: Algorithm,
+    learners: Bounds,
+    engines: Bounds,
+    groups_per_block: int | None,
+    evaluation_sizes: dict[str, int],
+) -> StreamPlan:
+    """The plan of a run.
+
+    Args:
+        groups_per_block: as the user sets it; None for as few that every engine has a block in each step.
+        evaluation_sizes: prompts of each evaluation set.
+
+    Raises:
+        UserError: the groups of a step cannot be shared by the learners, or not in such blocks.
+    """
+    steps = trainer.steps
+    sizes = tuple(stage_size(trainer, algorithm.stage(step, steps)) for step in range(steps))
     for size in sorted(set(sizes)):
-        for workers in range(low, high + 1):
+        for workers in learners:
             require(
                 size % workers == 0,
                 f"A stage with {size} groups per step cannot be shared by {workers} learners "
-                f"(learner.num_workers={config.learner.num_workers}): choose a multiple.",
+                f"(learner.num_workers): choose a multiple.",
             )
-    per_learner = math.gcd(*(size // workers for workers in range(low, high + 1) for size in set(sizes)))
-    block = _block(config, per_learner, min(sizes), engines)
+    per_learner = math.gcd(*(size // workers for workers in learners for size in set(sizes)))
+    block = _block_size(groups_per_block, per_learner, min(sizes), engines.high)
     return StreamPlan(
         steps,
         sizes,
         block,
-        config.trainer.evaluate_every,
+        trainer.evaluate_every,
         evaluation_sizes,
-        math.lcm(*range(low, high + 1)),
-        config.trainer.first_group,
+        math.lcm(*learners),
+        trainer.first_group,
     )
 
 
-def needs_engines(config: Config, algorithm: Algorithm) -> bool:
-    """Rollouts and evaluation during training are sampled by engines."""
-    return algorithm.uses_rollouts or config.trainer.evaluate_every > 0
-
-
-def _block(config: Config, per_learner: int, groups: int, engines: int) -> int:
-    """Groups per task of the rollout stage: few enough that every engine has one each step, and a divisor of each
-    learner's share, so that no block spans two steps or two learners."""
-    given = config.rollout.groups_per_task
+def _block_size(given: int | None, per_learner: int, groups: int, engines: int) -> int:
+    """Groups of a block: few enough that every engine has a block in each step, and a divisor of each learner's share,
+    so that no block spans two steps or two learners."""
     if given is not None and per_learner % given:
         raise UserError(
             f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes in a step."

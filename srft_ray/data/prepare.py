@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,19 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from srft_ray.config.schema import DataSection, require
-from srft_ray.data.rows import Row, data_format, read_rows
+from srft_ray.config.formats import data_format
+from srft_ray.config.resolve import TokenLimits
+from srft_ray.config.schema import DataSection
+from srft_ray.data.rows import Row, read_rows
 from srft_ray.data.store import BATCH, SCHEMA, Counts, PreparedData
 from srft_ray.data.tokenize import Template
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Tokens that fit: a prompt, and a prompt with a demonstration."""
-
-    prompt: int
-    sequence: int
+from srft_ray.errors import require
 
 
 def prepare(
     section: DataSection,
     tokenizer: PreTrainedTokenizerBase,
-    limits: Limits,
+    limits: TokenLimits,
     folder: Path,
     seed: int,
     created: list[Path] | None = None,
@@ -69,7 +63,7 @@ def remove(paths: Sequence[Path]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, strict: bool) -> Counts:
+def _write(path: Path, rows: Iterable[Row], template: Template, limits: TokenLimits, strict: bool) -> Counts:
     counts = Counts()
     prepared = filter(None, (_tokenize(row, template, limits, counts, strict) for row in rows))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -84,7 +78,7 @@ def _write(path: Path, rows: Iterable[Row], template: Template, limits: Limits, 
 
 
 def _tokenize(
-    row: Row, template: Template, limits: Limits, counts: Counts, strict: bool
+    row: Row, template: Template, limits: TokenLimits, counts: Counts, strict: bool
 ) -> dict[str, Any] | None:
     counts.rows += 1
     text, prompt_ids = template.prompt(row)
@@ -125,7 +119,7 @@ def _reject(strict: bool, what: str, limit: int, number: int) -> None:
     )
 
 
-def _fingerprint(section: DataSection, template: Template, limits: Limits, seed: int) -> str:
+def _fingerprint(section: DataSection, template: Template, limits: TokenLimits, seed: int) -> str:
     """Changes with anything that changes the prepared rows: the source, the template, the tokenizer, the limits."""
     of = template.tokenizer
     parts: list[Any] = [

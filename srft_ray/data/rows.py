@@ -10,16 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srft_ray.config.schema import DataSection, first_line, require
+from srft_ray.config.formats import data_format
+from srft_ray.config.schema import DataSection
 from srft_ray.data import tasks
-from srft_ray.errors import UserError
+from srft_ray.errors import UserError, first_line, require
 
 USUAL_FIELDS = {
     "prompt": ("prompt", "question", "problem"),
     "answer": ("answer", "reference", "ground_truth"),
     "demonstration": ("demonstration", "demonstrations", "solution", "response"),
 }
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 
 
@@ -51,20 +51,6 @@ def read_rows(section: DataSection, seed: int = 0) -> Iterator[Row]:
         empty = False
         yield to_row(record, section, where)
     require(not empty, f"data.path {path} is empty: it holds no row.")
-
-
-def data_format(section: DataSection) -> str:
-    if section.format != "auto":
-        return section.format
-    path = Path(section.path).expanduser()
-    if path.is_dir():
-        return "parquet" if any(path.glob("*.parquet")) else "hf"
-    known = SUFFIXES.get(path.suffix.lower())
-    require(
-        known is not None,
-        f"The format of data.path {path} cannot be told from its name: set data.format to jsonl, json, parquet, hf or tasks.",
-    )
-    return known
 
 
 def to_row(record: dict[str, Any], section: DataSection, where: str) -> Row:

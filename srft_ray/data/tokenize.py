@@ -5,9 +5,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from srft_ray.config.schema import DataSection, ModelSection, first_line, require
+from srft_ray.config.schema import DataSection, ModelSection
 from srft_ray.data.rows import Row
-from srft_ray.errors import UserError
+from srft_ray.errors import UserError, first_line, require
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:

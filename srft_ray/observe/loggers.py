@@ -1,11 +1,13 @@
 """Where metrics also go: TensorBoard and Ray's metrics always; wandb and MLflow if asked for. A logger is called with (step, values)."""
 
-import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
+from typing import Any
 
-from srft_ray.config.schema import Config, nearest, require
+from srft_ray.errors import nearest, require
 
 Logger = Callable[[int, Mapping[str, float]], None]
 RAY_GAUGES = {  # name after srft_ray_: key of a step's record, description
@@ -34,22 +36,33 @@ def check_loggers(names: list[str]) -> None:
         )
 
 
-def make_loggers(config: Config) -> list[Logger]:
-    return [
-        _tensorboard(config),
-        ray_metrics(config),
-        *(OPTIONAL[name](config) for name in config.run.loggers),
-    ]
+@dataclass(frozen=True)
+class LoggerSettings:
+    """What loggers need of a run.
+
+    Attributes:
+        names: of the optional loggers.
+        settings: the resolved config as nested dictionaries, for loggers that keep it.
+    """
+
+    run_name: str
+    run_dir: Path
+    names: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_loggers(run: LoggerSettings) -> list[Logger]:
+    return [_tensorboard(run), ray_metrics(run), *(OPTIONAL[name](run) for name in run.names)]
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
     return {key: float(value) for key, value in values.items() if isinstance(value, Real) and key != "step"}
 
 
-def _tensorboard(config: Config) -> Logger:
+def _tensorboard(run: LoggerSettings) -> Logger:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(config.run_dir / "tensorboard"))
+    writer = SummaryWriter(str(run.run_dir / "tensorboard"))
 
     def log(step: int, values: Mapping[str, float]) -> None:
         for key, value in _numbers(values).items():
@@ -59,7 +72,7 @@ def _tensorboard(config: Config) -> Logger:
     return log
 
 
-def ray_metrics(config: Config) -> Logger:
+def ray_metrics(run: LoggerSettings) -> Logger:
     """Gauges of the Ray process it runs in, tagged with the run's name; a step's record sets those whose keys it has."""
     from ray.util.metrics import Gauge
 
@@ -69,25 +82,25 @@ def ray_metrics(config: Config) -> Logger:
 
     def log(step: int, values: Mapping[str, float]) -> None:
         for key in gauges.keys() & values.keys():
-            gauges[key].set(float(values[key]), tags={"run": config.run.name})
+            gauges[key].set(float(values[key]), tags={"run": run.run_name})
 
     return log
 
 
-def _wandb(config: Config) -> Logger:
+def _wandb(run: LoggerSettings) -> Logger:
     import wandb
 
-    run = wandb.init(
-        project="srft-ray", name=config.run.name, dir=str(config.run_dir), config=dataclasses.asdict(config)
+    started = wandb.init(
+        project="srft-ray", name=run.run_name, dir=str(run.run_dir), config=dict(run.settings)
     )
-    return lambda step, values: run.log(_numbers(values), step=step) if values else run.finish()
+    return lambda step, values: started.log(_numbers(values), step=step) if values else started.finish()
 
 
-def _mlflow(config: Config) -> Logger:
+def _mlflow(run: LoggerSettings) -> Logger:
     import mlflow
 
     mlflow.set_experiment("srft-ray")
-    mlflow.start_run(run_name=config.run.name)
+    mlflow.start_run(run_name=run.run_name)
     return lambda step, values: (
         mlflow.log_metrics(_numbers(values), step=step) if values else mlflow.end_run()
     )

@@ -2,13 +2,13 @@
 
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from srft_ray.config.schema import Config
 from srft_ray.observe.journal import read_json_lines
 from srft_ray.observe.report import percent
 
@@ -18,8 +18,10 @@ POLL_INTERVAL_S = 0.5
 class Progress:
     """Context manager that follows `metrics.jsonl` and `evaluations.jsonl` in a thread while the run goes on."""
 
-    def __init__(self, config: Config, resume_from: int) -> None:
-        self.config, self.run_dir, self.console = config, config.run_dir, Console(file=sys.stdout)
+    def __init__(self, run_dir: Path, steps: int, resume_from: int) -> None:
+        self.run_dir = run_dir
+        self.steps = steps
+        self.console = Console(file=sys.stdout)
         self.shown, self.first = resume_from, resume_from
         self.evaluated, self.events = (
             set[tuple[int, str]](),
@@ -38,13 +40,11 @@ class Progress:
             refresh_per_second=4,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(
-            config.run.name, total=config.trainer.steps, completed=resume_from, figures=""
-        )
+        self.task = self.bar.add_task(run_dir.name, total=steps, completed=resume_from, figures="")
 
     def __enter__(self) -> "Progress":
         begun = f"continuing after step {self.first}" if self.first else "starting engines and learners"
-        self._print(f"{self.config.run.name}: {begun}; run directory {self.run_dir}")
+        self._print(f"{self.run_dir.name}: {begun}; run directory {self.run_dir}")
         self.bar.start()
         self._thread.start()
         return self
@@ -85,11 +85,11 @@ class Progress:
         reward = f"reward {record['reward/mean']:.3f}  " if record["tokens/generated"] else ""
         figures = (
             f"{reward}entropy {entropy:.3f}  loss {record['loss']:+.4f}  "
-            f"{record['tokens'] / record['time/step']:,.0f} tokens/s  ETA {work * (self.config.trainer.steps - self.shown):.0f} s"
+            f"{record['tokens'] / record['time/step']:,.0f} tokens/s  ETA {work * (self.steps - self.shown):.0f} s"
         )
         self.bar.update(self.task, completed=self.shown, figures=figures)
         if not self.console.is_terminal:
-            self._print(f"step {self.shown}/{self.config.trainer.steps}  {figures}")
+            self._print(f"step {self.shown}/{self.steps}  {figures}")
 
 
 def evaluation_line(record: dict[str, Any]) -> str:

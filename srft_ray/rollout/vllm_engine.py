@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srft_ray.config.schema import Config
+from srft_ray.config.schema import ModelSection
+from srft_ray.config.training import RolloutSection
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Generation:
 class Engine:
     """Thread-safe: `generate` may be called from any number of threads; their sequences share the engine's batches."""
 
-    def __init__(self, config: Config, device: str, dtype: str) -> None:
-        _set_environment(config, device)
+    def __init__(
+        self, model: ModelSection, rollout: RolloutSection, seed: int, device: str, dtype: str
+    ) -> None:
+        _set_environment(rollout, device)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        rollout = config.rollout
         special: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
         if (
             device == "cpu"
@@ -49,19 +51,19 @@ class Engine:
             special = {
                 "enforce_eager": True,
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, config.model.max_length),
+                "max_num_batched_tokens": max(8192, model.max_length),
             }
         self._llm = LLMEngine.from_engine_args(
             EngineArgs(
-                model=config.model.path,
+                model=model.path,
                 dtype=dtype,
-                max_model_len=config.model.max_length,
+                max_model_len=model.max_length,
                 max_num_seqs=rollout.max_num_seqs,
                 tensor_parallel_size=rollout.tensor_parallel,
-                seed=config.run.seed,
+                seed=seed,
                 distributed_executor_backend="uni" if rollout.tensor_parallel == 1 else "mp",
                 logprobs_mode="processed_logprobs",
-                trust_remote_code=config.model.trust_remote_code,
+                trust_remote_code=model.trust_remote_code,
                 disable_log_stats=True,
                 **special,
             )
@@ -172,12 +174,12 @@ def _settle(future: "Future[None]", action: Callable[[], None]) -> None:
         future.set_exception(error)
 
 
-def _set_environment(config: Config, device: str) -> None:
+def _set_environment(rollout: RolloutSection, device: str) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if device == "cpu":
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.rollout.kv_cache_gib)
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         import torch._dynamo.config
 

@@ -1,4 +1,7 @@
-"""Learners that come and go: before Ray Train changes their number they leave a checkpoint, so that nothing is repeated."""
+"""Learners that come and go: they leave a checkpoint before Ray Train changes their number, so that nothing is repeated.
+
+The only file that touches Ray's internals.
+"""
 
 import os
 import time
@@ -19,14 +22,16 @@ from ray.train.v2._internal.execution.controller.state import (
 from srft_ray.errors import last_line
 from srft_ray.observe.journal import record_event
 
-WAIT_S = 1.0  # between looks for nodes
+WAIT_S = 1.0  # between two looks for nodes
 
 
 class CheckpointBeforeResize(ControllerCallback):
-    """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers and may change them with a release."""
+    """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers: it may change."""
 
     def __init__(self, coordinator: Any, timeout_s: float, run_dir: Path) -> None:
-        self.coordinator, self.timeout_s, self.run_dir = coordinator, timeout_s, run_dir
+        self.coordinator = coordinator
+        self.timeout_s = timeout_s
+        self.run_dir = run_dir
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         placed = isinstance(current_state, (RunningState, ResizingState, PreemptingState))
@@ -34,28 +39,26 @@ class CheckpointBeforeResize(ControllerCallback):
         if not placed and type(previous_state) is type(current_state):
             time.sleep(WAIT_S)  # the controller looks for nodes again and again, without a pause of its own
         if isinstance(current_state, ResizingState):
-            number = current_state.scaling_decision.num_workers
-            in_time = ray.get(self.coordinator.leave.remote(f"a change to {number} learners", self.timeout_s))
-            record_event(
-                self.run_dir,
-                "learners",
-                f"continuing with {number} learners"
-                + (
-                    ""
-                    if in_time
-                    else f"; the present ones wrote no checkpoint within trainer.resize_timeout_s={self.timeout_s:g}, steps will be repeated"
-                ),
-            )
+            self._before_resize(current_state.scaling_decision.num_workers)
         elif isinstance(current_state, RestartingState):
-            record_event(
-                self.run_dir,
-                "learners",
-                "restarting after a failure: "
-                + shorten(last_line(current_state.training_failed_error), 200, placeholder=" …"),
+            reason = shorten(last_line(current_state.training_failed_error), 200, placeholder=" …")
+            record_event(self.run_dir, "learners", f"restarting after a failure: {reason}")
+
+    def _before_resize(self, number: int) -> None:
+        """Asks the present learners to leave with a checkpoint and waits for them."""
+        in_time = ray.get(self.coordinator.leave.remote(f"a change to {number} learners", self.timeout_s))
+        consequence = ""
+        if not in_time:
+            consequence = (
+                "; the present ones wrote no checkpoint within "
+                f"trainer.resize_timeout_s={self.timeout_s:g}, steps will be repeated"
             )
+        record_event(self.run_dir, "learners", f"continuing with {number} learners{consequence}")
 
 
-def preempted() -> bool:
-    """Whether this learner was told that a machine of theirs is taken away. Unlike `ray.train.get_preemption_info` it asks nobody,
-    so that a learner can look while it waits."""
+def is_preempted() -> bool:
+    """Whether this learner was told that its machine is taken away.
+
+    Unlike `ray.train.get_preemption_info` it asks no other rank, so that a learner can look while it waits.
+    """
     return get_train_context().preemption_context.preemption_info is not None

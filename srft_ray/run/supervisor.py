@@ -1,24 +1,25 @@
-"""What the driver does beside waiting for Ray Train: it passes a stop on, and ends what does not end by itself."""
+"""What the driver does while Ray Train runs: it passes a stop on, and ends what does not end by itself."""
 
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from srft_ray.config.schema import Config
 from srft_ray.observe.journal import record_event
 
-HEARING_S = 10.0  # without learners, until a stop is not left to them
+POLL_INTERVAL_S = 2.0
+STOP_TIMEOUT_S = 10.0  # without learners, until a stop is not left to them
 
 
 @contextmanager
 def stopping(coordinator: Any) -> Iterator[None]:
-    """While it lasts, SIGTERM asks the learners to leave with a checkpoint."""
+    """For the length of the context, SIGTERM asks the learners to leave with a checkpoint."""
     ended = threading.Event()
 
     def ask() -> None:
@@ -41,61 +42,72 @@ def stopping(coordinator: Any) -> Iterator[None]:
 
 
 class RunSupervisor:
-    """Kills what runs beside the driver and does not end by itself: Ray Train's controller, if there are no learners for too long,
-    or none to hear that the run is to stop (it would wait for elastic ones for ever, and hear nothing); and a coordinator that hangs, on
-    which everything waits, which Ray starts again."""
+    """Kills processes beside the driver that do not end by themselves.
 
-    def __init__(self, coordinator: Any, config: Config) -> None:
-        self.coordinator, self.config, self.found, self.stopped, self._done = (
-            coordinator,
-            config,
-            "",
-            False,
-            threading.Event(),
-        )
+    These are Ray Train's controller, if there are no learners for too long or none to hear that the run is to stop (it
+    would wait for elastic learners for ever), and a coordinator that hangs, which Ray starts again.
+
+    Attributes:
+        problem: why the controller was killed; empty if it was not.
+        stopped: whether it was killed because the run is to stop.
+    """
+
+    def __init__(self, coordinator: Any, run_dir: Path, silence_s: float, absence_s: float) -> None:
+        """`silence_s`: of the coordinator (rollout.stall_timeout_s); `absence_s`: of learners (learner.start_timeout_s)."""
+        self.coordinator = coordinator
+        self.run_dir = run_dir
+        self.silence_s = silence_s
+        self.absence_s = absence_s
+        self.problem = ""
+        self.stopped = False
+        self._coordinator_pid = 0
+        self._done = threading.Event()
 
     def __enter__(self) -> None:
-        threading.Thread(target=self._look, daemon=True).start()
+        threading.Thread(target=self._watch, name="run-supervisor", daemon=True).start()
 
     def __exit__(self, *error: object) -> None:
         self._done.set()
 
-    def _look(self) -> None:
-        silence_s, absence_s, coordinator_pid = (
-            self.config.rollout.stall_timeout_s,
-            self.config.learner.start_timeout_s,
-            0,
-        )
-        while not self._done.wait(2.0):
+    def _watch(self) -> None:
+        while not self._done.wait(POLL_INTERVAL_S):
             try:
-                (absent_s, controller_pid), (stop, _), coordinator_pid = ray.get(
-                    [getattr(self.coordinator, name).remote() for name in ("absence", "ended", "pid")],
-                    timeout=silence_s,
-                )
+                self._check()
             except GetTimeoutError:
-                if self._kill(coordinator_pid):
-                    record_event(
-                        self.config.run_dir,
-                        "coordinator",
-                        "the actor that holds the weights said nothing for "
-                        f"rollout.stall_timeout_s={silence_s:g} s: it is killed",
-                    )
-                coordinator_pid = 0
-                continue
+                self._end_coordinator()
             except RayError:
-                continue
-            self.stopped = bool(stop) and absent_s > HEARING_S
-            if self.stopped or absent_s > absence_s:
-                self.found = (
-                    f"No learners could be placed for learner.start_timeout_s={absence_s:.0f} s: add nodes, or lower "
-                    "learner.num_workers, and run the same command again"
-                )
-                self._kill(controller_pid)
+                continue  # the coordinator died, and Ray starts it again
+
+    def _check(self) -> None:
+        """Asks the coordinator for its process, for the absence of learners, and for a stop."""
+        names = ("absence", "ended", "pid")
+        questions = [getattr(self.coordinator, name).remote() for name in names]
+        absence, ended, self._coordinator_pid = ray.get(questions, timeout=self.silence_s)
+        absent_s, controller_pid = absence
+        stop, _ = ended
+        self.stopped = bool(stop) and absent_s > STOP_TIMEOUT_S
+        if self.stopped or absent_s > self.absence_s:
+            self.problem = (
+                f"No learners could be placed for learner.start_timeout_s={self.absence_s:.0f} s: add nodes, or lower "
+                "learner.num_workers, and run the same command again"
+            )
+            self._kill(controller_pid)
+
+    def _end_coordinator(self) -> None:
+        if self._kill(self._coordinator_pid):
+            record_event(
+                self.run_dir,
+                "coordinator",
+                "the actor that holds the weights said nothing for "
+                f"rollout.stall_timeout_s={self.silence_s:g} s: it is killed",
+            )
+        self._coordinator_pid = 0  # of the next one it is not known yet
 
     def _kill(self, pid: int) -> bool:
-        """A process on this node, whatever it does: one that is stopped or busy does not hear Ray's request to end."""
-        if pid and not self._done.is_set():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return True
+        """Kills a process on this node by a signal: one that is stopped or busy does not answer Ray's request to end."""
+        if not pid or self._done.is_set():
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
         return False

@@ -16,7 +16,7 @@ from ray.exceptions import ObjectLostError, OwnerDiedError, RayError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from srft_ray.config.schema import RolloutSection
+from srft_ray.config.training import RolloutSection
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
 
-from srft_ray.config.schema import Config, require
+from srft_ray.config.training import TrainerSection
+from srft_ray.errors import require
 from srft_ray.observe.journal import read_json_lines, record_event
 
 if TYPE_CHECKING:
@@ -47,16 +48,19 @@ class CheckpointStore:
     scheme: str = ""
 
     @classmethod
-    def of(cls, config: Config) -> "CheckpointStore":
-        """Raises UserError if trainer.checkpoint_path is no storage that can be reached."""
-        given = config.trainer.checkpoint_path
+    def of(cls, run_dir: Path, run_name: str, given: str | None) -> "CheckpointStore":
+        """The store of a run; `given` is trainer.checkpoint_path, the storage of several runs, or None for the run directory.
+
+        Raises:
+            UserError: it is no storage that can be reached.
+        """
         if given is None:
-            return cls(fs.LocalFileSystem(), str(config.run_dir.absolute() / "checkpoints"), config.run_dir)
+            return cls(fs.LocalFileSystem(), str(run_dir.absolute() / "checkpoints"), run_dir)
         if "://" not in given:
             return cls(
                 fs.LocalFileSystem(),
-                str(Path(given).expanduser().absolute() / config.run.name),
-                config.run_dir,
+                str(Path(given).expanduser().absolute() / run_name),
+                run_dir,
             )
         scheme, _, rest = given.partition("://")
         user, at, _ = rest.partition("/")[0].rpartition("@")
@@ -72,8 +76,8 @@ class CheckpointStore:
             require(False, f"trainer.checkpoint_path={given} cannot be reached: {str(error).splitlines()[0]}")
         return cls(
             files,
-            f"{path.rstrip('/')}/{config.run.name}",
-            config.run_dir,
+            f"{path.rstrip('/')}/{run_name}",
+            run_dir,
             "" if scheme == "file" else f"{scheme}://",
         )
 
@@ -257,9 +261,9 @@ def write_hf(
         }
 
 
-def prune(store: CheckpointStore, config: Config) -> None:
+def prune(store: CheckpointStore, trainer: TrainerSection) -> None:
     """Keeps the newest, those of every m-th step, and the best, as the trainer section says; None and nothing set: all."""
-    trainer, steps = config.trainer, store.steps()
+    steps = store.steps()
     if trainer.keep_checkpoints is None:
         return
     kept = set(steps[-trainer.keep_checkpoints :])

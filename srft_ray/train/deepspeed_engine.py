@@ -21,7 +21,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from srft_ray.config.schema import LearnerSection
+from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import collate
 from srft_ray.train.logprobs import PolicyModel
 

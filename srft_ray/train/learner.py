@@ -10,7 +10,7 @@ from torch import Tensor
 
 from algorithms import Algorithm, Group, PolicyOutput, Stage, selections
 from srft_ray.config.schedule import learning_rate, updates_per_step
-from srft_ray.config.schema import LearnerSection
+from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate, pack
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 

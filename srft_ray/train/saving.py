@@ -7,7 +7,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save as to_safetensors
 
-from srft_ray.config.schema import Config
+from srft_ray.config.training import TrainerSection
 from srft_ray.observe.journal import record_event
 from srft_ray.sync.transport import chunks
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore, prune, write_hf
@@ -20,11 +20,16 @@ class Saver:
     """One rank's part in the checkpoints of a run. Every method is a collective."""
 
     def __init__(
-        self, store: CheckpointStore, config: Config, engine: DeepSpeedEngine, model: Any, tokenizer: Any
+        self,
+        store: CheckpointStore,
+        trainer: TrainerSection,
+        engine: DeepSpeedEngine,
+        model: Any,
+        tokenizer: Any,
     ) -> None:
-        self.store, self.config, self.engine, self.model, self.tokenizer = (
+        self.store, self.trainer, self.engine, self.model, self.tokenizer = (
             store,
-            config,
+            trainer,
             engine,
             model,
             tokenizer,
@@ -47,7 +52,7 @@ class Saver:
         message = (
             f"the checkpoint of step {step} could not be written to {self.store.address(step)} ({error})"
         )
-        if final or self.failures > self.config.trainer.max_checkpoint_failures:
+        if final or self.failures > self.trainer.max_checkpoint_failures:
             raise CheckpointFailed(
                 f"{message[0].upper()}{message[1:]}: make room, and run the same command again; it continues from step "
                 f"{self.newest}."
@@ -56,7 +61,7 @@ class Saver:
             record_event(
                 self.store.run_dir,
                 "checkpoint",
-                f"{message}; failure {self.failures} of {self.config.trainer.max_checkpoint_failures} "
+                f"{message}; failure {self.failures} of {self.trainer.max_checkpoint_failures} "
                 "in a row that are allowed, the run goes on",
             )
         return False
@@ -100,7 +105,7 @@ class Saver:
             "files": every,
         }
         error = self._together(lambda: self.store.commit(step, manifest))
-        left = None if error else self._together(lambda: prune(self.store, self.config))
+        left = None if error else self._together(lambda: prune(self.store, self.trainer))
         if left and self.rank == 0:
             record_event(self.store.run_dir, "checkpoint", f"old checkpoints could not be removed ({left})")
         return error

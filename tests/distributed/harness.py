@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
 from srft_ray.config.schedule import updates_per_step
-from srft_ray.config.schema import LearnerSection
+from srft_ray.config.training import LearnerSection
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from algorithms import SRFT
-from srft_ray.config.schema import make_config
+from srft_ray.config.load import make_config
 from srft_ray.train.checkpoint import CheckpointStore
 from tests.distributed.harness import Case, difference, load, make_groups, spawn
 

@@ -5,7 +5,7 @@ import torch
 
 from algorithms import SFT, Completion, Group, Schedule, Stage
 from srft_ray.config.schedule import learning_rate
-from srft_ray.config.schema import LearnerSection
+from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import collate, pack
 
 

@@ -12,7 +12,8 @@ import torch
 from algorithms import SRFT
 from srft_ray.commands.cli import main
 from srft_ray.config.algorithm import settings_of
-from srft_ray.config.schema import ModelSection, make_config, to_yaml
+from srft_ray.config.load import make_config, to_yaml
+from srft_ray.config.schema import ModelSection
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError
 from srft_ray.run import preflight

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from srft_ray.config.schema import make_config
+from srft_ray.config.load import make_config
 from srft_ray.errors import UserError
 from srft_ray.observe.journal import append_json, read_json_lines
 from srft_ray.train.checkpoint import COMPLETE, DAMAGED, CheckpointStore, prune

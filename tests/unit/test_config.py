@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from srft_ray.config.schema import Config, all_keys, bounds, check_values, load_config, make_config, to_yaml
+from srft_ray.config.checks import check_values
+from srft_ray.config.load import all_keys, load_config, make_config, to_yaml
+from srft_ray.config.schema import Config
 from srft_ray.errors import UserError
 
 MINIMAL = "model: {path: m}\ndata: {path: d}\n"

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from algorithms import SRFT
-from srft_ray.config.schema import Config, LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.settings import Bounds
+from srft_ray.config.training import TrainerSection
 from srft_ray.data.plan import Segment, StreamPlan, make_plan
 from srft_ray.errors import UserError
 
@@ -17,12 +18,14 @@ def plan(
     per_task: int | None = None,
     **trainer: int,
 ) -> StreamPlan:
-    config = Config(
-        rollout=RolloutSection(num_engines=engines, groups_per_task=per_task),
-        learner=LearnerSection(num_workers=learners),
-        trainer=TrainerSection(**trainer),
+    return make_plan(
+        TrainerSection(**trainer),
+        SRFT(),
+        Bounds.parse(learners, "learner.num_workers"),
+        Bounds.parse(engines, "rollout.num_engines"),
+        per_task,
+        evaluation or {},
     )
-    return make_plan(config, evaluation or {}, SRFT())
 
 
 def outline(stream: StreamPlan, start: int = 0) -> list[str]:

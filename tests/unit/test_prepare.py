@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
+from srft_ray.config.resolve import TokenLimits
 from srft_ray.config.schema import DataSection
 from srft_ray.data import prepare as module
-from srft_ray.data.prepare import Limits, prepare
+from srft_ray.data.prepare import prepare
 from srft_ray.data.rows import Row
 from srft_ray.data.store import BATCH, PreparedData, shuffled
 from srft_ray.data.tokenize import Template
 from srft_ray.errors import UserError
 from tests.conftest import make_tokenizer, write_jsonl
 
-WIDE = Limits(prompt=1000, sequence=2000)
+WIDE = TokenLimits(prompt=1000, sequence=2000)
 MESSAGES = [
     {"role": "user", "content": "first"},
     {"role": "assistant", "content": "second"},
@@ -38,7 +39,7 @@ def prompt(tokenizer: Any, row_prompt: Any = "Hi {prompt}?", **keys: Any) -> str
 
 
 def prepared(
-    tmp_path: Path, tokenizer: Any, rows: list[Any], limits: Limits = WIDE, seed: int = 0, **keys: Any
+    tmp_path: Path, tokenizer: Any, rows: list[Any], limits: TokenLimits = WIDE, seed: int = 0, **keys: Any
 ) -> PreparedData:
     return prepare(
         section(write_jsonl(tmp_path / "d.jsonl", rows), **keys),
@@ -161,7 +162,7 @@ MIXED = [
     },  # the first of three does not; no answer
     {"prompt": "p", "answer": "1"},  # no demonstration
 ]
-LIMITS = Limits(prompt=10, sequence=20)
+LIMITS = TokenLimits(prompt=10, sequence=20)
 
 
 def test_overlong_rows_are_dropped_and_counted(tmp_path: Path, tokenizer: Any):
@@ -179,10 +180,12 @@ def test_overlong_rows_are_dropped_and_counted(tmp_path: Path, tokenizer: Any):
     ("limits", "wanted"),
     [
         (LIMITS, "Row 2 has a prompt of 11 tokens, above the limit of 10"),
-        (Limits(11, 20), "Row 3 has a prompt with demonstration of 21 tokens, above the limit of 20"),
+        (TokenLimits(11, 20), "Row 3 has a prompt with demonstration of 21 tokens, above the limit of 20"),
     ],
 )
-def test_overlong_rows_are_an_error_if_wanted(tmp_path: Path, tokenizer: Any, limits: Limits, wanted: str):
+def test_overlong_rows_are_an_error_if_wanted(
+    tmp_path: Path, tokenizer: Any, limits: TokenLimits, wanted: str
+):
     with pytest.raises(UserError, match=wanted):
         prepared(tmp_path, tokenizer, MIXED, limits, overlong="error")
     assert not list(tmp_path.rglob("*.arrow*"))
@@ -190,7 +193,7 @@ def test_overlong_rows_are_an_error_if_wanted(tmp_path: Path, tokenizer: Any, li
 
 def test_nothing_left(tmp_path: Path, tokenizer: Any):
     with pytest.raises(UserError, match="All 5 rows were dropped: their prompts are above 1 tokens"):
-        prepared(tmp_path, tokenizer, MIXED, Limits(1, 20))
+        prepared(tmp_path, tokenizer, MIXED, TokenLimits(1, 20))
 
 
 def test_rows_by_number_are_the_rows_in_reading_order(tmp_path: Path, tokenizer: Any):
@@ -265,8 +268,8 @@ def test_whatever_changes_the_rows_prepares_anew(tmp_path: Path, tokenizer: Any,
             ({"template": "Q {prompt}"}, tokenizer, WIDE),
             ({"system_prompt": "S"}, tokenizer, WIDE),
             ({"answer_field": "prompt"}, tokenizer, WIDE),
-            ({}, tokenizer, Limits(999, 2000)),
-            ({}, tokenizer, Limits(1000, 1999)),
+            ({}, tokenizer, TokenLimits(999, 2000)),
+            ({}, tokenizer, TokenLimits(1000, 1999)),
             ({}, chat_tokenizer, WIDE),
         )
     ]
@@ -292,7 +295,8 @@ class Tokenizer:
     def __call__(self, text, **_): return types.SimpleNamespace(input_ids=list(text.encode()))
 sys.modules["transformers"] = MagicMock()  # takes seconds and memory to import
 from srft_ray.config.schema import DataSection
-from srft_ray.data.prepare import Limits, prepare
+from srft_ray.config.resolve import TokenLimits
+from srft_ray.data.prepare import prepare
 from srft_ray.data.store import shuffled
 def mebibytes(key):
     return int(dict(line.split(":") for line in open("/proc/self/status"))[key].split()[0]) / 1024
@@ -301,7 +305,7 @@ for rows in map(int, sys.argv[2:]):
     source = folder / f"{rows}.jsonl"
     with source.open("w") as file:
         file.writelines(f'{{"prompt": "{n:0300}", "answer": "{n}", "demonstration": "It is {n}."}}\\n' for n in range(rows))
-    data = prepare(DataSection(path=str(source)), Tokenizer(), Limits(999, 999), folder / "prepared", 0)
+    data = prepare(DataSection(path=str(source)), Tokenizer(), TokenLimits(999, 999), folder / "prepared", 0)
     sizes.append(mebibytes("VmHWM"))  # the peak; ru_maxrss would begin with the parent's
     for position in range(0, rows, 10):
         index = shuffled(position, rows, 0)[1]

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from algorithms import DAPO, GRPO, REGISTRY, SFT, SRFT, Completion, Schedule, TwoStage
-from srft_ray.config.schema import make_config
-from srft_ray.data.plan import make_plan
+from srft_ray.config.load import make_config
+from srft_ray.config.resolve import resolve
 from srft_ray.data.prepare import prepare
-from srft_ray.data.stream import REFILL_DISTANCE, ReadGroups
-from srft_ray.rollout.worker import sequence_seed
-from srft_ray.run.preflight import limits
+from srft_ray.data.reader import GroupReader, GroupSettings
+from srft_ray.rollout.credit import REFILL_DISTANCE, RefillPolicy
+from srft_ray.rollout.requests import sequence_seed
+from srft_ray.run.preflight import plan_stream
 from tests.conftest import base_config, write_jsonl
 
 ROWS = [
@@ -30,15 +31,19 @@ def reader(tmp_path, tiny_model, tokenizer):
                 trainer={"steps": 4, "groups_per_step": 4, **trainer},
             )
         )
-        plan = make_plan(config, {}, algorithm)
-        train = prepare(config.data, tokenizer, limits(config), tmp_path / "prepared", config.run.seed)
-        return ReadGroups(config, algorithm, plan, list(plan.segments(0)), train, {})
+        resolved = resolve(config, algorithm)
+        plan = plan_stream(resolved, {})
+        train = prepare(config.data, tokenizer, resolved.token_limits, tmp_path / "prepared", config.run.seed)
+        rollout = config.rollout
+        settings = GroupSettings(config.run.seed, rollout.num_rollouts, rollout.max_new_tokens, 1, 8)
+        return GroupReader(settings, algorithm, plan, 0, train, {})
 
     return make
 
 
 def read(reader):
-    return reader({"position": np.arange(reader.ends[-1])})
+    groups = reader.read({"position": np.arange(reader.ends[-1])})
+    return RefillPolicy(reader).refill_without_rollouts(groups)
 
 
 @pytest.mark.parametrize("cls", REGISTRY.values(), ids=REGISTRY)
@@ -84,14 +89,15 @@ def test_a_refill_counts_what_it_discards(reader):
     source = reader(DAPO(max_refills=1))
     group = read(source)[0]
     group.completions = [Completion(n, "rollout", "", [1, 2, 3], reward=0.0, prefix=n) for n in range(2)]
-    assert source.lacks_signal(group)
-    refill = source.refill(group)
+    refills = RefillPolicy(source)
+    assert refills.lacks_signal(group)
+    refill = refills.refill(group)
     assert (refill.group_id, refill.attempt, refill.discarded_tokens, refill.step) == (
         REFILL_DISTANCE,
         1,
         5,
         0,
     )
-    assert not source.lacks_signal(replace(refill, completions=group.completions)), "the limit is one"
+    assert not refills.lacks_signal(replace(refill, completions=group.completions)), "the limit is one"
     group.completions[0].reward = 1.0
-    assert not source.lacks_signal(group)
+    assert not refills.lacks_signal(group)

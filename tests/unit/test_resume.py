@@ -6,23 +6,24 @@ from contextlib import nullcontext
 
 import pytest
 
-from srft_ray.config.algorithm import make_algorithm
-from srft_ray.config.schema import make_config, to_yaml
+from srft_ray.config.load import make_config, to_yaml
+from srft_ray.config.resolve import resolve
 from srft_ray.errors import UserError
 from srft_ray.observe.journal import append_json, read_json_lines, truncate
-from srft_ray.run.preflight import PLACEMENT, check_run_directory, claimed
+from srft_ray.run.directory import check_run_directory, claimed, resumable_keys
+from srft_ray.run.preflight import open_store
 from tests.conftest import base_config
 
 
 def check(config):
-    check_run_directory(config, make_algorithm(config.algorithm))
+    check_run_directory(resolve(config), open_store(config))
 
 
 def begun(tmp_path, tiny_model, *, before=None, **now):
     """A run directory with the record of the base config (with `before`), and the config of the run that would continue it."""
     before = make_config(base_config(tmp_path, tiny_model, **before or {}))
     (before.run_dir / "groups").mkdir(parents=True)
-    (before.run_dir / "config.yaml").write_text(to_yaml(before))
+    (before.run_dir / "config.yaml").write_text(to_yaml(resolve(before).config))
     return make_config(base_config(tmp_path, tiny_model, **now))
 
 
@@ -109,9 +110,9 @@ def test_the_steps_may_change_if_those_done_are_the_same(tmp_path, tiny_model, s
 
 
 def test_the_keys_that_may_change_exist():
-    from srft_ray.config.schema import all_keys
+    from srft_ray.config.load import all_keys
 
-    assert set(all_keys()) >= PLACEMENT
+    assert set(all_keys()) >= resumable_keys()
 
 
 def test_resume_never_leaves_a_run_alone(tmp_path, tiny_model):
@@ -131,7 +132,7 @@ def test_checkpoints_of_another_run_are_not_taken_for_its_own(tmp_path, tiny_mod
 
 
 def hold(config, ready):
-    with claimed(config):
+    with claimed(config.run_dir):
         ready.set()
         time.sleep(60)
 
@@ -143,11 +144,14 @@ def test_two_processes_cannot_train_in_one_directory_and_a_killed_one_gives_it_b
     process = context.Process(target=hold, args=(config, ready))
     process.start()
     assert ready.wait(10)
-    with pytest.raises(UserError, match="Another process trains in the run directory"), claimed(config):
+    with (
+        pytest.raises(UserError, match="Another process trains in the run directory"),
+        claimed(config.run_dir),
+    ):
         pass
     process.kill()
     process.join()
-    with claimed(config):
+    with claimed(config.run_dir):
         check(config)  # an empty directory with its lock is no run
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from srft_ray.config.formats import data_format
 from srft_ray.config.schema import DataSection
-from srft_ray.data.rows import Row, data_format, read_rows, to_row
+from srft_ray.data.rows import Row, read_rows, to_row
 from srft_ray.errors import UserError
 from tests.conftest import write_jsonl
 

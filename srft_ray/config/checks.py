@@ -1,0 +1,71 @@
+"""What must hold for a config by itself, before files, models and machines are looked at."""
+
+import dataclasses
+
+from srft_ray.config.schema import Config, EvaluationSection, ModelSection
+from srft_ray.config.settings import Bounds, check_limits
+from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
+from srft_ray.errors import require
+
+
+def check_values(config: Config) -> None:
+    """Raises UserError for the first value that is outside its limits or does not fit another value."""
+    for name, section in vars(config).items():
+        for item in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
+            check_limits(f"{name}.{item.name}", getattr(section, item.name), item.metadata["limits"])
+    _check_workers(config)
+    _check_checkpoints(config.trainer, config.evaluation)
+    _check_optimizer(config.learner)
+    _check_sampling(config.rollout, config.evaluation, config.model)
+
+
+def learner_bounds(learner: LearnerSection) -> Bounds:
+    return Bounds.parse(learner.num_workers, "learner.num_workers")
+
+
+def engine_bounds(rollout: RolloutSection) -> Bounds:
+    return Bounds.parse(rollout.num_engines, "rollout.num_engines")
+
+
+def _check_workers(config: Config) -> None:
+    engine_bounds(config.rollout)
+    groups = config.trainer.groups_per_step
+    for workers in learner_bounds(config.learner):
+        require(
+            groups % workers == 0,
+            f"trainer.groups_per_step={groups} is not divisible by {workers} learners "
+            f"(learner.num_workers={config.learner.num_workers}): choose a multiple.",
+        )
+
+
+def _check_checkpoints(trainer: TrainerSection, evaluation: EvaluationSection) -> None:
+    best = trainer.keep_best
+    require(
+        trainer.keep_checkpoints is not None or not (trainer.keep_every or best),
+        "trainer.keep_every and trainer.keep_best add to trainer.keep_checkpoints: set that too.",
+    )
+    require(
+        best is None or best in evaluation.data or "/" in best,
+        f"trainer.keep_best={best} is neither a set of evaluation.data nor a metric such as reward/mean.",
+    )
+
+
+def _check_optimizer(learner: LearnerSection) -> None:
+    require(
+        len(learner.betas) == 2 and all(0 <= beta < 1 for beta in learner.betas),
+        f"learner.betas must be two numbers in [0, 1), not {learner.betas}.",
+    )
+
+
+def _check_sampling(rollout: RolloutSection, evaluation: EvaluationSection, model: ModelSection) -> None:
+    require(
+        rollout.top_p == 1.0,
+        f"rollout.top_p={rollout.top_p} would train on log-probs of another distribution than the policy's: "
+        "training rollouts need top_p=1.0 (evaluation.top_p is free).",
+    )
+    require(0 < evaluation.top_p <= 1, f"evaluation.top_p must be in (0, 1], not {evaluation.top_p}.")
+    require(
+        rollout.max_new_tokens < model.max_length,
+        f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt in "
+        f"model.max_length={model.max_length}: lower the one or raise the other.",
+    )

@@ -1,0 +1,114 @@
+"""Reads a config: YAML plus `key=value` overrides, strict about keys, types and limits."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from srft_ray.config.checks import check_values
+from srft_ray.config.schema import Config
+from srft_ray.errors import UserError, first_line, require
+
+_SCHEMA = OmegaConf.structured(Config)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies `key=value` overrides.
+
+    Raises:
+        UserError: there is no such file, key or choice, or a value has the wrong type or size.
+    """
+    path = Path(path)
+    require(
+        path.is_file(), f"Config file {path} does not exist; pass the path of a YAML file (see examples/)."
+    )
+    try:
+        given = OmegaConf.load(path)
+    except Exception as error:
+        raise UserError(f"Config file {path} is not valid YAML: {first_line(error)}.") from error
+    require(
+        isinstance(given, DictConfig),
+        f"Config file {path} must hold sections such as 'model:' and 'data:', not a {type(given).__name__}.",
+    )
+    return _typed([(f"file {path}", given), *map(_override, overrides)])
+
+
+def make_config(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A checked config from a nested dictionary, for use from Python; errors as `load_config`."""
+    return _typed([("the dictionary", OmegaConf.create(values)), *map(_override, overrides)])
+
+
+def as_config(given: Config | str | Path) -> Config:
+    """The config itself, or the one in the YAML file that is named."""
+    return given if isinstance(given, Config) else load_config(given)
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def _override(text: str) -> tuple[str, DictConfig]:
+    require(
+        "=" in text and text[0] != "=",
+        f"Override '{text}' is not of the form key=value, such as trainer.steps=10.",
+    )
+    try:
+        return f"override '{text}'", OmegaConf.from_dotlist([text])
+    except Exception as error:
+        raise UserError(f"Override '{text}' cannot be read: {first_line(error)}.") from error
+
+
+def _typed(parts: Iterable[tuple[str, DictConfig]]) -> Config:
+    """Merges the parts, each with the place it comes from, into the schema; checks the result."""
+    merged = _SCHEMA
+    for where, part in parts:
+        for section in part:  # one section at a time: OmegaConf does not always say which one does not fit
+            merged = _merge(merged, part, section, where)
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(
+                f"Config key '{missing[0]}' has no value; set it in the YAML file or as {missing[0]}=… ."
+            )
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"Wrong value for '{error.full_key}': {first_line(error)}.") from error
+    check_values(config)
+    return config
+
+
+def _merge(merged: DictConfig, part: DictConfig, section: Any, where: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(merged, OmegaConf.masked_copy(part, [section]))
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        raise UserError(_unknown_key(where, str(error.full_key))) from error
+    except (OmegaConfBaseException, TypeError) as error:
+        key = getattr(error, "full_key", None) or section
+        raise UserError(f"Wrong value for '{key}' in {where}: {first_line(error)}.") from error
+
+
+def all_keys(node: type = Config, prefix: str = "") -> list[str]:
+    """Every key of the config, dotted, sections included."""
+    keys = []
+    for item in dataclasses.fields(node):
+        keys.append(prefix + item.name)
+        if dataclasses.is_dataclass(item.type):
+            keys += all_keys(item.type, f"{prefix}{item.name}.")
+    return keys
+
+
+def _unknown_key(where: str, key: str) -> str:
+    """The sentence about an unknown key, with the key that was probably meant."""
+    section, _, leaf = key.rpartition(".")
+    keys = all_keys()
+    siblings = [k for k in keys if section and k.startswith(f"{section}.")] or keys
+    names = {k.rpartition(".")[2]: k for k in reversed(siblings)}
+    elsewhere = [k for k in keys if k.endswith(f".{leaf}")]
+    close = elsewhere or [names[n] for n in difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)]
+    sections = ", ".join(item.name for item in dataclasses.fields(Config))
+    hint = f"did you mean '{close[0]}'?" if close else f"sections are {sections}."
+    return f"Unknown config key '{key}' in {where}: {hint}"

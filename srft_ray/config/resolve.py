@@ -1,0 +1,165 @@
+"""A config that fits together: everything that the config alone shows to be wrong is refused here.
+
+What files, models, clusters and earlier runs show to be wrong is refused by `run/preflight`.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from algorithms import Algorithm
+from srft_ray.config.algorithm import make_algorithm, settings_of
+from srft_ray.config.checks import check_values, engine_bounds, learner_bounds
+from srft_ray.config.formats import data_format
+from srft_ray.config.schedule import stage_size, updates_per_step
+from srft_ray.config.schema import Config, DataSection
+from srft_ray.config.settings import Bounds
+from srft_ray.errors import UserError, first_line, nearest, require
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """Tokens that fit: of a prompt, and of a prompt with a demonstration."""
+
+    prompt: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A config whose parts fit together.
+
+    Attributes:
+        config: a copy of the caller's with absolute paths, the verifier's name, and all settings of the algorithm.
+        algorithm: made from the config's section, or given by the caller.
+        learners, engines: how many there may be.
+        evaluation: the data section of each evaluation set.
+    """
+
+    config: Config
+    algorithm: Algorithm
+    learners: Bounds
+    engines: Bounds
+    evaluation: dict[str, DataSection]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run_dir
+
+    @property
+    def needs_engines(self) -> bool:
+        """Rollouts, and evaluation during training, are sampled by engines."""
+        return self.algorithm.uses_rollouts or self.config.trainer.evaluate_every > 0
+
+    @property
+    def token_limits(self) -> TokenLimits:
+        """The same for every algorithm, so that all of them see the same prompts in the same order."""
+        longest = self.config.model.max_length
+        return TokenLimits(longest - self.config.rollout.max_new_tokens, longest)
+
+
+def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
+    """Checks the parts of a config against each other; the caller's config is not changed.
+
+    Args:
+        algorithm: takes the place of the config's `algorithm` section.
+
+    Raises:
+        UserError: one sentence for the first thing that is wrong.
+    """
+    config = copy.deepcopy(config)
+    _make_paths_absolute(config)
+    if config.verifier.path is None and config.verifier.name == "auto":
+        config.verifier.name = "tasks" if data_format(config.data) == "tasks" else "math"
+    evaluation = {name: _evaluation_section(config, name) for name in config.evaluation.data}
+    require(
+        config.learner.zero_stage > 0 or not config.learner.offload_optimizer,
+        "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: ZeRO 0 has no partitioned optimizer.",
+    )
+    section = {} if algorithm else config.algorithm
+    algorithm = algorithm or make_algorithm(section)
+    config.algorithm = settings_of(algorithm, section)
+    _check_stages(config, algorithm)
+    return Resolved(
+        config, algorithm, learner_bounds(config.learner), engine_bounds(config.rollout), evaluation
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _make_paths_absolute(config: Config) -> None:
+    """Ray's workers run in other directories than the driver. An id on a hub stays what it is."""
+    config.run.dir = _absolute(config.run.dir)
+    if config.trainer.checkpoint_path and "://" not in config.trainer.checkpoint_path:
+        config.trainer.checkpoint_path = _absolute(config.trainer.checkpoint_path)
+    if Path(config.model.path).expanduser().exists():
+        config.model.path = _absolute(config.model.path)
+    if data_format(config.data) != "tasks":
+        config.data.path = _absolute(config.data.path)
+    if config.learner.reference and Path(config.learner.reference).expanduser().exists():
+        config.learner.reference = _absolute(config.learner.reference)
+    if config.verifier.path:
+        config.verifier.path = _absolute(config.verifier.path)
+    if ":" in config.rollout.transport:
+        config.rollout.transport = _absolute(config.rollout.transport)
+    if config.algorithm.get("path"):
+        config.algorithm["path"] = _absolute(config.algorithm["path"])
+
+
+def _check_stages(config: Config, algorithm: Algorithm) -> None:
+    """Raises UserError for a stage that its own settings and the run's do not allow."""
+    steps = config.trainer.steps
+    try:
+        stages = [algorithm.stage(step, steps) for step in (0, steps - 1)]
+    except ValueError as error:
+        raise UserError(f"The settings of algorithm do not fit trainer.steps: {error}.") from error
+    for stage in stages:
+        name = stage.algorithm.name
+        size = stage_size(config.trainer, stage)
+        updates = updates_per_step(config.learner, stage)
+        require(
+            size % updates == 0,
+            f"{updates} mini-batches do not divide the {size} groups per step of {name}: choose a divisor.",
+        )
+        require(
+            config.rollout.num_rollouts >= stage.algorithm.min_rollouts,
+            f"{name} compares the rollouts of a prompt with each other: set rollout.num_rollouts to at least "
+            f"{stage.algorithm.min_rollouts}.",
+        )
+        require(
+            stage.start == 0
+            or "reference" not in stage.algorithm.needs
+            or config.learner.reference is not None,
+            f"The second stage, {name}, uses a reference model, and it would be the model before the first stage: "
+            "set learner.reference.",
+        )
+
+
+def _evaluation_section(config: Config, name: str) -> DataSection:
+    """The `data` section with the keys that the evaluation set changes; its format is told anew if its path differs."""
+    given: Any = config.evaluation.data[name]
+    where = f"evaluation.data.{name}"
+    keys = [item.name for item in dataclasses.fields(DataSection)]
+    require(
+        isinstance(given, dict), f"{where} must hold keys of the data section, such as path, not {given!r}."
+    )
+    for key in given:
+        require(key in keys, f"Unknown config key '{where}.{key}': {nearest(key, keys)}")
+    base = config.data
+    if "path" in given and config.data.format != "tasks":
+        base = dataclasses.replace(config.data, format="auto")
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), given))
+        check_values(dataclasses.replace(config, data=section))
+        return section
+    except OmegaConfBaseException as error:
+        raise UserError(f"Wrong value for '{where}.{error.full_key}': {first_line(error)}.") from error
+    except UserError as error:
+        raise UserError(f"In {where}: {error}") from error

@@ -1,0 +1,113 @@
+"""Reads groups: positions of the stream become groups with their prompts and demonstrations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from algorithms import Algorithm, Completion, Group, Stage
+from srft_ray.data.plan import Segment, StreamPlan
+from srft_ray.data.store import PreparedData, shuffled
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What of the config decides the content of a group.
+
+    Attributes:
+        seed: of the run; it decides the order of prompts.
+        num_rollouts: rollouts of a training group, if its algorithm samples any.
+        max_new_tokens: longest response, in tokens.
+        max_demonstrations: most demonstrations of a training group.
+        evaluation_samples: rollouts of an evaluation group.
+    """
+
+    seed: int
+    num_rollouts: int
+    max_new_tokens: int
+    max_demonstrations: int
+    evaluation_samples: int
+
+
+class GroupReader:
+    """Every group is a pure function of the seed and its position, so that a repeated group is the same group."""
+
+    def __init__(
+        self,
+        settings: GroupSettings,
+        algorithm: Algorithm,
+        plan: StreamPlan,
+        start: int,
+        train: PreparedData,
+        evaluation: Mapping[str, PreparedData],
+    ) -> None:
+        """`start`: the step at which the stream begins."""
+        self.settings = settings
+        self.algorithm = algorithm
+        self.total_steps = plan.steps
+        self.train = train
+        self.evaluation = evaluation
+        self.segments = list(plan.segments(start))
+        self.ends = np.cumsum([segment.padded for segment in self.segments])
+        self.first_groups = plan.positions()
+
+    def read(self, block: Mapping[str, np.ndarray]) -> list[Group]:
+        """The groups of a block of positions in the stream."""
+        return [self._read_position(int(position)) for position in block["position"]]
+
+    def stage(self, step: int) -> Stage:
+        return self.algorithm.stage(step, self.total_steps)
+
+    def training_group(self, step: int, group_id: int) -> Group:
+        """The group of `step` at position `group_id` of the seeded order of prompts, without rollouts."""
+        algorithm = self.stage(step).algorithm
+        epoch, index = shuffled(group_id, self.train.counts.kept, self.settings.seed)
+        row = self.train.row(index)
+        num_rollouts = self.settings.num_rollouts if algorithm.uses_rollouts else 0
+        group = Group(
+            step,
+            group_id,
+            row["prompt"],
+            row["prompt_ids"],
+            row["reference"],
+            row["metadata"],
+            num_rollouts=num_rollouts,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        if algorithm.uses_demonstrations:
+            group.completions = demonstrations(row, num_rollouts, epoch, self.settings.max_demonstrations)
+        return group
+
+    def _read_position(self, position: int) -> Group:
+        index = int(np.searchsorted(self.ends, position, side="right"))
+        segment = self.segments[index]
+        offset = position - int(self.ends[index]) + segment.padded
+        if segment.dataset == "train":
+            return self.training_group(segment.step, self.first_groups[segment.step] + offset)
+        return self._evaluation_group(segment, offset)
+
+    def _evaluation_group(self, segment: Segment, offset: int) -> Group:
+        if offset >= segment.groups:  # fills the segment up to a multiple of what the learners take at a time
+            return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
+        row = self.evaluation[segment.dataset].row(offset)
+        return Group(
+            segment.step,
+            offset,
+            row["prompt"],
+            row["prompt_ids"],
+            row["reference"],
+            row["metadata"],
+            dataset=segment.dataset,
+            num_rollouts=self.settings.evaluation_samples,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+
+
+def demonstrations(row: Mapping[str, Any], first_sample: int, epoch: int, most: int) -> list[Completion]:
+    """At most `most` of the row's demonstrations; of more, each epoch takes the next ones in turn."""
+    given: Sequence[dict[str, Any]] = row["demonstrations"]
+    chosen = given
+    if len(given) > most:
+        chosen = [given[(epoch * most + i) % len(given)] for i in range(most)]
+    return [Completion(first_sample + i, "demo", d["text"], d["ids"]) for i, d in enumerate(chosen)]

@@ -1,0 +1,95 @@
+"""What follows generation: verdicts, refills of groups without signal, and credit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from algorithms import Algorithm, Group
+from srft_ray.data.blocks import as_block
+from srft_ray.data.reader import GroupReader
+from srft_ray.verify import Item, VerifierPool
+
+REFILL_DISTANCE = 720720 * 2**20  # positions; a multiple of every number of mini-batches up to 16
+
+
+class RefillPolicy:
+    """Which training groups are discarded for lack of signal, and which groups take their places."""
+
+    def __init__(self, reader: GroupReader) -> None:
+        self.reader = reader
+
+    def lacks_signal(self, group: Group) -> bool:
+        """Whether the group is discarded: its algorithm learns nothing from it and may still ask for another."""
+        if group.dataset != "train":
+            return False
+        algorithm = self.reader.stage(group.step).algorithm
+        return group.attempt < algorithm.max_refills and not algorithm.has_signal(group)
+
+    def refill(self, group: Group) -> Group:
+        """The group that takes the place of `group`, from far behind in the seeded order.
+
+        It depends on nothing but the place and the attempt, so that a repeated step refills with the same groups.
+        """
+        found = self.reader.training_group(group.step, group.group_id + REFILL_DISTANCE)
+        found.attempt = group.attempt + 1
+        sampled = sum(len(rollout.ids) - rollout.prefix for rollout in group.rollouts)
+        found.discarded_tokens = group.discarded_tokens + sampled
+        return found
+
+    def refill_without_rollouts(self, groups: Sequence[Group]) -> list[Group]:
+        """Replaces groups that are trained on without rollouts and have no signal, such as prompts without demonstration.
+
+        Raises:
+            RuntimeError: none of the prompts tried has what the algorithm learns from.
+        """
+        return [self._with_signal(group) if self._is_supervised(group) else group for group in groups]
+
+    def _is_supervised(self, group: Group) -> bool:
+        return group.dataset == "train" and not group.num_rollouts
+
+    def _with_signal(self, group: Group) -> Group:
+        while self.lacks_signal(group):
+            group = self.refill(group)
+        algorithm = self.reader.stage(group.step).algorithm
+        if not algorithm.has_signal(group):
+            raise RuntimeError(
+                f"Step {group.step}: none of {group.attempt} prompts of the data has what {algorithm.name} learns from."
+            )
+        return group
+
+
+class SupervisedReader:
+    """Blocks of positions become blocks of groups where nothing is sampled: demonstrations with their credit."""
+
+    def __init__(self, reader: GroupReader) -> None:
+        self.reader = reader
+        self.refills = RefillPolicy(reader)
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        groups = self.refills.refill_without_rollouts(self.reader.read(block))
+        assign_credit(groups, self.reader)
+        return as_block(groups)
+
+
+def judge_groups(verifiers: VerifierPool, groups: Sequence[Group]) -> None:
+    """Sets verdict, reward and answer of every rollout."""
+    pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
+    items = [Item(rollout.text, group.reference, group.metadata) for group, rollout in pairs]
+    for (_, rollout), verdict in zip(pairs, verifiers.judge(items), strict=True):
+        rollout.verdict = verdict.verdict
+        rollout.reward = verdict.reward
+        rollout.answer = verdict.answer
+
+
+def assign_credit(groups: Sequence[Group], reader: GroupReader) -> None:
+    """Gives the completions of training groups their advantages, and says which are trained on."""
+    for group in groups:
+        if group.dataset == "train":
+            _credit(group, reader.stage(group.step).algorithm)
+
+
+def _credit(group: Group, algorithm: Algorithm) -> None:
+    for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
+        completion.advantage = advantage
+    # An algorithm may choose what it trains on by the advantages of the whole group, so these come first.
+    for completion in group.completions:
+        completion.trained = algorithm.trains_on(group, completion)

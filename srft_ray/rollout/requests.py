@@ -1,0 +1,66 @@
+"""What is asked of an engine: one request for each sequence to sample, with a seed of its own."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from algorithms import Completion, Group, Stage
+from srft_ray.rollout.vllm_engine import Generation
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to sample: it continues `prefix`, token ids that the algorithm takes from a demonstration."""
+
+    group: Group
+    sample: int
+    seed: int
+    prefix: Sequence[int] = ()
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """All tokens that the engine continues."""
+        return [*self.group.prompt_ids, *self.prefix]
+
+    def completion(self, generation: Generation, text: str, version: int) -> Completion:
+        """The rollout that the engine generated with policy version `version`, not judged yet."""
+        prefix = list(self.prefix)
+        return Completion(
+            self.sample,
+            "rollout",
+            text,
+            prefix + generation.ids,
+            [0.0] * len(prefix) + generation.logprobs,
+            version,
+            self.seed,
+            generation.finish_reason,
+            0.0,
+            "unjudged",
+            prefix=len(prefix),
+        )
+
+
+def sequence_seed(run_seed: int, group: Group, sample: int) -> int:
+    """The seed of one sequence: a pure function of what it is for, so that a repeated rollout repeats.
+
+    A training group is named by its position in the seeded order, so that a run that begins where another ended goes on
+    as one run would have.
+    """
+    step = 0 if group.dataset == "train" else group.step
+    text = f"{run_seed}/{group.dataset}/{step}/{group.group_id}/{sample}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def requests_of(group: Group, run_seed: int, stage: Stage | None) -> list[Request]:
+    """The requests for all rollouts of a group; `stage` is None for an evaluation group."""
+    return [_request(group, sample, run_seed, stage) for sample in range(group.num_rollouts)]
+
+
+def _request(group: Group, sample: int, run_seed: int, stage: Stage | None) -> Request:
+    seed = sequence_seed(run_seed, group, sample)
+    if stage is None:
+        return Request(group, sample, seed)
+    wanted = stage.algorithm.prefix(group, sample, group.step - stage.start, random.Random(seed))
+    length = min(wanted, group.max_new_tokens - 1)  # at least one token is sampled
+    return Request(group, sample, seed, group.demonstrations[0].ids[:length] if length else ())

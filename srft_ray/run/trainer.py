@@ -1,0 +1,109 @@
+"""Ray Train's trainer, with the stream of groups as its dataset."""
+
+import dataclasses
+import os
+import uuid
+from typing import Any
+
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from srft_ray.config.resolve import Resolved
+from srft_ray.data.stream import execution_options
+from srft_ray.models import resolve_dtype
+from srft_ray.observe.loggers import LoggerSettings
+from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
+from srft_ray.run.placement import learner_resources
+from srft_ray.run.preflight import Prepared
+from srft_ray.run.training_stream import StreamSource, TrainingStream
+from srft_ray.train.entry import Job, train_loop
+
+ELASTIC_START_TIMEOUT_S = 30.0
+
+
+def make_trainer(prepared: Prepared, coordinator: Any, device: str, threads: int | None) -> TorchTrainer:
+    """The trainer of a run; `threads`: CPU threads of a learner, None on GPUs."""
+    resolved = prepared.resolved
+    learner, trainer = resolved.config.learner, resolved.config.trainer
+    _set_deadlines(resolved)
+    source = stream_source(prepared, coordinator, device)
+    job = _job(prepared, coordinator, source.dtype, threads)
+    workers = (
+        (resolved.learners.low, resolved.learners.high)
+        if resolved.learners.elastic
+        else resolved.learners.low
+    )
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(
+            backend="nccl" if device == "cuda" else "gloo", timeout_s=int(learner.timeout_s)
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=device == "cuda",
+            resources_per_worker=learner_resources(learner, device),
+            elastic_resize_monitor_interval_s=learner.resize_interval_s,
+        ),
+        datasets={"train": TrainingStream(source, prepared.store)},
+        dataset_config=DataConfig(execution_options=execution_options(), enable_shard_locality=False),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(resolved.run_dir / ".ray_train"),
+            callbacks=[CheckpointBeforeResize(coordinator, trainer.resize_timeout_s, resolved.run_dir)],
+            failure_config=FailureConfig(max_failures=trainer.max_failures),
+        ),
+    )
+
+
+def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSource:
+    resolved = prepared.resolved
+    config = resolved.config
+    return StreamSource(
+        config,
+        resolved.algorithm,
+        resolved.engines if resolved.needs_engines else None,
+        config.rollout.max_staleness,
+        prepared.plan,
+        prepared.train,
+        prepared.evaluation,
+        coordinator,
+        device,
+        resolve_dtype(config.model, device),
+    )
+
+
+def _set_deadlines(resolved: Resolved) -> None:
+    """Ray Train reads its deadlines from the environment."""
+    learner = resolved.config.learner
+    placing_s = learner.start_timeout_s
+    if resolved.learners.elastic:
+        # Elastic learners are counted anew after a try: the count may be of before a node died.
+        placing_s = min(ELASTIC_START_TIMEOUT_S, learner.start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(placing_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
+
+
+def _job(prepared: Prepared, coordinator: Any, dtype: str, threads: int | None) -> Job:
+    resolved = prepared.resolved
+    config = resolved.config
+    loggers = LoggerSettings(
+        config.run.name, resolved.run_dir, tuple(config.run.loggers), dataclasses.asdict(config)
+    )
+    return Job(
+        resolved.run_dir,
+        config.run.seed,
+        config.model,
+        config.rollout,
+        config.learner,
+        config.trainer,
+        resolved.algorithm,
+        resolved.needs_engines,
+        prepared.plan,
+        prepared.store,
+        coordinator,
+        loggers,
+        dtype,
+        threads,
+        is_preempted,
+    )

@@ -1,0 +1,98 @@
+"""The stream of a run: built anew from the newest whole checkpoint each time that the learners start."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import Dataset
+
+from algorithms import Algorithm
+from srft_ray.config.schema import Config
+from srft_ray.config.settings import Bounds
+from srft_ray.data.plan import StreamPlan
+from srft_ray.data.reader import GroupReader, GroupSettings
+from srft_ray.data.store import PreparedData
+from srft_ray.data.stream import ActorPool, make_stream
+from srft_ray.rollout.credit import SupervisedReader
+from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
+from srft_ray.run.placement import gpus_per_engine
+from srft_ray.train.checkpoint import CheckpointStore
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """Makes the stream of a config from a step on.
+
+    Attributes:
+        engines: how many there may be; None for a stream in which nothing is sampled.
+        max_staleness: versions that a training rollout may be behind when it starts.
+        coordinator: handle of the coordinator's actor.
+        verifier_function: a verifier given from Python, in the place of the config's.
+    """
+
+    config: Config
+    algorithm: Algorithm
+    engines: Bounds | None
+    max_staleness: int
+    plan: StreamPlan
+    train: PreparedData
+    evaluation: dict[str, PreparedData]
+    coordinator: Any
+    device: str
+    dtype: str
+    verifier_function: Callable[..., Any] | None = None
+
+    def stream(self, start: int) -> Dataset:
+        config = self.config
+        settings = GroupSettings(
+            config.run.seed,
+            config.rollout.num_rollouts,
+            config.rollout.max_new_tokens,
+            config.data.max_demonstrations,
+            config.evaluation.samples,
+        )
+        reader = GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
+        process = SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines)
+        return make_stream(self.plan, start, process)
+
+    def _pool(self, reader: GroupReader, engines: Bounds) -> ActorPool:
+        config = self.config
+        settings = RolloutSettings(
+            config.run.seed,
+            self.device,
+            self.dtype,
+            config.model,
+            config.rollout,
+            config.evaluation,
+            config.verifier,
+            self.max_staleness,
+            self.verifier_function,
+        )
+        return ActorPool(
+            RolloutWorker,
+            (settings, reader, self.coordinator),
+            engines,
+            self.max_staleness,
+            config.rollout.cpus_per_engine,
+            gpus_per_engine(config.rollout) if self.device == "cuda" else 0.0,
+            config.rollout.max_restarts,
+            config.rollout.resources,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingStream:
+    """Called by Ray Train each time that it starts the learners."""
+
+    source: StreamSource
+    store: CheckpointStore
+
+    def __call__(self) -> Dataset:
+        # Ray Train waits for this call before it places learners: until then their absence is no failure.
+        ray.get(self.source.coordinator.learners.remote(True, os.getpid()))
+        # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
+        start = self.store.newest_whole()
+        ray.get(self.source.coordinator.restart.remote(start))
+        return self.source.stream(start)
