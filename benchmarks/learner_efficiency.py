@@ -1,10 +1,11 @@
-"""Time of a learner step over a bare torch loop doing the same forward and backward, alternating in one process.
+"""Time of a learner step, divided by that of a bare torch loop with the same forward and backward passes.
 
     python benchmarks/learner_efficiency.py [--threads 2] [--repeats 9]
 
-Both see the same padded micro-batches of the tiny model; the bare loop computes log-probs of the response tokens from
-full logits, sums them, goes backward and applies AdamW. The learner adds entropies, SRFT's terms, global counts,
-clipping, parity and metrics. Prints the ratio of the medians.
+Both alternate in one process and see the same padded micro-batches of the tiny model. The bare loop computes
+the log-probs of the response tokens from full logits, sums them, goes backward and applies AdamW. The learner
+adds entropies, SRFT's terms, global counts, clipping, the parity check and metrics. Prints the ratio of the
+medians.
 """
 
 import argparse
@@ -52,9 +53,11 @@ def bare_step(model, optimizer, micro_batches) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=9)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default all)")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps (default %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29577", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
@@ -74,11 +77,9 @@ def main() -> None:
         1e9,
     )
     bare = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    optimizer, groups, times = (
-        torch.optim.AdamW(bare.parameters(), lr=1e-5),
-        make_groups(),
-        {"learner": [], "bare": []},
-    )
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-5)
+    groups = make_groups()
+    times = {"learner": [], "bare": []}
     micro_batches = pack(groups, config.micro_batch_tokens, 0)
     for _ in range(options.repeats + 1):
         started = time.perf_counter()
@@ -87,10 +88,12 @@ def main() -> None:
         learner.step(groups, 0, SRFT().stage(0, 1), 1.0)
         times["bare"].append(middle - started)
         times["learner"].append(time.perf_counter() - middle)
+    # The first step of both is a warm-up.
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     print(
-        f"learner {medians['learner']:.3f} s, bare torch {medians['bare']:.3f} s per step of {len(micro_batches)} micro-batches, "
-        f"{options.threads} threads: ratio {medians['learner'] / medians['bare']:.2f}"
+        f"learner {medians['learner']:.3f} s, bare torch {medians['bare']:.3f} s per step of "
+        f"{len(micro_batches)} micro-batches, {options.threads} threads: "
+        f"ratio {medians['learner'] / medians['bare']:.2f}"
     )
 
 

@@ -1,8 +1,9 @@
-"""Peak memory of log-probs and entropies, forward and backward, over that of full float32 logits with their softmax.
+"""Peak memory of chunked log-probs and entropies, divided by that of full float32 logits and their softmax.
 
     python benchmarks/logprob_memory.py [--vocabulary 151936] [--tokens 2048]
 
-Also compares values and gradients with the unchunked computation. Linux only: peaks are VmHWM of this process.
+Forward and backward passes are measured. Values and gradients are compared with the unchunked computation as
+well. Linux only: the peak is VmHWM of this process.
 """
 
 import argparse
@@ -40,9 +41,15 @@ def compute(head, hidden, targets, chunk_mb):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=151_936, help="tokens of the vocabulary (default %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=2048, help="response tokens of a batch (default %(default)s)"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     head = torch.nn.Linear(64, options.vocabulary, bias=False)

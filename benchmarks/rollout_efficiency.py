@@ -1,9 +1,9 @@
-"""Tokens/s of the rollout stage of the pipeline over those of bare vLLM, on the same prompts with the same seeds, in one run.
+"""Tokens/s of the library's rollouts, divided by those of bare vLLM on the same prompts with the same seeds.
 
     python benchmarks/rollout_efficiency.py [--repeats 3]
 
-The pipeline's time includes Ray Data, the coordinator, verification and credit; both engines run with one thread and all
-sequences in flight at once. Prints the ratio; its start-up and first steps are not counted.
+The time of the library includes Ray Data, the coordinator, verification and credit. Both engines run with one
+thread and have all sequences in flight at once. Prints the ratio; start-up and warm-up are not counted.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def bare_vllm(config, prompts, seeds, warm_up, repeats):
 
 
 def pipeline(config, resolved, warm_up_steps):
-    """(tokens/s over the steps after the warm-up, all groups), as a learner would receive them."""
+    """(tokens/s over the steps after the warm-up, groups of these steps), as a learner would receive them."""
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(config.rollout.max_staleness)
     ray.get(coordinator.restart.remote(0))
     factory = StreamFactory(
@@ -86,14 +86,16 @@ def pipeline(config, resolved, warm_up_steps):
         groups += groups_of(batch)
         finished = time.time()
     counted = [g for g in groups if g.step >= warm_up_steps]
-    return sum(len(c.ids) for g in counted for c in g.rollouts) / (
-        finished - min(g.started_at for g in counted)
-    ), counted
+    tokens = sum(len(c.ids) for g in counted for c in g.rollouts)
+    seconds = finished - min(g.started_at for g in counted)
+    return tokens / seconds, counted
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of both (default %(default)s)")
     repeats = parser.parse_args().repeats
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +111,8 @@ def main() -> None:
             )
             ratios.append(rate / bare)
             print(
-                f"pipeline {rate:,.0f} tokens/s, bare vLLM {bare:,.0f} tokens/s, ratio {rate / bare:.2f} ({len(requests)} sequences)",
+                f"pipeline {rate:,.0f} tokens/s, bare vLLM {bare:,.0f} tokens/s, ratio {rate / bare:.2f} "
+                f"({len(requests)} sequences)",
                 flush=True,
             )
         ray.shutdown()

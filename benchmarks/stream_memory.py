@@ -1,8 +1,10 @@
-"""Memory of preparing a data set and of reading it in the seeded order, at 10,000 and at 1,000,000 rows.
+"""Memory needed to prepare a data set and to read it in the seeded order, with 10,000 and with 1,000,000
+rows.
 
     python benchmarks/stream_memory.py [--rows 10000 1000000]
 
-Each size in a process of its own; anonymous memory only, since the mapped file is the page cache's.
+Each size is measured in a process of its own. Only anonymous memory counts, because the pages of the mapped
+file belong to the page cache. Linux only.
 """
 
 import argparse
@@ -62,8 +64,16 @@ def measure(rows: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[10_000, 1_000_000],
+        help="sizes of the data set in rows (default 10000 1000000)",
+    )
     for size in parser.parse_args().rows:
         process = multiprocessing.get_context("spawn").Process(target=measure, args=(size,))
         process.start()

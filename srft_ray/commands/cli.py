@@ -1,133 +1,139 @@
-"""The command line: train, evaluate, compare, scale, plan, data, algorithms. Exit code 0 on success, 2 on bad config or data, 1 on a failed run."""
+"""The command line: train, evaluate, compare, scale, plan, data, algorithms.
+
+Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
+
+Commands are imported by their handlers, so that `--help` and refusals do not wait for heavy imports.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
-from importlib import import_module
 from typing import Any
 
-from srft_ray.config.schema import load_config, make_config, require
+from srft_ray.commands.arguments import (
+    EVALUATION_OPTIONS,
+    add_command,
+    add_config_command,
+    add_option,
+    add_overrides,
+    evaluation_config,
+    whole_numbers,
+)
+from srft_ray.config.schema import load_config
 from srft_ray.errors import RunFailed, UserError
 
+SUCCESS = 0
+FAILED = 1
+REFUSED = 2
 INTERRUPTED = 130
-EVALUATE = {  # option: config key, type, help
-    "--data": ("data.path", str, "a data file, or families of built-in tasks with --format tasks"),
-    "--format": ("data.format", str, "auto (default), jsonl, json, parquet, hf or tasks"),
-    "--split": ("data.split", str, "of built-in tasks: heldout (default) or train"),
-    "--samples": ("evaluation.samples", int, "k, samples per prompt (default 8)"),
-    "--max-prompts": (
-        "evaluation.max_prompts",
-        int,
-        "the first ones of the set (default all, or 256 of built-in tasks)",
-    ),
-    "--temperature": ("evaluation.temperature", float, "default 1"),
-    "--top-p": ("evaluation.top_p", float, "default 1"),
-    "--max-new-tokens": ("rollout.max_new_tokens", int, "default 512"),
-    "--max-length": ("model.max_length", int, "of prompt and response together (default 2048)"),
-    "--engines": ("rollout.num_engines", int, "default 1"),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    top = parser()
-    options, more = top.parse_known_args(arguments)
-    if any(word.startswith("-") or "=" not in word for word in more):
-        top.error(f"unrecognized arguments: {' '.join(more)}")
-    options.overrides += (
-        more  # key=value words after an option, which argparse does not give to a list of positionals
-    )
+    """Runs one command; returns the exit code.
+
+    Arguments that argparse refuses end in its own SystemExit with code 2, and `--help` in one with code 0.
+    """
+    options = _parse(parser(), arguments)
     try:
         return options.command(options)
     except UserError as error:
-        print(f"srft-ray: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(" ".join(str(error).split()), REFUSED)
     except RunFailed as error:
-        print(f"srft-ray: run failed: {error}", file=sys.stderr)
-        return 1
+        return _fail(f"run failed: {error}", FAILED)
     except OSError as error:
-        print(f"srft-ray: run failed: the system refused: {error}", file=sys.stderr)
-        return 1
+        return _fail(f"run failed: the operating system reported an error: {error}", FAILED)
     except KeyboardInterrupt:
-        print(
-            "srft-ray: interrupted; every finished step is kept, and the same command continues from the newest checkpoint.",
-            file=sys.stderr,
+        return _fail(
+            "interrupted; every finished step is kept, and the same command continues from the newest "
+            "checkpoint.",
+            INTERRUPTED,
         )
-        return INTERRUPTED
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"srft-ray: {message}", file=sys.stderr)
+    return code
+
+
+def _parse(top: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options and overrides of one command. Overrides may stand before and after options."""
+    # argparse does not add words that follow an option to a list of positional arguments.
+    options, others = top.parse_known_args(arguments)
+    if any(word.startswith("-") or "=" not in word for word in others):
+        top.error(f"unrecognized arguments: {' '.join(others)}")
+    options.overrides = [*options.overrides, *others]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="srft-ray", description="SRFT and its relatives for LLM post-training, on Ray."
+        prog="srft-ray", description="SRFT and related methods for LLM post-training, on Ray."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for name, command, text in (
-        ("train", train, "train as the config says"),
-        (
-            "compare",
-            compare,
-            "train with several algorithms and seeds and show accuracy, entropy and cost as mean ± standard deviation",
-        ),
-        (
-            "scale",
-            scale,
-            "measure the step time for numbers of engines and learners, model it, and predict the best split",
-        ),
-        (
-            "plan",
-            partial(describe, "srft_ray.commands.plan"),
-            "check a config and show placement, tokens and memory; starts nothing",
-        ),
-        (
-            "data",
-            partial(describe, "srft_ray.commands.inspect_data"),
-            "show rows, lengths, what is dropped and why, and what the verifier says of the demonstrations",
-        ),
-    ):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in examples/")
-        sub.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="such as trainer.steps=10 learner.num_workers=2"
-        )
-        sub.set_defaults(command=command)
-    sub = commands.choices["compare"]
-    sub.add_argument(
-        "--algorithms",
-        default="sft,grpo,two_stage,luffy,srft",
-        help="names, as in `srft-ray algorithms` (default %(default)s)",
-    )
-    sub.add_argument("--seeds", default="0,1,2", help="default %(default)s")
-    sub = commands.choices["scale"]
-    sub.add_argument("--engines", default="1,2", help="default %(default)s")
-    sub.add_argument("--learners", default="1,2", help="default %(default)s")
-    sub.add_argument("--staleness", help="such as 0,1 (default: rollout.max_staleness of the config)")
-    sub.add_argument("--steps", type=int, default=12, help="of each run (default %(default)s)")
-    sub.add_argument(
-        "--devices", type=int, help="to split between engines and learners (default: the most that was run)"
-    )
-    text = "the algorithms with their papers and defaults, or one with its equations, settings and terms"
-    sub = commands.add_parser("algorithms", help=text, description=text)
-    sub.add_argument("name", metavar="NAME", nargs="?", help="such as srft")
-    sub.add_argument("--markdown", action="store_true", help="all of them as docs/algorithms.md")
-    sub.set_defaults(command=algorithms, overrides=[])
-    text = "avg@k and pass@k of a model on a data set, with 95 % intervals"
-    sub = commands.add_parser("evaluate", help=text, description=text, argument_default=argparse.SUPPRESS)
-    sub.add_argument(
-        "model.path", metavar="MODEL", help="a model directory, such as runs/NAME/checkpoints/step-N/hf"
-    )
-    for option, (key, kind, text) in EVALUATE.items():
-        sub.add_argument(
-            option, dest=key, type=kind, metavar=option[2:].upper(), required=option == "--data", help=text
-        )
-    sub.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="any other config key, such as verifier.path=judge.py:judge",
-        default=[],
-    )
-    sub.set_defaults(command=evaluate)
+    for add in (add_train, add_evaluate, add_compare, add_scale, add_plan, add_data, add_algorithms):
+        add(commands)
     return top
+
+
+def add_train(commands: Any) -> None:
+    add_config_command(commands, "train", train, "train a model as the config says")
+
+
+def add_compare(commands: Any) -> None:
+    text = (
+        "train with several algorithms and seeds; show mean and standard deviation of accuracy, entropy, cost"
+    )
+    command = add_config_command(commands, "compare", compare, text)
+    names = "sft,grpo,two_stage,luffy,srft"
+    add_option(command, "--algorithms", names, "names as in `srft-ray algorithms`, separated by commas")
+    add_option(command, "--seeds", "0,1,2", "values of run.seed, separated by commas")
+
+
+def add_scale(commands: Any) -> None:
+    text = (
+        "measure the step time for several numbers of engines and learners; predict the best split of devices"
+    )
+    command = add_config_command(commands, "scale", scale, text)
+    add_option(command, "--engines", "1,2", "numbers of vLLM engines, separated by commas")
+    add_option(command, "--learners", "1,2", "numbers of learners, separated by commas")
+    levels = "values of rollout.max_staleness in versions, separated by commas (default that of the config)"
+    add_option(command, "--staleness", None, levels)
+    add_option(command, "--steps", 12, "training steps of each run")
+    devices = "devices to split between engines and learners (default the largest number that a run used)"
+    add_option(command, "--devices", None, devices, kind=int)
+
+
+def add_plan(commands: Any) -> None:
+    text = "check a config and show its placement, tokens and memory; nothing is started"
+    add_config_command(commands, "plan", plan, text)
+
+
+def add_data(commands: Any) -> None:
+    text = "show rows, lengths, dropped rows with the reason, and the verdicts on the demonstrations"
+    add_config_command(commands, "data", data, text)
+
+
+def add_algorithms(commands: Any) -> None:
+    text = "list the algorithms with papers and defaults, or show one with its equations, settings and terms"
+    command = add_command(commands, "algorithms", algorithms, text)
+    one = "show this algorithm, such as srft (default: list all)"
+    command.add_argument("name", metavar="NAME", nargs="?", help=one)
+    page = "print the page docs/algorithms.md (default: plain text)"
+    command.add_argument("--markdown", action="store_true", help=page)
+    command.set_defaults(overrides=[])
+
+
+def add_evaluate(commands: Any) -> None:
+    text = "show avg@k and pass@k of a model on a data set, with 95 % intervals"
+    # SUPPRESS: an option that is not given must not overwrite the default of its config key.
+    command = add_command(commands, "evaluate", evaluate, text, argument_default=argparse.SUPPRESS)
+    model = "a model directory, such as runs/NAME/checkpoints/step-N/hf, or a hub id"
+    command.add_argument("model.path", metavar="MODEL", help=model)
+    for option, (key, kind, help_text) in EVALUATION_OPTIONS.items():
+        metavar = option.removeprefix("--").upper()
+        required = option == "--data"
+        command.add_argument(option, dest=key, type=kind, metavar=metavar, required=required, help=help_text)
+    add_overrides(command, "any other config key, such as verifier.path=judge.py:judge")
 
 
 def train(options: argparse.Namespace) -> int:
@@ -135,81 +141,70 @@ def train(options: argparse.Namespace) -> int:
     from srft_ray.run.driver import fit
 
     result = fit(load_config(options.config, options.overrides))
-    summary = result.summary
     if result.stopped:
         print(
-            f"stopped by {result.stopped} after step {result.steps}; every finished step is kept, and the same command continues."
+            f"stopped by {result.stopped} after step {result.steps}; every finished step is kept, and the "
+            "same command continues."
         )
-        return 0
+        return SUCCESS
+    summary = result.summary
     if summary["evaluations"]:
         print(f"\n{table(summary['evaluations'])}\n")
     print(
-        f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; plots in {result.run_dir / 'plots'}"
+        f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; "
+        f"plots in {result.run_dir / 'plots'}"
     )
-    return 0
+    return SUCCESS
 
 
 def compare(options: argparse.Namespace) -> int:
     from srft_ray.commands.compare import compare as run
 
-    names, seeds = options.algorithms.split(","), _whole_numbers("--seeds", options.seeds, least=0)
-    print(f"\n{run(load_config(options.config, options.overrides), names, seeds)}")
-    return 0
+    seeds = whole_numbers("--seeds", options.seeds, least=0)
+    config = load_config(options.config, options.overrides)
+    print(f"\n{run(config, options.algorithms.split(','), seeds)}")
+    return SUCCESS
 
 
 def scale(options: argparse.Namespace) -> int:
     from srft_ray.commands.scale import scale as run
 
-    counts = [
-        _whole_numbers(name, text, least=1)
-        for name, text in (("--engines", options.engines), ("--learners", options.learners))
-    ]
-    staleness = (
-        None if options.staleness is None else _whole_numbers("--staleness", options.staleness, least=0)
-    )
-    print(
-        f"\n{run(load_config(options.config, options.overrides), *counts, staleness, options.steps, options.devices)}"
-    )
-    return 0
+    engines = whole_numbers("--engines", options.engines, least=1)
+    learners = whole_numbers("--learners", options.learners, least=1)
+    staleness = None
+    if options.staleness is not None:
+        staleness = whole_numbers("--staleness", options.staleness, least=0)
+    config = load_config(options.config, options.overrides)
+    print(f"\n{run(config, engines, learners, staleness, options.steps, options.devices)}")
+    return SUCCESS
 
 
-def _whole_numbers(option: str, text: str, least: int) -> list[int]:
-    """The different numbers of a list such as 0,1,2."""
-    try:
-        numbers = list(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError as error:
-        raise UserError(f"{option} {text} are not whole numbers separated by commas, such as 1,2.") from error
-    require(min(numbers) >= least, f"{option} {text} must be at least {least} each.")
-    return numbers
+def plan(options: argparse.Namespace) -> int:
+    from srft_ray.commands.plan import describe
+
+    print(describe(load_config(options.config, options.overrides)))
+    return SUCCESS
+
+
+def data(options: argparse.Namespace) -> int:
+    from srft_ray.commands.inspect_data import describe
+
+    print(describe(load_config(options.config, options.overrides)))
+    return SUCCESS
 
 
 def algorithms(options: argparse.Namespace) -> int:
     from srft_ray.commands import list_algorithms as catalog
 
     print(catalog.markdown().rstrip() if options.markdown else catalog.describe(options.name))
-    return 0
+    return SUCCESS
 
 
 def evaluate(options: argparse.Namespace) -> int:
     from srft_ray.commands.evaluate import evaluate as run
     from srft_ray.observe.progress import evaluation_line
 
-    values: dict[str, dict[str, Any]] = {
-        "model": {},
-        "rollout": {},
-        "data": {"split": "heldout"},
-        "evaluation": {"data": {"data": {}}},
-    }
-    for key, value in vars(options).items():
-        section, _, leaf = key.partition(".")
-        if leaf:
-            values[section][leaf] = value
-    values["data"]["size"] = values["evaluation"].get("max_prompts", 256)
-    for record in run(make_config(values, options.overrides)):
+    records = run(evaluation_config(options))
+    for record in records:
         print(evaluation_line(record).removeprefix("evaluation after step 0: "))
-    return 0
-
-
-def describe(module: str, options: argparse.Namespace) -> int:
-    print(import_module(module).describe(load_config(options.config, options.overrides)))
-    return 0
+    return SUCCESS

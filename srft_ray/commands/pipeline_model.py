@@ -1,21 +1,25 @@
-"""The model of the pipeline: how long a step takes with so many engines and learners, what bounds it, and the best split of n devices.
+"""A model of the time of one training step, given the numbers of engines and learners.
 
-A stage takes `fixed + shared / lanes + each · workers` seconds, with no negative part. With staleness 0 the stages of a step follow
-each other; with more, generation overlaps with learner and publication. Assumed: every step has the same work; all engines are
-alike, and so are all learners; what a publication costs the engines (loading weights) is part of the overhead.
+A step has three phases: generation, learner update and publication of the weights. Each phase takes
+
+    fixed_s + parallel_s / parallelism + per_worker_s * workers
+
+seconds, with no negative coefficient. With `max_staleness` 0 the phases of a step follow each other. With a
+larger value generation overlaps with the learner update and the publication. The model is fitted to measured
+runs (`pipeline_fit`) or made from stated hardware figures (`plan`). It says which phase bounds a step, and
+which split of n devices gives the shortest step.
+
+Assumptions: every step has the same work; all engines are alike, and so are all learners; the time that
+engines need to load published weights is part of the overhead.
 """
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from itertools import chain, combinations
-
-import numpy as np
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Setting:
-    """So many engines and learners, and how many versions behind a rollout may start."""
+    """Numbers of engines and learners, and by how many versions a rollout may be stale when it starts."""
 
     engines: int
     learners: int
@@ -24,35 +28,43 @@ class Setting:
     def __str__(self) -> str:
         return f"e{self.engines}-l{self.learners}-s{self.staleness}"
 
+    @property
+    def workers(self) -> int:
+        return self.engines + self.learners
+
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the workers run. With `cores` they are processes that share so many CPU cores; without, each has devices of its own.
+    """What the workers run on.
 
-    Lanes are what a stage runs on side by side. On shared cores they end at the cores, and the learners' threads are those that a
-    run on one machine gives them (`cluster.placed`).
+    The parallelism of a phase is the number of devices or CPU cores that it uses at the same time. Without
+    `cores` every worker has a device of its own. With `cores` all workers are processes that share so many
+    CPU cores: the parallelism cannot exceed the cores, and learners have the number of threads that
+    `cluster.placed` gives them.
     """
 
     cores: int | None = None
     threads_per_engine: float = 1.0
 
-    def engine_lanes(self, setting: Setting) -> float:
-        return (
-            setting.engines
-            if self.cores is None
-            else min(setting.engines * self.threads_per_engine, self.cores)
-        )
+    def engine_parallelism(self, setting: Setting) -> float:
+        if self.cores is None:
+            return setting.engines
+        return min(setting.engines * self.threads_per_engine, self.cores)
 
-    def learner_lanes(self, setting: Setting) -> float:
+    def learner_parallelism(self, setting: Setting) -> float:
         if self.cores is None:
             return setting.learners
-        threads = max(1, self.cores // (setting.engines + setting.learners))
+        threads = max(1, self.cores // setting.workers)
         return min(setting.learners * threads, self.cores)
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Seconds of one step. `cores_s`: the work of both overlapping sides over the cores that they share; 0 if they share none."""
+class StepTimes:
+    """Seconds of the phases of one step.
+
+    `cores_s` is the work of both overlapping sides divided by the cores that they share, and 0 if they share
+    none.
+    """
 
     generation_s: float
     learner_s: float
@@ -63,20 +75,18 @@ class Stages:
 
     @property
     def parts(self) -> dict[str, float]:
-        """What the step is the sum of, or, where the sides overlap, the largest of the first three plus the overhead."""
-        if self.overlaps:
-            return {
-                "generation": self.generation_s,
-                "learner": self.learner_s + self.publish_s,
-                "shared cores": self.cores_s,
-                "overhead": self.overhead_s,
-            }
-        return {
-            "generation": self.generation_s,
-            "learner": self.learner_s,
-            "publish": self.publish_s,
-            "overhead": self.overhead_s,
-        }
+        """The parts of the step time in seconds.
+
+        Without overlap the step time is their sum. With overlap it is the largest of the others plus the
+        overhead.
+        """
+        overhead = {"overhead": self.overhead_s}
+        if not self.overlaps:
+            phases = {"generation": self.generation_s, "learner": self.learner_s, "publish": self.publish_s}
+            return phases | overhead
+        learner_side = self.learner_s + self.publish_s
+        sides = {"generation": self.generation_s, "learner": learner_side, "shared cores": self.cores_s}
+        return sides | overhead
 
     @property
     def step_s(self) -> float:
@@ -85,13 +95,14 @@ class Stages:
 
     @property
     def bottleneck(self) -> str:
-        """The part that takes longest: one of `parts`."""
+        """The name of the part that takes longest, one of the keys of `parts`."""
         return max(self.parts, key=self.parts.__getitem__)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Medians over the steps of one run, in seconds a step; staleness in versions, and tokens/s trained on and generated."""
+    """Medians over the steps of one run: times in seconds per step, mean staleness in versions, and tokens
+    per second that were trained on and that were generated."""
 
     setting: Setting
     step_s: float
@@ -104,174 +115,98 @@ class Measurement:
 
     @property
     def overhead_s(self) -> float:
-        """What the step took beyond its stages."""
-        return (
-            self.step_s
-            - Stages(
-                self.generation_s, self.learner_s, self.publish_s, overlaps=self.setting.staleness > 0
-            ).step_s
-        )
+        """The part of the step time that is spent in none of the phases."""
+        overlaps = self.setting.staleness > 0
+        phases = StepTimes(self.generation_s, self.learner_s, self.publish_s, overlaps=overlaps)
+        return self.step_s - phases.step_s
 
     @property
     def rollout_utilization(self) -> float:
-        """Share of a step in which engines generate; at most 1, because groups of two steps may be in flight together."""
+        """The fraction of a step in which engines generate. It is limited to 1, because groups of two steps
+        may be in flight at the same time."""
         return min(1.0, self.generation_s / self.step_s)
 
     @property
     def learner_utilization(self) -> float:
+        """The fraction of a step in which learners compute the update."""
         return self.learner_s / self.step_s
 
 
 @dataclass(frozen=True)
-class Law:
-    """Seconds of a stage: `fixed`, `shared` by its lanes, and `each` for every worker (coordination, or cores fought for)."""
+class PhaseTimeModel:
+    """The seconds that a phase takes, as a function of its number of workers and its parallelism.
 
-    fixed: float = 0.0
-    shared: float = 0.0
-    each: float = 0.0
+    Attributes:
+        fixed_s: does not depend on the workers.
+        parallel_s: work that is divided by the parallelism (seconds at parallelism 1).
+        per_worker_s: added by every worker, for coordination or because workers compete for cores.
+    """
 
-    def seconds(self, workers: float, lanes: float) -> float:
-        return self.fixed + self.shared / lanes + self.each * workers
+    fixed_s: float = 0.0
+    parallel_s: float = 0.0
+    per_worker_s: float = 0.0
 
-
-Point = tuple[float, float, float]  # workers, lanes, seconds
-
-
-def fit_law(points: Sequence[Point], terms: Sequence[str] = ("fixed", "shared", "each")) -> Law:
-    """Non-negative least squares, by trying every subset of the terms that the points tell apart; the first of equally good ones,
-    so that a single measured number of workers gives a constant."""
-    row = {
-        "fixed": lambda workers, lanes: 1.0,
-        "shared": lambda workers, lanes: 1.0 / lanes,
-        "each": lambda workers, lanes: workers,
-    }
-    seconds = np.array([point[2] for point in points])
-    best, least = Law(), float("inf")
-    for form in chain.from_iterable(combinations(terms, size) for size in range(1, len(terms) + 1)):
-        columns = np.array([[row[term](workers, lanes) for term in form] for workers, lanes, _ in points])
-        found, _, rank, _ = np.linalg.lstsq(columns, seconds)
-        error = float(((columns @ found - seconds) ** 2).sum())
-        if rank == len(form) and found.min() >= 0 and error < least - 1e-12 * float(seconds @ seconds):
-            best, least = Law(**dict(zip(form, map(float, found), strict=True))), error
-    return best
+    def seconds(self, workers: float, parallelism: float) -> float:
+        return self.fixed_s + self.parallel_s / parallelism + self.per_worker_s * workers
 
 
 @dataclass(frozen=True)
 class PipelineModel:
-    """A law for each stage. `overlapped_overhead` is that of staleness above 0.
+    """The time models of all phases. `overlapped_overhead` replaces `overhead` where the staleness is above
+    0.
 
-    `alone` says that the laws are of stages that ran without the other side: then sides that overlap on shared cores slow each
-    other, and a step takes at least the work of both over the cores. Laws of stages measured together hold it already.
+    `contention` tells whether overlapping sides must be assumed to slow each other on shared cores, so that a
+    step takes at least the work of both divided by the cores. It is true if the phases were measured one
+    after the other. Phases that were measured while they overlapped already include this effect.
     """
 
-    generation: Law
-    learner: Law
-    publish: Law
-    overhead: Law
-    overlapped_overhead: Law
+    generation: PhaseTimeModel
+    learner: PhaseTimeModel
+    publish: PhaseTimeModel
+    overhead: PhaseTimeModel
+    overlapped_overhead: PhaseTimeModel
     machine: Machine = Machine()
-    alone: bool = True
+    contention: bool = True
 
-    def stages(self, setting: Setting) -> Stages:
-        overlaps, workers = setting.staleness > 0, setting.engines + setting.learners
-        engine_lanes, learner_lanes = self.machine.engine_lanes(setting), self.machine.learner_lanes(setting)
-        generation = self.generation.seconds(setting.engines, engine_lanes)
-        learner = self.learner.seconds(setting.learners, learner_lanes)
-        compete = overlaps and self.alone and self.machine.cores
-        return Stages(
-            generation,
-            learner,
-            self.publish.seconds(setting.learners, 1),
-            (self.overlapped_overhead if overlaps else self.overhead).seconds(workers, 1),
-            (generation * engine_lanes + learner * learner_lanes) / self.machine.cores if compete else 0.0,
-            overlaps,
+    def step_times(self, setting: Setting) -> StepTimes:
+        overlaps = setting.staleness > 0
+        engine_parallelism = self.machine.engine_parallelism(setting)
+        learner_parallelism = self.machine.learner_parallelism(setting)
+        generation_s = self.generation.seconds(setting.engines, engine_parallelism)
+        learner_s = self.learner.seconds(setting.learners, learner_parallelism)
+        overhead = self.overlapped_overhead if overlaps else self.overhead
+        cores_s = 0.0
+        if overlaps and self.contention and self.machine.cores:
+            work_s = generation_s * engine_parallelism + learner_s * learner_parallelism
+            cores_s = work_s / self.machine.cores
+        return StepTimes(
+            generation_s=generation_s,
+            learner_s=learner_s,
+            publish_s=self.publish.seconds(setting.learners, 1),
+            overhead_s=overhead.seconds(setting.workers, 1),
+            cores_s=cores_s,
+            overlaps=overlaps,
         )
-
-
-def fit(measurements: Sequence[Measurement], machine: Machine = Machine()) -> PipelineModel:
-    """The stages' laws from the runs with staleness 0, or from all if there are none; each kind of overhead from its own runs."""
-    sequential = [m for m in measurements if m.setting.staleness == 0]
-    source, nothing = sequential or measurements, Law()
-    bare = PipelineModel(
-        fit_law([(m.setting.engines, machine.engine_lanes(m.setting), m.generation_s) for m in source]),
-        fit_law([(m.setting.learners, machine.learner_lanes(m.setting), m.learner_s) for m in source]),
-        fit_law([(m.setting.learners, 1, m.publish_s) for m in source], ("fixed", "each")),
-        nothing,
-        nothing,
-        machine,
-        bool(sequential),
-    )
-
-    def overhead(runs: Sequence[Measurement]) -> Law:
-        """A constant, unless enough runs tell that it grows with the workers."""
-        points = [
-            (m.setting.engines + m.setting.learners, 1, m.step_s - bare.stages(m.setting).step_s)
-            for m in runs
-        ]
-        return fit_law(points, ("fixed", "each") if len(runs) > 2 else ("fixed",))
-
-    overlapped = [m for m in measurements if m.setting.staleness > 0]
-    laws = {item.name: getattr(bare, item.name) for item in fields(bare)}
-    return PipelineModel(
-        **laws
-        | {
-            "overhead": overhead(sequential or overlapped),
-            "overlapped_overhead": overhead(overlapped or sequential),
-        }
-    )
-
-
-def leave_one_out(measurements: Sequence[Measurement], machine: Machine = Machine()) -> list[float]:
-    """Seconds a step of each setting, as predicted by a model that is fitted to all others; it needs at least two."""
-    return [
-        fit([*measurements[:i], *measurements[i + 1 :]], machine).stages(left_out.setting).step_s
-        for i, left_out in enumerate(measurements)
-    ]
-
-
-def median_error(measurements: Sequence[Measurement], predicted: Sequence[float]) -> float:
-    """Of |predicted - measured| / measured step time."""
-    return statistics.median(
-        abs(seconds - m.step_s) / m.step_s for m, seconds in zip(measurements, predicted, strict=True)
-    )
 
 
 def splits(
     devices: float, staleness: int, groups_per_step: int, devices_per_engine: float = 1.0
 ) -> list[Setting]:
-    """Every way to use the devices: learners that divide the groups of a step, one device each, and engines on the rest, at most
-    one a group."""
+    """Every way to divide the devices between learners and engines.
+
+    A learner takes one device, and the number of learners divides the groups of a step. Engines take the
+    remaining devices; there are never more engines than groups in a step.
+    """
     found = []
     for learners in range(1, int(devices) + 1):
-        engines = min(int((devices - learners) / devices_per_engine + 1e-9), groups_per_step)
+        remaining = (devices - learners) / devices_per_engine
+        engines = min(int(remaining + 1e-9), groups_per_step)  # 1e-9: rounding of fractions of a device
         if groups_per_step % learners == 0 and engines > 0:
             found.append(Setting(engines, learners, staleness))
     return found
 
 
 def best_split(model: PipelineModel, candidates: Sequence[Setting]) -> Setting:
-    """The one with the shortest step; of equal ones that with the fewest workers."""
-    return min(candidates, key=lambda s: (round(model.stages(s).step_s, 9), s.engines + s.learners))
-
-
-def simulate(
-    generation_s: float,
-    learner_s: float,
-    publish_s: float,
-    steps: int,
-    max_staleness: int,
-    jitter: float = 0.0,
-    seed: int = 0,
-) -> list[float]:
-    """Seconds of each step by the coordinator's rule, event by event: the rollouts of step s start when the engines have finished those of
-    step s - 1 and version s - max_staleness is published; its update starts when both they and version s are there.
-
-    The times of all stages vary independently and log-normally about the means given, with standard deviation `jitter` of the log.
-    """
-    noise = np.random.default_rng(seed).standard_normal((steps, 3))
-    durations = np.exp(jitter * noise - jitter**2 / 2) * (generation_s, learner_s, publish_s)
-    generated, published = 0.0, [0.0]  # published[v]: when version v is there
-    for step, (generation, learner, publish) in enumerate(durations):
-        generated = max(generated, published[max(0, step - max_staleness)]) + generation
-        published.append(max(generated, published[step]) + learner + publish)
-    return np.diff(published).tolist()
+    """The setting with the shortest step, and of settings with equal steps the one with the fewest
+    workers."""
+    return min(candidates, key=lambda s: (round(model.step_times(s).step_s, 9), s.workers))
