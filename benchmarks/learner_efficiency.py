@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from algorithms import SRFT, Completion, Group
-from srft_ray.config.schema import LearnerSection
+from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import pack
 
 MODEL = Path(__file__).resolve().parents[1] / "examples/tiny/base"

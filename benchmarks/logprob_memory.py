@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from srft_ray.config.schema import LearnerSection
+from srft_ray.config.training import LearnerSection
 from srft_ray.train.logprobs import chunked_logprobs
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import ray
 
-from algorithms import SRFT
 from srft_ray import make_config
+from srft_ray.config.resolve import resolve
 from srft_ray.data.blocks import groups_of
-from srft_ray.data.stream import StreamFactory
-from srft_ray.rollout.worker import sequence_seed
+from srft_ray.rollout.requests import sequence_seed
 from srft_ray.run.cluster import start_ray
-from srft_ray.run.preflight import resolve
+from srft_ray.run.preflight import prepare_run
+from srft_ray.run.trainer import stream_source
 from srft_ray.sync.coordinator import Coordinator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,9 +41,9 @@ def benchmark_config(folder: str, steps: int, groups: int):
 @ray.remote(num_cpus=1)
 def bare_vllm(config, prompts, seeds, warm_up, repeats):
     """Tokens/s of vLLM's own `LLM.generate`, in a process like the pipeline's."""
-    from srft_ray.rollout.vllm_engine import _set_environment
+    from srft_ray.rollout.vllm_engine import set_environment
 
-    _set_environment(config, "cpu")
+    set_environment(config.rollout, "cpu")
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -72,16 +72,15 @@ def bare_vllm(config, prompts, seeds, warm_up, repeats):
     return rates
 
 
-def pipeline(config, resolved, warm_up_steps):
+def pipeline(prepared, warm_up_steps):
     """(tokens/s over the steps after the warm-up, groups of these steps), as a learner would receive them."""
-    coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(config.rollout.max_staleness)
+    max_staleness = prepared.resolved.config.rollout.max_staleness
+    coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(max_staleness)
     ray.get(coordinator.restart.remote(0))
-    factory = StreamFactory(
-        config, None, SRFT(), resolved.plan, resolved.train, {}, coordinator, "cpu", "float32"
-    )
+    source = stream_source(prepared, coordinator, "cpu")
     groups = []
-    for batch in factory.stream(0).iter_batches(
-        batch_size=resolved.plan.block, batch_format="numpy", prefetch_batches=0
+    for batch in source.stream(0).iter_batches(
+        batch_size=prepared.plan.block, batch_format="numpy", prefetch_batches=0
     ):
         groups += groups_of(batch)
         finished = time.time()
@@ -100,10 +99,10 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         config = benchmark_config(folder, steps=1, groups=384)
-        resolved = resolve(config)
-        start_ray(config, 6)
+        prepared = prepare_run(resolve(config))
+        start_ray(config.cluster, 6)
         for _ in range(repeats):
-            rate, groups = pipeline(config, resolved, 0)
+            rate, groups = pipeline(prepared, 0)
             requests = [(g, c) for g in groups for c in g.rollouts]
             seeds = [sequence_seed(config.run.seed, g, c.sample) for g, c in requests]
             bare = statistics.median(

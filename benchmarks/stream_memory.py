@@ -29,8 +29,9 @@ def anonymous_mb() -> float:
 
 
 def measure(rows: int) -> None:
+    from srft_ray.config.resolve import TokenLimits
     from srft_ray.config.schema import DataSection, ModelSection
-    from srft_ray.data.prepare import Limits, prepare
+    from srft_ray.data.prepare import prepare
     from srft_ray.data.store import shuffled
     from srft_ray.data.tokenize import load_tokenizer
 
@@ -50,7 +51,7 @@ def measure(rows: int) -> None:
                 )
         tokenizer = load_tokenizer(ModelSection(path=str(MODEL)))
         before, started, peak = anonymous_mb(), time.perf_counter(), 0.0
-        data = prepare(DataSection(path=str(path)), tokenizer, Limits(256, 512), Path(folder), 0)
+        data = prepare(DataSection(path=str(path)), tokenizer, TokenLimits(256, 512), Path(folder), 0)
         prepared, seconds = anonymous_mb(), time.perf_counter() - started
         for position in range(20_000):
             data.row(shuffled(position, rows, 0)[1])

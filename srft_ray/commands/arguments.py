@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from srft_ray.config.schema import Config, make_config, require
-from srft_ray.errors import UserError
+from srft_ray.config.load import make_config
+from srft_ray.config.schema import Config
+from srft_ray.errors import UserError, require
 
 Handler = Callable[[argparse.Namespace], int]
 EVALUATION_OPTIONS: dict[str, tuple[str, type, str]] = {  # option: config key, type, help

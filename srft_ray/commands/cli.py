@@ -19,7 +19,7 @@ from srft_ray.commands.arguments import (
     evaluation_config,
     whole_numbers,
 )
-from srft_ray.config.schema import load_config
+from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 
 SUCCESS = 0

@@ -9,11 +9,13 @@ from typing import Any
 
 from algorithms import Algorithm
 from srft_ray.commands.variants import Variant, check, complete, derived_config, folder_of
-from srft_ray.config.schema import Config, load_config, require
-from srft_ray.errors import UserError
+from srft_ray.config.load import as_config
+from srft_ray.config.schema import Config
+from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters
 from srft_ray.observe.journal import read_json_lines
-from srft_ray.run.cluster import demand, start_ray
+from srft_ray.run.cluster import start_ray
+from srft_ray.run.placement import demand
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,15 @@ def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], 
         UserError: bad config or algorithm; it is raised before any run starts.
         RunFailed: a run failed; the same call continues with this run.
     """
-    config = config if isinstance(config, Config) else load_config(config)
+    config = as_config(config)
     comparisons = planned_runs(config, algorithms, seeds)
     runs = [comparison.run for comparison in comparisons]
     check(runs)
     # One Ray for all runs, large enough for the largest of them.
-    demands = [demand(run.config, engines=True, device="cpu") for run in runs]
+    demands = [demand(run.resolved, "cpu", engines=True) for run in runs]
     largest = max(demands, key=lambda needed: needed.cpus)
-    start_ray(config, largest.cpus, largest.custom)
-    parameters = count_parameters(config)
+    start_ray(config.cluster, largest.cpus, largest.custom)
+    parameters = count_parameters(config.model)
     outcomes = [outcome for comparison in comparisons for outcome in _outcomes(comparison, parameters)]
     return _write(outcomes, folder_of(config, "compare"))
 
@@ -135,10 +137,10 @@ def _variant(config: Config, label: str, algorithm: str | Algorithm, seed: int) 
     run.run.seed = seed
     run.trainer.evaluate_every = config.trainer.evaluate_every or config.trainer.steps
     if isinstance(algorithm, Algorithm):
-        return Variant(run, algorithm)
+        return Variant.of(run, algorithm)
     if config.algorithm.get("name") != algorithm:
         run.algorithm = {"name": algorithm}
-    return Variant(run)
+    return Variant.of(run)
 
 
 def _outcomes(comparison: Comparison, parameters: int) -> list[Outcome]:

@@ -5,13 +5,15 @@ from huggingface_hub import try_to_load_from_cache
 
 from algorithms import Algorithm, Stage
 from srft_ray.commands.plan_time import parameter_bytes, sequences, time_lines
+from srft_ray.config.load import to_yaml
+from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schedule import stage_size
-from srft_ray.config.schema import Config, require, to_yaml
-from srft_ray.data.plan import make_plan, needs_engines
+from srft_ray.config.schema import Config
 from srft_ray.data.rows import read_rows
+from srft_ray.errors import require
 from srft_ray.models import count_parameters, is_local
-from srft_ray.run.cluster import demand
-from srft_ray.run.preflight import resolve, resolve_settings
+from srft_ray.run.placement import demand
+from srft_ray.run.preflight import check_installation, plan_stream, prepare_run
 
 GIB = 2**30
 INDENT = " " * 14  # the width of the first column of the text
@@ -26,7 +28,9 @@ def describe(config: Config) -> str:
     Raises:
         UserError: everything else that `train` would refuse.
     """
-    algorithm = resolve_settings(config)
+    resolved = resolve(config)
+    config = resolved.config
+    check_installation(config)
     parameters = config.model.num_parameters
     note = []
     if _is_elsewhere(config.model.path):
@@ -35,18 +39,18 @@ def describe(config: Config) -> str:
             "lengths in tokens were not checked"
         ]
         rows = sum(1 for _ in read_rows(config.data, config.run.seed))
-        make_plan(config, {}, algorithm)
+        plan_stream(resolved, {})
     else:
-        rows = resolve(config).train.counts.kept
-        parameters = count_parameters(config)
+        rows = prepare_run(resolved).train.counts.kept
+        parameters = count_parameters(config.model)
     device = _device(config)
-    stages = _stages(config, algorithm)
+    stages = _stages(config, resolved.algorithm)
     sections = [
         [to_yaml(config).rstrip(), ""],
-        _placement(config, algorithm, device),
+        _placement(resolved, device),
         _tokens(config, stages, rows),
-        _memory(config, algorithm, device, parameters),
-        time_lines(config, algorithm, stages, device, parameters),
+        _memory(resolved, device, parameters),
+        time_lines(resolved, stages, device, parameters),
         note,
     ]
     return "\n".join(line for lines in sections for line in lines)
@@ -66,8 +70,9 @@ def _is_elsewhere(path: str) -> bool:
     return not isinstance(try_to_load_from_cache(path, "config.json"), str)
 
 
-def _placement(config: Config, algorithm: Algorithm, device: str) -> list[str]:
-    needed = demand(config, needs_engines(config, algorithm), device)
+def _placement(resolved: Resolved, device: str) -> list[str]:
+    config = resolved.config
+    needed = demand(resolved, device, engines=resolved.needs_engines)
     gpus = torch.cuda.device_count()
     lines = [f"placement     {needed} on {device}"]
     if needed.gpus > gpus:
@@ -91,7 +96,7 @@ def _stages(config: Config, algorithm: Algorithm) -> list[Stage]:
 
 
 def _tokens(config: Config, stages: list[Stage], rows: int) -> list[str]:
-    prompts = sum(stage.steps * stage_size(config, stage) for stage in stages)
+    prompts = sum(stage.steps * stage_size(config.trainer, stage) for stage in stages)
     lines = [
         f"data          {rows} rows: {config.trainer.steps} steps with {prompts} prompts are "
         f"{prompts / rows:.2f} epochs"
@@ -112,14 +117,15 @@ def _step_tokens(config: Config, stage: Stage) -> str:
     )
 
 
-def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int | None) -> list[str]:
+def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str]:
     """Memory of model states per learner under ZeRO (arXiv 1910.02054, section 3), and of weights per engine.
 
     Activations are not counted.
     """
     if not parameters:
         return ["memory        unknown: set model.num_parameters"]
-    learners = demand(config, False, device).learners
+    config = resolved.config
+    learners = resolved.learners.low
     zero_stage = config.learner.zero_stage
     width = parameter_bytes(config, device)
     # ZeRO divides the optimizer's state from stage 1, gradients from stage 2, and weights from stage 3.
@@ -133,9 +139,9 @@ def _memory(config: Config, algorithm: Algorithm, device: str, parameters: int |
         f"memory        {parameters / 1e6:,.1f} M parameters; each learner {states:.2f} GiB of weights, "
         f"gradients and optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"
     ]
-    if "reference" in algorithm.needs:
+    if "reference" in resolved.algorithm.needs:
         lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")
-    if needs_engines(config, algorithm):
+    if resolved.needs_engines:
         engine = parameters * width / config.rollout.tensor_parallel / GIB
         lines.append(f"{INDENT}each engine {engine:.2f} GiB of weights per device, the rest is its cache")
     return lines

@@ -1,30 +1,28 @@
 """The time of a step and the best split of the devices, from the figures that the config states in
 `hardware`."""
 
-from algorithms import Algorithm, Stage
+from algorithms import Stage
 from srft_ray.commands.pipeline_model import PhaseTimeModel, PipelineModel, Setting, best_split, splits
+from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import stage_size, updates_per_step
 from srft_ray.config.schema import Config
-from srft_ray.data.plan import needs_engines
-from srft_ray.data.stream import engine_gpus
 from srft_ray.models import resolve_dtype
-from srft_ray.run.cluster import demand
+from srft_ray.run.placement import demand, gpus_per_engine
 
 
-def time_lines(
-    config: Config, algorithm: Algorithm, stages: list[Stage], device: str, parameters: int | None
-) -> list[str]:
+def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters: int | None) -> list[str]:
     """Lines of text: for each stage seconds per step, and the best split of as many devices as the run asks
     for.
 
     If a figure is missing, one line that names it.
     """
+    config = resolved.config
     missing = [f"hardware.{name}" for name, value in vars(config.hardware).items() if value is None]
     if missing or not parameters:
         needed_keys = ", ".join(missing) or "model.num_parameters"
         return [f"time          unknown: for seconds per step and the best split state {needed_keys}"]
-    needed = demand(config, needs_engines(config, algorithm), device)
-    share = engine_gpus(config) if device == "cuda" else 1.0
+    needed = demand(resolved, device, engines=resolved.needs_engines)
+    share = gpus_per_engine(config.rollout) if device == "cuda" else 1.0
     setting = Setting(max(1, needed.engines), needed.learners, config.rollout.max_staleness)
     devices = needed.learners + needed.engines * share
     lines = []
@@ -35,7 +33,7 @@ def time_lines(
         # The staleness of the config, and 1, the smallest with which generation and learning overlap.
         levels = dict.fromkeys((setting.staleness, 1)) if stage.algorithm.uses_rollouts else ()
         for staleness in levels:
-            best = best_split(model, splits(devices, staleness, stage_size(config, stage), share))
+            best = best_split(model, splits(devices, staleness, stage_size(config.trainer, stage), share))
             lines.append(
                 f"best split of {devices:g} devices: {best.engines} engines and {best.learners} learners, "
                 f"{_seconds(model, best)}"
@@ -98,7 +96,7 @@ def _learner_seconds(config: Config, stage: Stage, parameters: int, number: int)
 
 def sequences(config: Config, stage: Stage) -> tuple[int, int]:
     """(rollouts, largest possible number of demonstrations) of one step of the stage."""
-    groups = stage_size(config, stage)
+    groups = stage_size(config.trainer, stage)
     rollouts = groups * config.rollout.num_rollouts if stage.algorithm.uses_rollouts else 0
     demonstrations = groups * config.data.max_demonstrations if stage.algorithm.uses_demonstrations else 0
     return rollouts, demonstrations
@@ -106,4 +104,4 @@ def sequences(config: Config, stage: Stage) -> tuple[int, int]:
 
 def parameter_bytes(config: Config, device: str) -> int:
     """Bytes of one parameter."""
-    return 4 if resolve_dtype(config, device) == "float32" else 2
+    return 4 if resolve_dtype(config.model, device) == "float32" else 2

@@ -18,12 +18,13 @@ from srft_ray.commands.pipeline_model import (
 )
 from srft_ray.commands.scale_report import Findings, write
 from srft_ray.commands.variants import Variant, check, complete, derived_config, folder_of, unfinished
-from srft_ray.config.algorithm import make_algorithm
-from srft_ray.config.schema import Config, check_values, require
-from srft_ray.data.stream import engine_gpus
-from srft_ray.models import resolve_device
+from srft_ray.config.checks import check_values
+from srft_ray.config.resolve import Resolved
+from srft_ray.config.schema import Config
+from srft_ray.errors import require
 from srft_ray.observe.journal import read_json_lines
-from srft_ray.run.cluster import check_placement, cluster_address, demand, placed
+from srft_ray.run.cluster import cluster_address, placed
+from srft_ray.run.placement import check_placement, demand, gpus_per_engine, resolve_device
 
 # These steps are left out: engines and learners start, kernels compile, and the overlapping stream fills.
 WARM_UP = 3
@@ -61,7 +62,7 @@ def scale(
     runs = {setting: _variant(config, setting, steps) for setting in settings}
     check(list(runs.values()))
     if todo := unfinished(list(runs.values())):
-        _check_cluster([run.config for run in todo])
+        _check_cluster([run.resolved for run in todo])
     measurements = [measure(setting, complete(run)) for setting, run in runs.items()]
     findings = analyse(config, measurements, _machine(config), devices)
     return write(findings, folder_of(config, "scale"))
@@ -78,28 +79,29 @@ def _variant(config: Config, setting: Setting, steps: int) -> Variant:
     run.trainer.evaluate_every = 0
     run.evaluation.data = {}
     check_values(run)
-    stages = [make_algorithm(run.algorithm).stage(step, steps) for step in (0, steps - 1)]
+    variant = Variant.of(run)
+    stages = [variant.resolved.algorithm.stage(step, steps) for step in (0, steps - 1)]
     require(
         all(stage.algorithm.uses_rollouts for stage in stages),
         f"scale measures generation and learning, but {stages[0].algorithm.name} does not sample rollouts in "
         "every step: choose another algorithm.name, such as srft.",
     )
-    return Variant(run)
+    return variant
 
 
-def _check_cluster(runs: Sequence[Config]) -> None:
+def _check_cluster(runs: Sequence[Resolved]) -> None:
     """Raises UserError if the cluster can never place one of the runs."""
-    largest = max(runs, key=lambda run: demand(run, engines=True, device="cpu").cpus)
+    largest = max(runs, key=lambda run: demand(run, "cpu", engines=True).cpus)
     with placed(largest, engines=True) as (device, _):
         for run in runs:
-            needed = demand(run, engines=True, device=device)
+            needed = demand(run, device, engines=True)
             check_placement(needed)
 
 
 def _machine(config: Config) -> Machine:
     """The workers of a CPU run on this machine alone share its cores; those of a cluster or on GPUs do
     not."""
-    if cluster_address(config) or resolve_device(config) == "cuda":
+    if cluster_address(config.cluster) or resolve_device(config.run.device) == "cuda":
         return Machine()
     return Machine(os.cpu_count(), max(1.0, config.rollout.cpus_per_engine))
 
@@ -133,7 +135,7 @@ def analyse(
     """Fits the model to the measurements; `devices` None takes the largest number that a run used."""
     model = fit_pipeline(measurements, machine)
     measured = [m.setting for m in measurements]
-    share = 1.0 if machine.cores else engine_gpus(config)
+    share = 1.0 if machine.cores else gpus_per_engine(config.rollout)
     available = devices or max(s.learners + s.engines * share for s in measured)
     groups = config.trainer.groups_per_step
     return Findings(

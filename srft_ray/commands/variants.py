@@ -9,18 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from algorithms import Algorithm
-from srft_ray.config.schema import Config, to_yaml
+from srft_ray.config.load import to_yaml
+from srft_ray.config.resolve import Resolved, resolve
+from srft_ray.config.schema import Config
+from srft_ray.run.directory import RECORD
 from srft_ray.run.driver import fit
-from srft_ray.run.preflight import resolve, resolve_settings
+from srft_ray.run.preflight import check_installation, prepare_run
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: its config, and the algorithm if it is an instance rather than the config's `algorithm`
+    """One run: its resolved config, and the algorithm if it is an instance rather than the config's `algorithm`
     section."""
 
-    config: Config
+    resolved: Resolved
     algorithm: Algorithm | None = None
+
+    @classmethod
+    def of(cls, config: Config, algorithm: Algorithm | None = None) -> "Variant":
+        """Raises UserError as `resolve`."""
+        return cls(resolve(config, algorithm), algorithm)
+
+    @property
+    def config(self) -> Config:
+        return self.resolved.config
 
 
 def folder_of(config: Config, command: str) -> Path:
@@ -40,15 +52,15 @@ def derived_config(config: Config, command: str, name: str) -> Config:
 
 
 def check(runs: Sequence[Variant]) -> None:
-    """Resolves the settings of all runs, then prepares the data of those that are not finished.
+    """Checks the settings of all runs, then prepares the data of those that are not finished.
 
     Raises:
-        UserError: as `resolve`, for the first run that has an error.
+        UserError: as `fit`, for the first run that has an error.
     """
     for run in runs:
-        resolve_settings(run.config, run.algorithm)
+        check_installation(run.config)
     for run in unfinished(runs):
-        resolve(run.config, run.algorithm)
+        prepare_run(run.resolved)
 
 
 def unfinished(runs: Sequence[Variant]) -> list[Variant]:
@@ -63,7 +75,8 @@ def complete(run: Variant) -> Path:
 
 
 def _finished(config: Config) -> bool:
-    record = config.run_dir / "config.yaml"
+    """Whether the run was done with exactly this config."""
+    record = config.run_dir / RECORD
     if not record.exists() or record.read_text() != to_yaml(config):
         return False
     return (config.run_dir / "summary.json").exists()

@@ -40,7 +40,7 @@ class Engine:
     def __init__(
         self, model: ModelSection, rollout: RolloutSection, seed: int, device: str, dtype: str
     ) -> None:
-        _set_environment(rollout, device)
+        set_environment(rollout, device)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -174,7 +174,7 @@ def _settle(future: "Future[None]", action: Callable[[], None]) -> None:
         future.set_exception(error)
 
 
-def _set_environment(rollout: RolloutSection, device: str) -> None:
+def set_environment(rollout: RolloutSection, device: str) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if device == "cpu":

@@ -87,8 +87,7 @@ def resumable_keys() -> set[str]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys with another value that enter what a run computes, sorted; of the algorithm's, the settings at any depth count
-    as one key each."""
+    """Keys with another value that enter what a run computes, sorted; of another algorithm its name alone."""
     may_change = resumable_keys()
     found = []
     for section in before.keys() | now.keys():
@@ -97,6 +96,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             name = f"{section}.{key}"
             if name not in may_change and old.get(key) != new.get(key):
                 found.append(name)
+    methods = [name for name in ("algorithm.name", "algorithm.path") if name in found]
+    if methods:  # the settings of another method differ anyway
+        found = [name for name in found if not name.startswith("algorithm.")] + methods
     return sorted(found)
 
 

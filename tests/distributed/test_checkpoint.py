@@ -7,6 +7,7 @@ import torch
 
 from algorithms import SRFT
 from srft_ray.config.load import make_config
+from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import CheckpointStore
 from tests.distributed.harness import Case, difference, load, make_groups, spawn
 
@@ -29,7 +30,7 @@ def train(rank, world, model_path, folder, case, first, last, stop):
     model, _ = load(model_path)
     engine = DeepSpeedEngine(model, case.learner(), torch.float32)
     learner = Learner(engine, case.learner(), parity_threshold=1e9)
-    saver = Saver(CheckpointStore.of(config_for(folder)), config_for(folder), engine, model, make_tokenizer())
+    saver = Saver(open_store(config_for(folder)), config_for(folder).trainer, engine, model, make_tokenizer())
     if first:
         saver.load(first)
     losses = []
@@ -113,8 +114,8 @@ def train_where_nothing_can_be_removed(rank, world, model_path, folder, steps):
     config.trainer.keep_checkpoints = 1
     config.run_dir.mkdir(exist_ok=True)
     saver = Saver(
-        CheckpointStore.of(config),
-        config,
+        open_store(config),
+        config.trainer,
         DeepSpeedEngine(model, case(0).learner(), torch.float32),
         model,
         make_tokenizer(),
@@ -152,6 +153,6 @@ def test_hf_is_the_trained_model(saved, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(
         Path(folder) / "run" / "checkpoints" / f"step-{STOP}" / "hf", dtype=torch.float32
     )
-    reader = CheckpointStore.of(config_for(folder)).tensors(STOP)
+    reader = open_store(config_for(folder)).tensors(STOP)
     for name, parameter in model.named_parameters():
         assert torch.equal(reader[f"{name}|weight"].view_as(parameter), parameter)

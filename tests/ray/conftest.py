@@ -7,14 +7,14 @@ import pyarrow.dataset
 import pytest
 import ray
 
-from srft_ray import make_config
+from srft_ray.config.schema import ClusterSection
 from srft_ray.observe.journal import read_json_lines
 from srft_ray.run.cluster import start_ray
 
 
 @pytest.fixture(scope="session")
 def local_ray():
-    start_ray(make_config({"model": {"path": "x"}, "data": {"path": "x"}, "cluster": {"num_cpus": 8}}), 8)
+    start_ray(ClusterSection(num_cpus=8), 8)
     yield
     ray.shutdown()
 

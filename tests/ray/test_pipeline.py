@@ -101,7 +101,7 @@ def test_an_engine_loads_the_checkpoint_and_repeats_the_run(tmp_path, tiny_model
     run = Run(fit(config).run_dir)
     rows = [row for row in run.rollouts if row["step"] == 1]
     config.model.path = str(run.dir / "checkpoints/step-1/hf")
-    engine = Engine(config, "cpu", "float32")
+    engine = Engine(config.model, config.rollout, config.run.seed, "cpu", "float32")
     made = engine.generate(
         [r["prompt_ids"] for r in rows],
         [r["seed"] for r in rows],

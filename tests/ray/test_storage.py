@@ -10,7 +10,7 @@ import yaml
 
 from srft_ray import RunFailed, fit, make_config
 from srft_ray.observe.journal import read_json_lines
-from srft_ray.train.checkpoint import CheckpointStore
+from srft_ray.run.preflight import open_store
 from tests.conftest import base_config, write_model
 from tests.ray.conftest import Run
 from tests.ray.faults import Nodes, Watched
@@ -59,7 +59,7 @@ def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
             "checkpoint of step 4 could not be written" in events(config)[0]
             and "failure 1 of 1" in events(config)[0]
         )
-        store = CheckpointStore.of(config)
+        store = open_store(config)
         assert store.steps() == [2] and store.newest_whole() == 2
         run = Run(config.run_dir)
         assert [record["step"] for record in run.metrics] == list(range(6))
@@ -103,7 +103,7 @@ def test_a_full_disk_for_the_ledger(tmp_path, tiny_model):
         )
         with pytest.raises(RunFailed, match=r"cannot be recorded in .*No space left on device.*: make room"):
             fit(config)
-        done = CheckpointStore.of(config).latest()
+        done = open_store(config).latest()
         run = Run(config.run_dir)
         assert (
             done >= 2 and len(run.metrics) >= done and {row["step"] for row in run.ledger} >= set(range(done))

@@ -9,7 +9,8 @@ from safetensors.torch import save
 from srft_ray.config.load import make_config
 from srft_ray.errors import UserError
 from srft_ray.observe.journal import append_json, read_json_lines
-from srft_ray.train.checkpoint import COMPLETE, DAMAGED, CheckpointStore, prune
+from srft_ray.run.preflight import open_store
+from srft_ray.train.checkpoint import COMPLETE, DAMAGED, prune
 
 STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 
@@ -38,7 +39,7 @@ def write(store, step, commit=True):
 @pytest.fixture
 def store(tmp_path):
     (tmp_path / "run").mkdir()
-    return CheckpointStore.of(config_for(tmp_path))
+    return open_store(config_for(tmp_path))
 
 
 def test_without_its_marker_there_is_no_checkpoint(store):
@@ -99,31 +100,31 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, 
 
 def test_kept_are_the_newest_the_regular_and_the_best(tmp_path):
     config = config_for(tmp_path, keep_checkpoints=2, keep_every=10, keep_best="reward/mean")
-    store = CheckpointStore.of(config)
+    store = open_store(config)
     (tmp_path / "run").mkdir()
     for step, reward in enumerate([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]):
         append_json(store.run_dir / "metrics.jsonl", {"step": step, "reward/mean": reward})
     for step in range(1, 13):
         write(store, step)
-    prune(store, config)
+    prune(store, config.trainer)
     assert store.steps() == [2, 10, 11, 12]
     append_json(store.run_dir / "evaluations.jsonl", {"step": 11, "set": "held", "avg": 70.0})
     append_json(store.run_dir / "evaluations.jsonl", {"step": 10, "set": "held", "avg": 80.0})
-    prune(store, config_for(tmp_path, keep_checkpoints=1, keep_best="held"))
+    prune(store, config_for(tmp_path, keep_checkpoints=1, keep_best="held").trainer)
     assert store.steps() == [10, 12]
-    prune(store, config_for(tmp_path))
+    prune(store, config_for(tmp_path).trainer)
     assert store.steps() == [10, 12], "nothing is removed unless a number is set"
 
 
 def test_other_storage(tmp_path):
     (tmp_path / "run").mkdir()
     for path in (f"file://{tmp_path}/bucket", f"{tmp_path}/bucket"):
-        store = CheckpointStore.of(config_for(tmp_path, checkpoint_path=path))
+        store = open_store(config_for(tmp_path, checkpoint_path=path))
         write(store, 5)
         assert (tmp_path / "bucket/run/step-5" / COMPLETE).exists() and store.newest_whole() == 5
         assert store.address(5, "hf") == str(tmp_path / "bucket/run/step-5/hf")
         store.discard(5)
-    memory = CheckpointStore.of(config_for(tmp_path, checkpoint_path="mock:///bucket"))
+    memory = open_store(config_for(tmp_path, checkpoint_path="mock:///bucket"))
     write(memory, 7)
     assert memory.address(7, "hf") == "mock://bucket/run/step-7/hf"
     assert memory.newest_whole() == 7 and torch.equal(memory.tensors(7)["a|weight"], STATE["a|weight"])
@@ -135,10 +136,10 @@ def test_other_storage(tmp_path):
 
 def test_a_password_in_the_path_is_refused_and_not_repeated(tmp_path):
     with pytest.raises(UserError, match="holds a password") as refused:
-        CheckpointStore.of(config_for(tmp_path, checkpoint_path="s3://name:hidden@bucket/runs"))
+        open_store(config_for(tmp_path, checkpoint_path="s3://name:hidden@bucket/runs"))
     assert "hidden" not in str(refused.value)
 
 
 def test_storage_that_cannot_be_reached_is_named(tmp_path):
     with pytest.raises(UserError, match=r"trainer\.checkpoint_path=nowhere://x cannot be reached"):
-        CheckpointStore.of(config_for(tmp_path, checkpoint_path="nowhere://x"))
+        open_store(config_for(tmp_path, checkpoint_path="nowhere://x"))

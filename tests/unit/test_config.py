@@ -9,6 +9,7 @@ import pytest
 from srft_ray.config.checks import check_values
 from srft_ray.config.load import all_keys, load_config, make_config, to_yaml
 from srft_ray.config.schema import Config
+from srft_ray.config.settings import Bounds
 from srft_ray.errors import UserError
 
 MINIMAL = "model: {path: m}\ndata: {path: d}\n"
@@ -205,7 +206,8 @@ def test_a_missing_file(tmp_path: Path):
 
 @pytest.mark.parametrize(("value", "pair"), [(1, (1, 1)), (3, (3, 3)), ([1, 4], (1, 4)), ([2, 2], (2, 2))])
 def test_counts_are_a_number_or_a_pair(value: Any, pair: tuple[int, int]):
-    assert bounds(value, "rollout.num_engines") == pair
+    bounds = Bounds.parse(value, "rollout.num_engines")
+    assert (bounds.low, bounds.high) == pair
 
 
 def test_configs_from_files_and_dictionaries_have_their_values_checked(file: Path):

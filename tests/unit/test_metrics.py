@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from srft_ray import make_config
-from srft_ray.observe.loggers import RAY_GAUGES, ray_metrics
+from srft_ray.observe.loggers import RAY_GAUGES, LoggerSettings, ray_metrics
 from srft_ray.observe.metrics import utilization
 
 RECORD = {"step": 3, "time/step": 4.0, "time/learner": 1.0, "time/generation": 3.0, "tokens": 1000.0}
@@ -41,7 +40,7 @@ class Gauge:
 def test_gauges_are_set_from_the_keys_that_are_there(monkeypatch):
     monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
     monkeypatch.setattr(Gauge, "all", {})
-    log = ray_metrics(make_config({"run": {"name": "mine"}, "model": {"path": "x"}, "data": {"path": "x"}}))
+    log = ray_metrics(LoggerSettings("mine", Path(".")))
     log(3, {**RECORD, **utilization(RECORD), "reward/mean": math.nan, "loss": 1.0})
     log(4, {"eval/heldout/avg@8": 50.0})
     log(-1, {})

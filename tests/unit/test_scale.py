@@ -9,7 +9,7 @@ from srft_ray.commands.cli import main
 from srft_ray.commands.pipeline_model import Machine, Setting
 from srft_ray.commands.scale import WARM_UP, analyse, measure, scale
 from srft_ray.commands.scale_report import markdown, write
-from srft_ray.config.schema import make_config
+from srft_ray.config.load import make_config
 from srft_ray.errors import UserError
 from srft_ray.observe.journal import append_json
 from tests.conftest import base_config
@@ -21,7 +21,7 @@ def config_of(tmp_path: Path, **sections: dict):
         {
             "run": {"name": "r", "dir": str(tmp_path), "device": "cpu"},
             "model": {"path": "m"},
-            "data": {"path": "d"},
+            "data": {"path": "d.jsonl"},
             **sections,
         }
     )
