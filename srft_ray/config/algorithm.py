@@ -1,4 +1,4 @@
-"""The `algorithm` section of the config -> an algorithm."""
+"""Makes an algorithm from the `algorithm` section of the config, and the section from an algorithm."""
 
 import dataclasses
 import sys
@@ -11,61 +11,98 @@ from algorithms import REGISTRY, Algorithm, Schedule
 from srft_ray.errors import UserError, nearest, require
 from srft_ray.plugins import load_object
 
-KINDS = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
+TYPES_BY_NAME = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
 
 
 def make_algorithm(section: Mapping[str, Any], key: str = "algorithm") -> Algorithm:
-    """From `name` (registered) or `path` (file.py:Class) and the algorithm's own fields. UserError: unknown name or field, wrong type or value."""
+    """The algorithm that a section names, with its settings.
+
+    Args:
+        section: `name` (registered) or `path` (file.py:Class), and the algorithm's own fields.
+        key: the config key of the section, for messages.
+
+    Raises:
+        UserError: unknown name or field, or a value of the wrong type or size.
+    """
     settings = dict(section)
-    name, path = settings.pop("name", None), settings.pop("path", None)
+    name = settings.pop("name", None)
+    path = settings.pop("path", None)
     if path is None:
         require(name in REGISTRY, f"Unknown {key}.name {name!r}: {nearest(name, REGISTRY)}")
-        return _construct(REGISTRY[name], settings, key)
+        return _make_algorithm(REGISTRY[name], settings, key)
     cls = load_object(path, f"{key}.path")
     require(
         isinstance(cls, type) and issubclass(cls, Algorithm),
         f"{key}.path={path} is not a subclass of algorithms.Algorithm.",
     )
-    cloudpickle.register_pickle_by_value(
-        sys.modules[cls.__module__]
-    )  # Ray's workers cannot import the file by name
-    return _construct(cls, settings, key)
+    # Ray's workers cannot import the user's file by name.
+    cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+    return _make_algorithm(cls, settings, key)
 
 
 def settings_of(algorithm: Algorithm, section: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of an algorithm as a config section, so that the resolved config holds every number that enters the update.
-    `section` is the one that it was made from, or empty for an instance."""
-    found: dict[str, Any] = {"path": section["path"]} if section.get("path") else {"name": algorithm.name}
-    for field in dataclasses.fields(algorithm) if dataclasses.is_dataclass(algorithm) else ():
+    """All settings of an algorithm as a config section, so that the resolved config holds every number that enters the
+    update. `section` is the one that it was made from, or empty for an instance."""
+    if section.get("path"):
+        found: dict[str, Any] = {"path": section["path"]}
+    else:
+        found = {"name": algorithm.name}
+    for field in _fields_of(type(algorithm)).values():
         value = getattr(algorithm, field.name)
         if isinstance(value, Algorithm):
             value = settings_of(value, section.get(field.name, {}))
-        found[field.name] = dataclasses.asdict(value) if isinstance(value, Schedule) else value
+        elif isinstance(value, Schedule):
+            value = dataclasses.asdict(value)
+        found[field.name] = value
     return found
 
 
-def _construct(cls: type[Any], settings: dict[str, Any], key: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+def _make_algorithm(cls: type[Algorithm], settings: Mapping[str, Any], key: str) -> Algorithm:
     title = getattr(cls, "name", cls.__name__)
-    for name, value in settings.items():
-        hint = nearest(name, fields) if fields else "it has no settings."
-        require(name in fields, f"Unknown config key '{key}.{name}' for {title}: {hint}")
-        if isinstance(value, Mapping):
-            kind = fields[name].type
-            settings[name] = (
-                _construct(Schedule, dict(value), f"{key}.{name}")
-                if kind is Schedule
-                else make_algorithm(value, f"{key}.{name}")
-            )
-        else:
-            _check_type(fields[name], value, f"{key}.{name}")
+    algorithm = _construct(cls, title, settings, key)
     try:
-        made = cls(**settings)
-        if isinstance(made, Algorithm):
-            _ = made.needs  # makes its terms
+        _ = algorithm.needs  # makes its terms, which check themselves
     except (ValueError, TypeError) as error:
-        raise UserError(f"The settings of {key} do not fit {title}: {error}.") from error
-    return made
+        raise _misfit(key, title, error) from error
+    return algorithm
+
+
+def _construct(cls: type[Any], title: str, settings: Mapping[str, Any], key: str) -> Any:
+    """An instance of a dataclass from its fields in the config; `title` is what messages call it."""
+    fields = _fields_of(cls)
+    hint = "" if fields else "it has no settings."
+    values = {}
+    for name, value in settings.items():
+        require(
+            name in fields,
+            f"Unknown config key '{key}.{name}' for {title}: {hint or nearest(name, fields)}",
+        )
+        values[name] = _value_of(fields[name], value, f"{key}.{name}")
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise _misfit(key, title, error) from error
+
+
+def _misfit(key: str, title: str, error: Exception) -> UserError:
+    return UserError(f"The settings of {key} do not fit {title}: {error}.")
+
+
+def _fields_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Of a dataclass; any other class has no settings."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+def _value_of(field: dataclasses.Field[Any], value: Any, key: str) -> Any:
+    """The value of a field: nested keys become a schedule or an algorithm, anything else is checked."""
+    if not isinstance(value, Mapping):
+        _check_type(field, value, key)
+        return value
+    if field.type is Schedule:
+        return _construct(Schedule, Schedule.__name__, value, key)
+    return make_algorithm(value, key)
 
 
 def _check_type(field: dataclasses.Field[Any], value: Any, key: str) -> None:
@@ -78,9 +115,12 @@ def _check_type(field: dataclasses.Field[Any], value: Any, key: str) -> None:
         field.type is not Schedule,
         f"Wrong value for '{key}': {value!r} must be keys of a schedule, such as {key}.lr=1e-5.",
     )
-    allowed = [kind for name in wanted.replace(" ", "").split("|") for kind in KINDS.get(name, ())]
-    fits = isinstance(value, tuple(allowed)) and (bool in allowed or not isinstance(value, bool))
+    names = wanted.replace(" ", "").split("|")
+    allowed = [kind for name in names for kind in TYPES_BY_NAME.get(name, ())]
+    if not allowed or (value is None and "None" in names):
+        return  # types that are not in the table, such as Literal, are checked by the algorithm itself
+    is_bool = isinstance(value, bool)  # which Python counts as an int
     require(
-        fits or not allowed or (value is None and "None" in wanted),
+        isinstance(value, tuple(allowed)) and (bool in allowed or not is_bool),
         f"Wrong value for '{key}': {value!r} is not of type {wanted}.",
     )

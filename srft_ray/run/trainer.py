@@ -16,7 +16,8 @@ from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
 from srft_ray.run.placement import learner_resources
 from srft_ray.run.preflight import Prepared
 from srft_ray.run.training_stream import StreamSource, TrainingStream
-from srft_ray.train.entry import Job, train_loop
+from srft_ray.train.entry import train_loop
+from srft_ray.train.job import Job
 
 ELASTIC_START_TIMEOUT_S = 30.0
 

@@ -16,7 +16,7 @@ from srft_ray.models import load_model
 from srft_ray.observe import journal, metrics
 from srft_ray.sync.transport import transport_class
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
-from srft_ray.train.entry import Batches, Job
+from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.saving import Saver
