@@ -16,11 +16,22 @@ from srft_ray.config.load import as_config, to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, last_line
+from srft_ray.models import resolve_dtype
 from srft_ray.observe import report
 from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.progress import Progress
 from srft_ray.run.cluster import cluster_address, placed
-from srft_ray.run.directory import RECORD, claimed
+from srft_ray.run.directory import RECORD, archive, choose_start
+from srft_ray.run.identity import (
+    Identity,
+    check_fingerprints,
+    fingerprints,
+    new_identity,
+    read_identity,
+    write_identity,
+    write_owner,
+)
+from srft_ray.run.lock import claimed
 from srft_ray.run.placement import resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.supervisor import RunSupervisor, stopping
@@ -65,28 +76,57 @@ def fit(config: Config | str | Path, algorithm: Algorithm | None = None) -> Resu
     resolved = resolve(as_config(config), algorithm)
     if not cluster_address(resolved.config.cluster):
         resolve_device(resolved.config.run.device)  # its error comes before data are prepared
-    prepared = prepare_run(resolved)
-    store, steps = prepared.store, resolved.config.trainer.steps
-    if store.finished(steps) and store.newest_whole() == steps:
-        return _finished(resolved, store, time.time())
-    with placed(resolved, resolved.needs_engines) as (device, threads), claimed(resolved.run_dir):
-        return _run(prepared, device, threads)
+    # The lock is taken before the directory is looked at: what is found there stays true.
+    with claimed(resolved.run_dir):
+        prepared = prepare_run(resolved)
+        if _is_finished(prepared):
+            return _finished(resolved, prepared.store, time.time())
+        with placed(resolved, resolved.needs_engines) as (device, threads):
+            return _run(prepared, device, threads)
+
+
+def _is_finished(prepared: Prepared) -> bool:
+    config, store = prepared.resolved.config, prepared.store
+    if config.run.resume == "from_scratch":
+        return False
+    return store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps
 
 
 def _run(prepared: Prepared, device: str, threads: int | None) -> Result:
     resolved, store = prepared.resolved, prepared.store
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
+    identity = _identify(prepared, device)
+    start = choose_start(store, run_dir, identity.id)
+    (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
     coordinator = _start_coordinator(resolved)
-    truncate(run_dir, store.latest())
-    with Progress(run_dir, steps, resume_from=store.latest()), stopping(coordinator):
-        stopped = _train_until_done(prepared, coordinator, device, threads)
+    truncate(run_dir, start)
+    with Progress(run_dir, steps, resume_from=start), stopping(coordinator):
+        stopped = _train_until_done(prepared, identity.id, coordinator, device, threads)
     if store.finished(steps):
         return _finished(resolved, store, started)
     done = store.latest()
     return Result(run_dir, done, stopped, {}, store.address(done, "hf"))
+
+
+def _identify(prepared: Prepared, device: str) -> Identity:
+    """The run's identity, which is recorded if the run is new.
+
+    Raises:
+        UserError: files that the updates depend on have changed since the run started.
+    """
+    resolved, store = prepared.resolved, prepared.store
+    run_dir = resolved.run_dir
+    if resolved.config.run.resume == "from_scratch":
+        archive(run_dir, store)
+    found = fingerprints(resolved, prepared.train.file, resolve_dtype(resolved.config.model, device))
+    check_fingerprints(run_dir, found)
+    identity = read_identity(run_dir) or new_identity(found)
+    write_identity(run_dir, identity)
+    write_owner(store, identity)
+    return identity
 
 
 def _start_coordinator(resolved: Resolved) -> Any:
@@ -112,7 +152,9 @@ def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Res
     return Result(resolved.run_dir, steps, "", figures, model)
 
 
-def _train_until_done(prepared: Prepared, coordinator: Any, device: str, threads: int | None) -> str:
+def _train_until_done(
+    prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None
+) -> str:
     """Trains until the last step, or until the run is asked to stop; returns who asked.
 
     Learners that left because a machine is taken away start again on the others.
@@ -121,7 +163,7 @@ def _train_until_done(prepared: Prepared, coordinator: Any, device: str, threads
     idle = 0  # starts in a row that did not bring the run forward
     while True:
         before = store.latest()
-        _train(prepared, coordinator, device, threads)
+        _train(prepared, run_id, coordinator, device, threads)
         stopped, aborted = ray.get(coordinator.ended.remote())
         if aborted:
             raise RunFailed(aborted)
@@ -132,10 +174,10 @@ def _train_until_done(prepared: Prepared, coordinator: Any, device: str, threads
             raise RunFailed(f"The learners left {idle} times without a step (after {before} saved steps).")
 
 
-def _train(prepared: Prepared, coordinator: Any, device: str, threads: int | None) -> None:
+def _train(prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None) -> None:
     """One call of Ray Train, which restarts the learners by itself."""
     config, run_dir, store = prepared.resolved.config, prepared.resolved.run_dir, prepared.store
-    trainer = make_trainer(prepared, coordinator, device, threads)
+    trainer = make_trainer(prepared, run_id, coordinator, device, threads)
     supervisor = RunSupervisor(
         coordinator, run_dir, config.rollout.stall_timeout_s, config.learner.start_timeout_s
     )
