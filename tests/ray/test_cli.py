@@ -1,4 +1,7 @@
-"""The command line as a user types it: processes of their own, each with a Ray of its own; what starts none is asked in this one."""
+"""The command line as a user types it: every command is a process with a Ray of its own.
+
+What starts no Ray is called in the process of the test.
+"""
 
 import json
 import os
