@@ -97,16 +97,15 @@ def _check_cluster(runs: Sequence[Config]) -> None:
 
 
 def _machine(config: Config) -> Machine:
-    """The workers of a CPU run on this machine alone share its cores; those of a cluster or on GPUs do
-    not."""
+    """Workers of a CPU run on this machine share its cores; those of a cluster or on GPUs do not."""
     if cluster_address(config) or resolve_device(config) == "cuda":
         return Machine()
     return Machine(os.cpu_count(), max(1.0, config.rollout.cpus_per_engine))
 
 
 def measure(setting: Setting, run_dir: Path) -> Measurement:
-    """Medians over the steps of a finished run, without the warm-up and the last step, which publishes
-    nothing."""
+    """Medians over the steps of a finished run without the warm-up and the last step."""
+    # The last step publishes no weights.
     records = read_json_lines(run_dir / "metrics.jsonl")[WARM_UP:-1]
 
     def median(key: str) -> float:
@@ -157,8 +156,7 @@ def _settings_to_predict(measured: Sequence[Setting], groups: int) -> list[Setti
 
 
 def _with_double(counts: Iterable[int]) -> list[int]:
-    """The different counts, and twice the largest if at least two show how the time changes with the
-    count."""
+    """The different counts, and twice the largest if at least two show how the time depends on it."""
     different = set(counts)
     if len(different) > 1:
         different.add(2 * max(different))

@@ -16,8 +16,7 @@ from srft_ray.run.preflight import resolve, resolve_settings
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: its config, and the algorithm if it is an instance rather than the config's `algorithm`
-    section."""
+    """One run: its config, and an instance if the `algorithm` section does not give the algorithm."""
 
     config: Config
     algorithm: Algorithm | None = None
