@@ -156,3 +156,9 @@ def test_another_algorithm_under_the_same_label_is_refused(
     with pytest.raises(UserError, match="already holds a different run"):
         compare(make_config(values), [SRFT(sft_scale=0.75)], [0])
     assert len(trained) == 1
+
+
+def test_instances_do_not_need_the_algorithm_section(values: dict[str, Any], trained: list[tuple[str, str]]):
+    config = make_config(values | {"algorithm": {"name": "none"}})
+    assert "| grpo |" in compare(config, [GRPO(clip_high=0.28)], [0])
+    assert trained == [("grpo-seed0", "grpo")]
