@@ -45,6 +45,15 @@ def settings_of(algorithm: Algorithm, section: Mapping[str, Any]) -> dict[str, A
     return found
 
 
+def check_terms(algorithm: Algorithm, key: str = "algorithm") -> None:
+    """Raises UserError if the terms of an algorithm cannot be made, or if their names are not allowed."""
+    try:
+        _ = algorithm.needs  # makes the terms
+    except (ValueError, TypeError, NotImplementedError) as error:
+        title = getattr(algorithm, "name", type(algorithm).__name__)
+        raise UserError(f"The settings of {key} do not fit {title}: {error}.") from error
+
+
 def _construct(cls: type[Any], settings: dict[str, Any], key: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
     title = getattr(cls, "name", cls.__name__)
@@ -62,10 +71,10 @@ def _construct(cls: type[Any], settings: dict[str, Any], key: str) -> Any:
             _check_type(fields[name], value, f"{key}.{name}")
     try:
         made = cls(**settings)
-        if isinstance(made, Algorithm):
-            _ = made.needs  # makes its terms
     except (ValueError, TypeError) as error:
         raise UserError(f"The settings of {key} do not fit {title}: {error}.") from error
+    if isinstance(made, Algorithm):
+        check_terms(made, key)
     return made
 
 

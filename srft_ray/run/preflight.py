@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from algorithms import Algorithm
-from srft_ray.config.algorithm import make_algorithm, settings_of
+from srft_ray.config.algorithm import check_terms, make_algorithm, settings_of
 from srft_ray.config.schedule import learning_rate, stage_size, updates_per_step
 from srft_ray.config.schema import Config, DataSection, check_values, first_line, nearest, require
 from srft_ray.data.plan import StreamPlan, make_plan, needs_engines
@@ -148,6 +148,7 @@ def resolve_settings(config: Config, algorithm: Algorithm | None = None) -> Algo
     check_deepspeed(version("deepspeed"))
     section = {} if algorithm else config.algorithm
     algorithm = algorithm or make_algorithm(section)
+    check_terms(algorithm)
     config.algorithm = settings_of(algorithm, section)
     check_stages(config, algorithm)
     return algorithm
