@@ -23,12 +23,12 @@ class SRFT(SRFTSettings):
     rl_negative  +log π             wrong rollouts                                       (Eq. 12)
 
     Â = (R - mean) / std over the rollouts and the demonstration of a prompt (Eq. 7), std with ddof 1. Choices
-    where the paper leaves one: H is the mean token entropy of the sequence; each term is a token mean over
-    the whole update (`sequence_mean_token_sum` is the literal log π(y|x)); both rollout terms are divided by
-    the count of all rollout tokens, as E[R log π] in Eq. 11 is. If all rollouts of a prompt are wrong,
-    rl_negative still applies to them. With `self_rollout_mode: group_advantage`, Â replaces the coefficients
-    ±1, and rl_positive has the rollouts with Â > 0. R log π is on-policy only in the first update of a step:
-    with several updates per step, set `self_rollout_surrogate: ratio`, which uses π/π_old.
+    where the paper leaves one: H is the mean token entropy of the sequence. Each term is a token mean over
+    the whole update (`sequence_mean_token_sum` is the literal log π(y|x)). Both rollout terms are divided by
+    the number of all rollout tokens, which is what E[R log π] in Eq. 11 gives. If all rollouts of a prompt
+    are wrong, rl_negative still applies to them. With `self_rollout_mode: group_advantage`, Â replaces the
+    coefficients ±1, and rl_positive has the rollouts with Â > 0. R log π is on-policy only in the first
+    update of a step: with several updates per step, set `self_rollout_surrogate: ratio`, which uses π/π_old.
     """
 
     name: ClassVar[str] = "srft"
