@@ -160,8 +160,8 @@ class Learner:
             totals[f"weight/{term.name}"] += weight
             selected_BT = term.select(micro_batch.batch)
             totals[f"selected/{term.name}"] += selected_BT.sum()
-            for name, figure in (term.watch or {}).items():
-                totals[f"watch/{name}/{term.name}"] += (
+            for name, figure in term.metrics.items():
+                totals[f"metrics/{name}/{term.name}"] += (
                     figure(micro_batch.batch, policy).detach() * selected_BT
                 ).sum()
         return loss
@@ -217,8 +217,8 @@ def _summary(
         )
         metrics[f"weight/{term.name}"] = float(sums[f"weight/{term.name}"] / selected)
         metrics |= {
-            f"{name}/{term.name}": float(sums[f"watch/{name}/{term.name}"] / selected)
-            for name in term.watch or ()
+            f"{name}/{term.name}": float(sums[f"metrics/{name}/{term.name}"] / selected)
+            for name in term.metrics
         }
     loss = sum(value for key, value in metrics.items() if key.startswith("loss/"))
     for origin in ("rollout", "demo"):
