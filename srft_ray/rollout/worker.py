@@ -46,7 +46,10 @@ class RolloutSettings:
 
 
 class RolloutWorker:
-    """Turns blocks of positions into groups with rollouts, verdicts and credit. Ray Data calls it from several threads."""
+    """Turns blocks of positions into groups with rollouts, verdicts and credit.
+
+    Ray Data calls it from several threads.
+    """
 
     def __init__(self, settings: RolloutSettings, reader: GroupReader, coordinator: Any) -> None:
         self.settings = settings
@@ -72,7 +75,7 @@ class RolloutWorker:
         return as_block(groups)
 
     def _refill(self, groups: list[Group]) -> None:
-        """Replaces groups without signal in their places, with rollouts, until none is left or their algorithm gives up."""
+        """Replaces groups without signal, in their places, until none is left or their algorithm gives up."""
         while lacking := [i for i, group in enumerate(groups) if self.refills.lacks_signal(group)]:
             replacements = [self.refills.refill(groups[i]) for i in lacking]
             self._roll_out(replacements)
@@ -113,7 +116,7 @@ class RolloutWorker:
         return Sampling(source.temperature, source.top_p, self.settings.rollout.max_new_tokens)
 
     def _admitted(self, group: Group) -> Any:
-        """Waits until the coordinator admits the group; a context that gives the version that it is sampled by."""
+        """Waits until the coordinator admits the group; a context that gives the version it is sampled by."""
         exact = group.dataset != "train"  # an evaluation is of one version
         newest = ray.get(self.coordinator.admit.remote(group.step, self.settings.rollout.timeout_s, exact))
         needed = group.step if exact else group.step - self.settings.max_staleness
@@ -123,7 +126,7 @@ class RolloutWorker:
         return self.transport.fetch(self.engine.load)
 
     def _send_heartbeats(self) -> None:
-        """Says every second that this engine lives and what it does: one that hangs is killed from outside."""
+        """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
         context = ray.get_runtime_context()
         identity = (context.get_actor_id(), context.get_node_id(), os.getpid())
         while True:
