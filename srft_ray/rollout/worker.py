@@ -20,6 +20,7 @@ from srft_ray.rollout.credit import RefillPolicy, assign_credit, judge_groups
 from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
+from srft_ray.sync.admission import wait_for_admission
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
 from srft_ray.sync.transport import transport_class
 from srft_ray.verify import VerifierPool
@@ -118,9 +119,9 @@ class RolloutWorker:
     def _admitted(self, group: Group) -> Any:
         """Waits until the coordinator admits the group; a context that gives the version it is sampled by."""
         exact = group.dataset != "train"  # an evaluation is of one version
-        newest = ray.get(self.coordinator.admit.remote(group.step, self.settings.rollout.timeout_s, exact))
-        needed = group.step if exact else group.step - self.settings.max_staleness
-        return self.loaded.hold(needed, newest)
+        timeout_s = self.settings.rollout.timeout_s
+        admission = wait_for_admission(self.coordinator, group.step, exact, timeout_s)
+        return self.loaded.hold(admission.needed, admission.newest)
 
     def _load_newest(self) -> int:
         return self.transport.fetch(self.engine.load)
@@ -133,7 +134,7 @@ class RolloutWorker:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
             with suppress(RayError):  # the coordinator is started again if it dies
-                ray.get(self.coordinator.beat.remote(Heartbeat(*identity, steps, busy, self.finished)))
+                ray.get(self.coordinator.heartbeat.remote(Heartbeat(*identity, steps, busy, self.finished)))
             time.sleep(HEARTBEAT_INTERVAL_S)
 
 

@@ -25,7 +25,7 @@ def stopping(coordinator: Any) -> Iterator[None]:
     def ask() -> None:
         while not ended.wait(1.0):  # again and again: the coordinator may die and forget
             with suppress(RayError):
-                ray.get(coordinator.stop.remote("SIGTERM"))
+                ray.get(coordinator.request_stop.remote("SIGTERM"))
 
     def stop(number: int, frame: object) -> None:
         threading.Thread(target=ask, daemon=True).start()
@@ -80,7 +80,7 @@ class RunSupervisor:
 
     def _check(self) -> None:
         """Asks the coordinator for its process, for the absence of learners, and for a stop."""
-        names = ("absence", "ended", "pid")
+        names = ("learners_absent", "ended", "pid")
         questions = [getattr(self.coordinator, name).remote() for name in names]
         absence, ended, self._coordinator_pid = ray.get(questions, timeout=self.silence_s)
         absent_s, controller_pid = absence

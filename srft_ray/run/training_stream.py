@@ -91,7 +91,7 @@ class TrainingStream:
 
     def __call__(self) -> Dataset:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
-        ray.get(self.source.coordinator.learners.remote(True, os.getpid()))
+        ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
         start = self.store.newest_whole()
         ray.get(self.source.coordinator.restart.remote(start))

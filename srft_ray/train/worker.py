@@ -65,7 +65,7 @@ class LearnerWorker:
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
-        step = ray.get(self.job.coordinator.start.remote())
+        step = ray.get(self.job.coordinator.start_step.remote())
         # What was written after the checkpoint is about to be repeated. It is removed before any rank goes on, so that
         # no record of a repeated step can be removed.
         if self.rank == 0:
@@ -126,7 +126,7 @@ class LearnerWorker:
 
     def _asked_to_leave(self) -> bool:
         """Whether the driver, a change of the number of learners, or a machine that is taken away asks this rank to leave."""
-        return self.job.is_preempted() or bool(ray.get(self.job.coordinator.leave_request.remote()))
+        return self.job.is_preempted() or bool(ray.get(self.job.coordinator.leave_requested.remote()))
 
     def _leaving(self, without_groups: bool) -> bool:
         """Whether any rank is to leave; a collective, all ranks get the same answer."""
@@ -158,7 +158,7 @@ class LearnerWorker:
         if self.rank == 0:
             record |= {
                 "learners": self.world_size,
-                **ray.get(self.job.coordinator.figures.remote(self.taken)),
+                **ray.get(self.job.coordinator.engine_metrics.remote(self.taken)),
             }
         record |= {"time/step": time.perf_counter() - mark}
         self.recorder.step(record | metrics.utilization(record))
