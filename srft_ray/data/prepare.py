@@ -41,8 +41,8 @@ def prepare(
         created: files and folders that had to be created are added to it, parents first.
 
     Raises:
-        UserError: bad rows (see `read_rows`), a prompt without tokens, an over-long row with data.overlong=error,
-            or nothing left.
+        UserError: bad rows (see `read_rows`), a prompt without tokens, an over-long row with
+            data.overlong=error, or nothing left.
     """
     template = Template(tokenizer, section)
     target = folder / f"{_fingerprint(section, template, limits, seed)}.arrow"
@@ -79,14 +79,14 @@ class _Preparation:
         self.counts = Counts()
 
     def stored(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        """What is stored of each row that is kept. Raises UserError for an empty prompt, or if none is kept."""
+        """What is stored of each row that is kept. Raises UserError: an empty prompt, or no row is kept."""
         for row in rows:
             self.counts.rows += 1
             text, prompt_ids = self.template.prompt(row)
             require(
                 len(prompt_ids) > 0,
-                f"The prompt of row {self.counts.rows} has no tokens (its text is {text!r}): remove the row, or "
-                "choose a data.template that adds text.",
+                f"The prompt of row {self.counts.rows} has no tokens (its text is {text!r}): remove the row, "
+                "or choose a data.template that adds text.",
             )
             if len(prompt_ids) <= self.limits.prompt:
                 yield self._stored(row, text, prompt_ids)

@@ -54,6 +54,7 @@ class Engine:
 
         settings = _engine_settings(model, rollout, device)
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
+        self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self._loop = StepLoop(self._llm)
         # The first generation compiles kernels.
         self.generate([[0]], [0], Sampling(1.0, 1.0, 2))
@@ -129,6 +130,7 @@ def _engine_settings(model: ModelSection, rollout: RolloutSection, device: str) 
         # Of the distribution that is sampled from, after temperature and top_p.
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        "worker_extension_cls": "srft_ray.rollout.engine_process.EndWithActor",
     }
     if device != "cpu":
         return {**settings, "gpu_memory_utilization": rollout.gpu_memory_utilization}

@@ -27,7 +27,7 @@ def make_trainer(prepared: Prepared, coordinator: Any, device: str, threads: int
     learner, trainer = resolved.config.learner, resolved.config.trainer
     _set_deadlines(resolved)
     source = stream_source(prepared, coordinator, device)
-    job = _job(prepared, coordinator, source.dtype, threads)
+    job = _job(prepared, coordinator, resolve_dtype(resolved.config.model, device), threads)
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -69,7 +69,7 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         prepared.evaluation,
         coordinator,
         device,
-        resolve_dtype(config.model, device),
+        config.rollout.dtype or resolve_dtype(config.model, device),
     )
 
 
