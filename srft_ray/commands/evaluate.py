@@ -54,7 +54,7 @@ def evaluate(config: Config | str | Path) -> list[dict[str, Any]]:
             sets,
             coordinator,
             device,
-            resolve_dtype(config.model, device),
+            config.rollout.dtype or resolve_dtype(config.model, device),
         )
         return ray.get(ray.remote(num_cpus=0)(_collect).remote(source))
 

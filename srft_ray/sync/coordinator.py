@@ -10,6 +10,7 @@ from contextlib import suppress
 import ray
 
 from srft_ray.sync.admission import Admission
+from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.versions import PublishedVersions
@@ -30,6 +31,7 @@ class Coordinator:
     def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
         self.versions = PublishedVersions(max_staleness)
         self.monitor = monitor or HealthMonitor(math.inf, print)
+        self.deaths = EngineDeaths(self.monitor.report)
         self.requests = LearnerRequests()
         self.presence = LearnerPresence(time.monotonic())
         self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
@@ -61,6 +63,7 @@ class Coordinator:
     async def publish(self, version: int, count: int) -> None:
         """Makes the `count` pieces put so far the weights of `version`. RuntimeError: some were lost with a restart."""
         self.versions.publish(version, count)
+        self.deaths.published()
         await self._notify()
 
     async def newest_version(self) -> int:
@@ -89,8 +92,21 @@ class Coordinator:
     async def heartbeat(self, heartbeat: Heartbeat) -> None:
         """An engine says that it lives, and what it does."""
         self.monitor.heartbeat(heartbeat, time.monotonic())
+        self.deaths.finished(heartbeat.engine, heartbeat.finished)
         if self._health_checks is None:
             self._health_checks = asyncio.create_task(self._check_health())
+
+    async def engine_started(self, process: EngineProcess) -> EngineProcess | None:
+        """A process of an engine starts; gives the one before it if nobody has told of its death."""
+        return self.deaths.started(process, time.monotonic())
+
+    async def engine_died(self, death: EngineDeath) -> None:
+        """A process of an engine ends or has ended."""
+        self.deaths.died(death, time.monotonic())
+
+    async def engine_problem(self) -> str:
+        """Why no engine is to be started any more; empty while there is no reason."""
+        return self.deaths.problem
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
         """Living engines, and groups that wait for the learners, who have taken so many since they started."""
