@@ -180,7 +180,7 @@ def make_verifier_pool(config: Config) -> VerifierPool:
 def judge_groups(judge: VerifierPool, groups: list[Group]) -> None:
     """Sets verdict, reward and answer of every rollout."""
     pairs = [(group, completion) for group in groups for completion in group.rollouts]
-    verdicts = judge.judge(
+    verdicts = judge.verify(
         [Item(completion.text, group.reference, group.metadata) for group, completion in pairs]
     )
     for (_, completion), verdict in zip(pairs, verdicts, strict=True):

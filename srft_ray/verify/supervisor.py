@@ -1,53 +1,51 @@
-"""The process beside a `VerifierPool`: it forks the workers that judge, times every item, kills and re-forks.
+"""The process beside a `VerifierPool`: it forks the workers, hands out items, times each, and replaces workers.
 
-Only the workers ever look at a response; the supervisor relays bytes, so nothing in a response can hang or crash it. It has
-one thread, so forking is safe, and imports of its own: multiprocessing's fork server would have every new worker import
-the owner's `__main__`, which in a Ray actor is Ray itself.
+Only the workers look at a response; the supervisor passes bytes on, so that nothing in a response can hang or
+crash it. It has one thread, so that forking is safe, and few imports: multiprocessing's fork server would have
+every new worker import the owner's `__main__`, which in a Ray actor is Ray itself.
 """
 
-import ctypes
-import logging
 import math
 import os
 import pickle
-import resource
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from srft_ray.errors import UserError
-from srft_ray.verify.verifier import Verdict, as_verdict, resolve
+from srft_ray.verify.settings import Settings, load_verifier
+from srft_ray.verify.verifier import Verdict, Verify
+from srft_ray.verify.worker import run_worker
 
-PR_SET_PDEATHSIG = 1
 MAX_ITEMS = 1_000  # then a worker is replaced: what a verifier leaks must not add up to the memory limit
-TIMEOUT, CRASH = (
-    pickle.dumps(Verdict(verdict, 0.0, None)) for verdict in ("timeout", "error")
-)  # a crash: the worker died under the item
+POLL_INTERVAL_S = 0.5  # between two looks at whether the owner lives
+TIMEOUT = pickle.dumps(Verdict("timeout", 0.0, None))
+CRASH = pickle.dumps(Verdict("error", 0.0, None))  # the worker died under the item
 
 
 class Worker:
-    """A forked process that judges one item at a time, and its successors."""
+    """The supervisor's side of one worker process and of its successors."""
 
-    def __init__(self, verifier: Callable, timeout_s: float, memory_mb: int) -> None:
-        self.verifier, self.timeout_s, self.memory_mb = verifier, timeout_s, memory_mb
+    def __init__(self, verifier: Verify, settings: Settings) -> None:
+        self.verifier = verifier
+        self.settings = settings
+        self.index = -1  # of the item in hand
+        self.deadline = math.inf  # of the item in hand
         self.fork()
 
     def fork(self) -> None:
-        """Start the process, as the leader of a process group so that what a verifier starts dies with it."""
-        supervisor, (self.conn, theirs) = os.getpid(), Pipe()
-        self.pid, self.items = os.fork(), 0
+        """Start the process, as the leader of a process group: what a verifier starts dies with it."""
+        supervisor = os.getpid()
+        self.conn, theirs = Pipe()
+        self.items = 0
+        self.pid = os.fork()
         if self.pid == 0:
-            try:
-                self.conn.close()
-                confine(supervisor, self.memory_mb)
-                serve(theirs, self.verifier)
-            finally:
-                os._exit(1)
+            self.conn.close()
+            run_worker(theirs, self.verifier, supervisor, self.settings.memory_mb)
         os.setpgid(self.pid, self.pid)
         theirs.close()
 
@@ -57,17 +55,22 @@ class Worker:
         os.waitpid(self.pid, 0)
         self.conn.close()
 
-    def start(self, index: int, job: bytes) -> None:
+    def replace(self) -> None:
+        self.kill()
+        self.fork()
+
+    def start(self, index: int, question: bytes) -> None:
         """Send the item at `index` and start its clock."""
-        if self.items == MAX_ITEMS or self.conn.poll():  # readable without a question: it died idle
-            self.kill()
-            self.fork()
-        self.conn.send_bytes(job)
+        died_idle = self.conn.poll()  # readable without a question
+        if died_idle or self.items == MAX_ITEMS:
+            self.replace()
+        self.conn.send_bytes(question)
         self.items += 1
-        self.index, self.deadline = index, time.monotonic() + self.timeout_s
+        self.index = index
+        self.deadline = time.monotonic() + self.settings.timeout_s
 
     def reply(self, readable: bool) -> bytes | None:
-        """The pickled verdict on the item, or None while it has time left."""
+        """The pickled verdict on the item in hand, or None while it has time left."""
         try:
             if readable:
                 return self.conn.recv_bytes()
@@ -76,93 +79,101 @@ class Worker:
             failure = TIMEOUT
         except (EOFError, OSError):
             failure = CRASH
-        self.kill()
-        self.fork()
+        self.replace()
         return failure
 
 
-def keep(owner: Connection) -> None:
+class Request:
+    """The items of one request: which wait, which are with a worker, and the replies so far."""
+
+    def __init__(self, questions: list[bytes], workers: list[Worker]) -> None:
+        self.questions = questions
+        self.replies = [b""] * len(questions)
+        self.waiting = deque(range(len(questions)))
+        self.idle = list(workers)
+        self.busy: list[Worker] = []
+        self.crashed = set[int]()
+
+    def hand_out(self) -> None:
+        """Give every idle worker an item."""
+        while self.waiting and self.idle:
+            worker = self.idle.pop()
+            self.busy.append(worker)
+            index = self.waiting.popleft()
+            worker.start(index, self.questions[index])
+
+    def collect(self, readable: list[Connection]) -> None:
+        """Take the replies that are there, and the verdicts on items whose time is up."""
+        for worker in list(self.busy):
+            reply = worker.reply(worker.conn in readable)
+            if reply is None:
+                continue
+            # A worker that dies may have been killed from outside, so its item has a second try.
+            if reply is CRASH and worker.index not in self.crashed:
+                self.crashed.add(worker.index)
+                self.waiting.appendleft(worker.index)
+            self.replies[worker.index] = reply
+            self.busy.remove(worker)
+            self.idle.append(worker)
+
+
+class Owner:
+    """The process that holds the `VerifierPool`, as the supervisor sees it."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+        self.pid = os.getppid()
+
+    def wait(self, conns: list[Connection], until: float) -> list[Connection]:
+        """The readable ones of `conns` and the owner's, after POLL_INTERVAL_S or at `until` at the latest.
+
+        Raises:
+            EOFError: the owner died. A process that it forked may hold the connection open for ever.
+        """
+        timeout_s = max(0.0, min(POLL_INTERVAL_S, until - time.monotonic()))
+        readable = wait([self.conn, *conns], timeout_s)
+        if os.getppid() != self.pid:
+            raise EOFError("the owner died")
+        return readable
+
+
+def supervise(conn: Connection) -> None:
     """Answer the owner's requests, each a list of pickled items, until the owner is gone (EOFError)."""
-    owner_pid = os.getppid()
-    name, path, timeout_s, num_workers, memory_mb = owner.recv()
+    owner = Owner(conn)
+    settings: Settings = conn.recv()
     try:
-        verifier = resolve(name, path)
+        verifier = load_verifier(settings)
     except UserError as error:
-        owner.recv()
-        return owner.send(str(error))
-    if not path:
+        conn.recv()
+        return conn.send(str(error))
+    # Before the fork, so that each worker's first item takes no longer than the next.
+    if settings.name and not (settings.path or settings.function):
         getattr(sys.modules[verifier.__module__], "warm_up", lambda: None)()
-    workers = [Worker(verifier, timeout_s, memory_mb) for _ in range(num_workers)]
+    workers = [Worker(verifier, settings) for _ in range(settings.num_workers)]
     try:
         while True:
-            while owner not in wait_for([owner], math.inf, owner_pid):
+            while not owner.wait([], math.inf):
                 pass
-            owner.send(judge(owner.recv(), workers, owner, owner_pid))
+            conn.send(verify(conn.recv(), workers, owner))
     finally:
         for worker in workers:
             worker.kill()
 
 
-def judge(jobs: list[bytes], workers: list[Worker], owner: Connection, owner_pid: int) -> list[bytes]:
-    """Give every idle worker the next item until all have a reply; one that fails costs its own item only. A worker that dies
-    may have been killed from outside, so its item has a second try."""
-    replies, waiting, idle, busy = [b""] * len(jobs), deque(enumerate(jobs)), list(workers), []
-    crashed = set()
-    while waiting or busy:
-        while waiting and idle:
-            busy.append(idle.pop())
-            busy[-1].start(*waiting.popleft())
-        until = min(worker.deadline for worker in busy)
-        readable = wait_for([owner, *(worker.conn for worker in busy)], until, owner_pid)
-        if owner in readable:
+def verify(questions: list[bytes], workers: list[Worker], owner: Owner) -> list[bytes]:
+    """One reply per question, in order. What fails under one item is that item's verdict and no other's."""
+    request = Request(questions, workers)
+    while request.waiting or request.busy:
+        request.hand_out()
+        until = min(worker.deadline for worker in request.busy)
+        readable = owner.wait([worker.conn for worker in request.busy], until)
+        # The owner asks nothing while it waits: readable means that it closed the connection.
+        if owner.conn in readable:
             raise EOFError("the owner closed the connection")
-        for worker in list(busy):
-            reply = worker.reply(worker.conn in readable)
-            if reply is not None:
-                if reply is CRASH and worker.index not in crashed:
-                    crashed.add(worker.index)
-                    waiting.appendleft((worker.index, jobs[worker.index]))
-                replies[worker.index] = reply
-                busy.remove(worker)
-                idle.append(worker)
-    return replies
-
-
-def wait_for(conns: list[Connection], until: float, owner_pid: int) -> list:
-    """Those of `conns` that are readable, after half a second or at `until` at the latest."""
-    readable = wait(conns, max(0.0, min(0.5, until - time.monotonic())))
-    if os.getppid() != owner_pid:  # a process that the owner forked may hold the connection open for ever
-        raise EOFError("the owner died")
-    return readable
-
-
-def confine(supervisor: int, memory_mb: int) -> None:
-    """Die with the supervisor, leave no core file, take at most `memory_mb` on top of what the imports have taken."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)
-    with open("/proc/self/statm") as statm:
-        limit = int(statm.read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def serve(conn: Connection, verifier: Callable) -> None:
-    """Answer each item with its pickled verdict."""
-    reported = False
-    while True:
-        job = conn.recv_bytes()
-        try:
-            verdict = as_verdict(verifier(*pickle.loads(job)))
-        except MemoryError:
-            raise  # and be replaced: what memory is left may not do for the next item
-        except Exception:
-            if not reported:
-                logging.exception("the verifier raised; this worker's further errors are only counted")
-            reported, verdict = True, Verdict("error", 0.0, None)
-        conn.send_bytes(pickle.dumps(verdict))
+        request.collect(readable)
+    return request.replies
 
 
 if __name__ == "__main__":
     with suppress(EOFError, ConnectionError):
-        keep(Connection(int(sys.argv[1])))
+        supervise(Connection(int(sys.argv[1])))
