@@ -1,4 +1,4 @@
-"""The families of built-in tasks: a reasoning-gym dataset with settings each. Data and verifier share them."""
+"""The families of built-in tasks: a reasoning-gym dataset with settings each. Neutral: it imports no room."""
 
 import difflib
 import random

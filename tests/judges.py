@@ -23,11 +23,13 @@ ACTS = {
     "slow": lambda: time.sleep(0.3) or 1.0,
     "hang": forever,
     "own": lambda: Verdict("no_answer", 0.5, 7), "given": lambda: Verdict("given", 1.0, None),
-    "pid": lambda: Verdict("match", 1.0, str(os.getpid())), "sleeper": lambda: sleeper(),
+    "who": lambda: Verdict("match", 1.0, NAME.setdefault("mine", os.urandom(8).hex())),
+    "sleeper": lambda: sleeper(),
     "heavy": lambda: Verdict("match", 1.0, ",".join(m for m in ("ray", "torch", "vllm") if m in sys.modules)),
 }
+NAME = {}  # of the process: pids repeat in namespaces
 def sleeper():
-    open(os.environ["SLEEPER"], "w").write(str(subprocess.Popen(["sleep", "60"]).pid)); forever()
+    subprocess.Popen(["sleep", "60.718"]); forever()
 def score(response, reference, metadata):
     return ACTS[response]()
 def two(response, reference):

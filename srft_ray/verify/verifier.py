@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from srft_ray.plugins import load_object
 
 Verify = Callable[[str, str, dict], Any]
 
+MAX_REWARD = 3.4e38  # finite in float32, in which advantages are computed
 VERDICTS = ("match", "mismatch", "no_answer", "timeout", "error")
 BUILT_IN = {"math": "srft_ray.verify.math_verifier", "tasks": "srft_ray.verify.task_verifier"}
 
@@ -37,18 +37,27 @@ class Item:
 
 
 def as_verdict(result: Any) -> Verdict:
-    """What a verifier returned (a verdict, a number or a bool) as a verdict; else TypeError or ValueError."""
-    if isinstance(result, SupportsFloat):  # also numpy's and torch's scalars, but no str
+    """What a verifier returned (a verdict, a number or a bool) as a verdict of plain str, float and str.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none, or its reward is not finite in float32.
+    """
+    if isinstance(result, Verdict):
+        verdict = str(result.verdict)
+        reward = float(result.reward)
+        answer = None if result.answer is None else str(result.answer)
+    elif isinstance(result, SupportsFloat):  # also numpy's and torch's scalars, but no str
         reward = float(result)
-        result = Verdict("match" if reward > 0.5 else "mismatch", reward, None)
-    if not isinstance(result, Verdict):
+        verdict = "match" if reward > 0.5 else "mismatch"
+        answer = None
+    else:
         raise TypeError(f"a verifier must return a number, a bool or a Verdict, not {type(result).__name__}")
-    if result.verdict not in VERDICTS or not math.isfinite(result.reward):
-        raise ValueError(
-            f"a verifier's verdict must be one of {VERDICTS} and its reward finite, not {result}"
-        )
-    answer = None if result.answer is None else str(result.answer)
-    return Verdict(result.verdict, float(result.reward), answer)
+    if verdict not in VERDICTS:
+        raise ValueError(f"a verifier's verdict must be one of {VERDICTS}, not {verdict[:100]!r}")
+    # The comparison is false for NaN too.
+    if not abs(reward) <= MAX_REWARD:
+        raise ValueError(f"a verifier's reward must be finite in float32, not {reward}")
+    return Verdict(verdict, reward, answer)
 
 
 def resolve(name: str, path: str | None = None, function: Callable | None = None) -> Verify:

@@ -1,52 +1,64 @@
-"""The process that calls the verifier: one item at a time, within limits of its own."""
+"""The process that calls the verifier, item after item. It runs foreign code: it is not trusted."""
 
-import ctypes
 import logging
 import os
 import pickle
-import resource
-import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from srft_ray.verify.verifier import Verdict, Verify, as_verdict
+from srft_ray.verify import sandbox
+from srft_ray.verify.replies import ERROR, encode
+from srft_ray.verify.settings import Settings
+from srft_ray.verify.verifier import Verify, as_verdict
 
-PR_SET_PDEATHSIG = 1
+NONCE_BYTES = 8  # of each question; a reply without the nonce of its question does not count
 
 
-def run_worker(conn: Connection, verifier: Verify, supervisor: int, memory_mb: int) -> None:
-    """Verify what arrives on `conn` until it is closed. Called in a forked process, which it never leaves."""
+@dataclass(frozen=True)
+class Ends:
+    """What a worker process is left with of its supervisor's files."""
+
+    questions: Connection
+    replies: socket.socket  # of packets: the supervisor never waits for the rest of one
+    output: int  # for what the verifier prints
+
+
+def run_worker(ends: Ends, verifier: Verify, settings: Settings, directory: str, namespaces: bool) -> None:
+    """Verify until there are no more questions. Called in a forked process, which it never leaves."""
     try:
-        confine(supervisor, memory_mb)
-        serve(conn, verifier)
+        os.dup2(ends.output, 1)
+        os.dup2(ends.output, 2)
+        # The supervisor says when it is this process's parent: its death is to be a signal from then on.
+        ends.questions.recv_bytes()
+        if namespaces:
+            sandbox.hide_processes()
+        cpu_s = settings.cpu_s()
+        sandbox.confine(directory, settings.memory_mb, cpu_s)
+        serve(ends, verifier, cpu_s / 2)
     finally:
         os._exit(1)
 
 
-def confine(supervisor: int, memory_mb: int) -> None:
-    """Die with the supervisor, leave no core file, take at most `memory_mb` more than the imports took."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The supervisor may have died before the line above.
-    if os.getppid() != supervisor:
-        os._exit(1)
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
-    limit = used + memory_mb * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def serve(conn: Connection, verifier: Verify) -> None:
-    """Answer each item with its pickled verdict."""
+def serve(ends: Ends, verifier: Verify, cpu_s: float) -> None:
+    """Answer each question with its nonce, whether this worker is worn out, and the verdict."""
     reported = False
     while True:
-        question = conn.recv_bytes()
+        question = ends.questions.recv_bytes()
         try:
-            verdict = as_verdict(verifier(*pickle.loads(question)))
+            response, reference, metadata = pickle.loads(question[NONCE_BYTES:])
+            reply = encode(as_verdict(verifier(response, reference, metadata)))
         except MemoryError:
             raise  # and be replaced: what memory is left may not do for the next item
-        except Exception:
+        except BaseException:  # SystemExit too is no reason to stop
             if not reported:
                 logging.exception("the verifier raised; this worker's further errors are only counted")
             reported = True
-            verdict = Verdict("error", 0.0, None)
-        conn.send_bytes(pickle.dumps(verdict))
+            reply = encode(ERROR)
+        sys.settrace(None)
+        # A thread that goes on would take time from the next items; they need half of the CPU limit.
+        worn = threading.active_count() > 1 or time.process_time() > cpu_s
+        ends.replies.send(question[:NONCE_BYTES] + (b"1" if worn else b"0") + reply)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from srft_ray.verify import VerifierPool
+from srft_ray.verify import Verdict, VerifierPool
 from srft_ray.verify.pool import VerifierFailed
 from tests.judges import EXPECTED, item
 
@@ -35,16 +35,32 @@ def children(pid: int) -> list[int]:
     return below + [grandchild for child in below for grandchild in children(child)]
 
 
+def running(argument: bytes) -> list[int]:
+    """Processes with this command line argument."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if argument in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
 def test_a_timeout_ends_what_the_verifier_started(
-    user: Callable[..., VerifierPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user: Callable[..., VerifierPool], namespaces: bool
 ) -> None:
-    monkeypatch.setenv("SLEEPER", str(tmp_path / "pid"))
-    assert user().verify([item("sleeper")])[0].verdict == "timeout"
-    assert wait_dead([int((tmp_path / "pid").read_text())], 1.0) == []
+    pool, verdicts = user(namespaces=namespaces), []
+    thread = threading.Thread(target=lambda: verdicts.extend(pool.verify([item("sleeper")])))
+    thread.start()
+    while not (sleepers := running(b"60.718")):
+        assert thread.is_alive()
+    thread.join()
+    assert verdicts == [Verdict("timeout", 0.0, None)]
+    assert wait_dead(sleepers, 1.0) == []
 
 
 def test_worn_out_worker_is_replaced_unnoticed(user: Callable[..., VerifierPool]) -> None:
-    verdicts = user().verify([item("pid")] * 1001)
+    verdicts = user().verify([item("who")] * 1001)
     assert len({verdict.answer for verdict in verdicts}) == 2 and verdicts[0].answer == verdicts[999].answer
 
 
@@ -52,7 +68,8 @@ def test_verification_goes_on_after_a_worker_died_idle_and_after_close(
     user: Callable[..., VerifierPool],
 ) -> None:
     pool = user()
-    pid = int(pool.verify([item("pid")])[0].answer)
+    pool.verify([item("who")])
+    (pid,) = children(pool._process.pid)
     os.kill(pid, signal.SIGKILL)
     assert wait_dead([pid], 1.0) == []
     assert pool.verify([item("good")]) == [EXPECTED["good"]]
@@ -96,7 +113,8 @@ def test_processes_that_die_or_hang_under_a_question_are_asked_again(
     user: Callable[..., VerifierPool], monkeypatch: pytest.MonkeyPatch, number: int, who: str
 ) -> None:
     pool = user(timeout_s=0.5)
-    worker = int(pool.verify([item("pid")])[0].answer)
+    pool.verify([item("who")])
+    (worker,) = children(pool._process.pid)
     monkeypatch.setattr("srft_ray.verify.pool.START_S", 0.2)
     victim = worker if who == "worker" else pool._process.pid
     threading.Timer(0.1, lambda: os.kill(victim, number)).start()

@@ -121,10 +121,10 @@ def test_a_callable_that_cannot_be_used_is_refused_at_once() -> None:
 
 def test_workers_are_light_replaced_quickly_and_reused(user: Callable[..., VerifierPool]) -> None:
     pool = user()
-    first, again, heavy, _ = pool.verify([item("pid"), item("pid"), item("heavy"), item("exit")])
+    first, again, heavy, _ = pool.verify([item("who"), item("who"), item("heavy"), item("exit")])
     assert first == again and heavy.answer == ""
     start = time.monotonic()
-    assert pool.verify([item("pid")])[0] != first
+    assert pool.verify([item("who")])[0] != first
     assert time.monotonic() - start < 0.5
 
 
