@@ -43,15 +43,16 @@ class WorkerDirectory:
             return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
         return False
 
-    def empty(self) -> None:
-        """Remove what is in it."""
+    def empty(self) -> bool:
+        """Remove what is in it. False where it cannot be used any more."""
         if self._state() == self._seen:
-            return
+            return True
         names = self._names()
         if names:
             os.fchmod(self.fd, 0o700)
             _remove(f"/proc/self/fd/{self.fd}", names)
         self._seen = self._state()
+        return self.is_intact()
 
     def _state(self) -> tuple[int, ...]:
         """Differs from an earlier one if an entry was made or removed since; one system call."""

@@ -47,6 +47,7 @@ def warm_up() -> None:
     verify(r"\boxed{\frac{x^{2} + 1}{2}}", r"\sqrt{2} \cdot 10^{-3} + y", {})
     verify(r"\boxed{\left( 3, \frac{\pi}{2} \right)}", "(3, 0.5)", {})
     verify("so it is $(1, 2)$", "7", {})
+    verify(r"\boxed{x^{2}+1}", "1 + x^2", {})
 
 
 def last_boxed(text: str) -> str | None:

@@ -73,9 +73,9 @@ def kill_descendants(root: int, timeout_s: float = 5.0) -> None:
 
 def kill_orphans(children: ChildrenOf, known: set[int]) -> None:
     """End and reap those children of this process that are not `known`: it inherited them as a subreaper."""
+    # Layer by layer: the children of those that end here become children of this process.
     while orphans := children.read() - known:
         for pid in orphans:
-            kill_descendants(pid)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in orphans:

@@ -72,6 +72,7 @@ class Request:
         """The worker is free again; the owner has the reply, or the item a second try."""
         self.busy.remove(worker)
         self.idle.append(worker)
+        self.workers.kill_orphans()
         # The worker may have been killed from outside.
         if outcome.crashed and worker.index not in self.crashed:
             self.crashed.add(worker.index)

@@ -10,12 +10,15 @@ signal none outside of their worker, and that the kernel ends with their worker.
 Not prevented: reading files that this user may read, and connecting to this user's sockets in the file
 system. Where namespaces are refused: the network, writing files, signals to this user's other processes.
 
-RLIMIT_NPROC is not used: it does not bind root, and it counts all processes of the user, Ray's too. The
-supervisor counts a worker's processes instead.
+Processes: the supervisor counts them and ends a worker that has too many, but a fork bomb may outrun it. So
+in namespaces from Linux 6.14 on the kernel limits each worker to PROCESS_IDS. RLIMIT_NPROC counts all threads
+of the user, Ray's too, and does not bind root: it is a last resort, far above what there is now. For root on
+an older kernel or without namespaces, only the supervisor's count stands against a fork bomb.
 """
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import struct
@@ -25,6 +28,8 @@ from contextlib import suppress
 MIB = 2**20
 FILES_MIB = 256  # of a worker's temporary directory, and of one file
 OPEN_FILES = 512
+PROCESS_IDS = 512  # processes and threads of one worker's namespace; the kernel's least is 301
+SPARE_PROCESSES = 1024  # of the user, beyond all processes and threads that the machine has now
 SHARED_MEMORY = "/dev/shm"
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
@@ -107,11 +112,23 @@ def enter_process_namespace() -> None:
     _call("unshare", _CLONE_NEWPID)
 
 
-def hide_processes() -> None:
-    """In the first process of a process namespace: let /proc show only that, where this is allowed."""
+def settle_process_namespace() -> None:
+    """In its first process: let /proc show only this namespace, and limit how many processes it can hold.
+
+    The limit is the kernel's own, so that no fork bomb can outrun it. Where this is refused, nothing changes.
+    """
     with suppress(OSError):
         _call("unshare", _CLONE_NEWNS)
         _call("mount", b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV, None)
+        # Before Linux 6.14 this file is the whole machine's.
+        if _kernel_version() >= (6, 14):
+            with open("/proc/sys/kernel/pid_max", "w") as file:
+                file.write(str(PROCESS_IDS))
+
+
+def _kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(re.match(r"\d+", minor).group())
 
 
 def confine(directory: str, memory_mb: int, cpu_s: int) -> None:
@@ -119,7 +136,7 @@ def confine(directory: str, memory_mb: int, cpu_s: int) -> None:
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.chdir(directory)
     os.environ.update({"HOME": directory, "TMPDIR": directory})
-    tempfile.tempdir = None  # as it was found before
+    tempfile.tempdir = directory
     with open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
     _limit(resource.RLIMIT_AS, used + memory_mb * MIB)
@@ -127,6 +144,9 @@ def confine(directory: str, memory_mb: int, cpu_s: int) -> None:
     _limit(resource.RLIMIT_FSIZE, FILES_MIB * MIB)
     _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
+    with open("/proc/loadavg") as loadavg:
+        tasks = int(loadavg.read().split()[3].partition("/")[2])
+    _limit(resource.RLIMIT_NPROC, tasks + SPARE_PROCESSES)
     # If the machine runs out of memory, its kernel is to end verifiers first.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")

@@ -35,7 +35,7 @@ def run_worker(ends: Ends, verifier: Verify, settings: Settings, directory: str,
         # The supervisor says when it is this process's parent: its death is to be a signal from then on.
         ends.questions.recv_bytes()
         if namespaces:
-            sandbox.hide_processes()
+            sandbox.settle_process_namespace()
         cpu_s = settings.cpu_s()
         sandbox.confine(directory, settings.memory_mb, cpu_s)
         serve(ends, verifier, cpu_s / 2)
@@ -46,8 +46,10 @@ def run_worker(ends: Ends, verifier: Verify, settings: Settings, directory: str,
 def serve(ends: Ends, verifier: Verify, cpu_s: float) -> None:
     """Answer each question with its nonce, whether this worker is worn out, and the verdict."""
     reported = False
+    here = os.open(".", os.O_RDONLY)
     while True:
         question = ends.questions.recv_bytes()
+        os.fchdir(here)  # the item before may have left it
         try:
             response, reference, metadata = pickle.loads(question[NONCE_BYTES:])
             reply = encode(as_verdict(verifier(response, reference, metadata)))

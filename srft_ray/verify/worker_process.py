@@ -155,10 +155,8 @@ class WorkerProcess:
             leftovers = self.children.read()
         except OSError:  # it died right after its reply
             leftovers = {self.pid}
-        if worn or leftovers:
+        if worn or leftovers or not self.directory.empty():
             self.kill()
-        else:
-            self.directory.empty()
 
     def has_too_many_processes(self) -> bool:
         try:

@@ -25,6 +25,7 @@ class Output:
 
     def drain(self) -> None:
         """Take what is there. The rest of too much is taken too: a full pipe would block the verifier."""
+        os.set_blocking(self.writing, True)  # all workers share it, and one may have changed that
         with suppress(OSError):
             text = os.read(self.reading, PRINTED_CHARACTERS).decode(errors="replace")
             if self.left:
@@ -62,8 +63,6 @@ class WorkerSet:
     def replace(self, worker: WorkerProcess) -> None:
         """Start the worker's process anew."""
         worker.kill()
-        if not self.namespaces:
-            self.kill_orphans()
         # With these files a verifier could speak in the supervisor's name.
         files = [self.owner.conn.fileno(), self.output.reading, *self.children.fds()]
         for other in self.workers:
@@ -71,14 +70,17 @@ class WorkerSet:
         worker.fork(files)
 
     def kill_orphans(self) -> None:
-        """End what verifiers detached: this process inherited it.
+        """End what a finished item detached: this process inherited it. In namespaces there is nothing.
 
         Whose it was cannot be told: an item of another worker that uses what it detached just now fails too.
         """
-        kill_orphans(self.children, self._pids())
+        if not self.namespaces:
+            kill_orphans(self.children, self._pids())
 
     def limit_orphans(self) -> None:
         """End what verifiers detached if all their processes together are too many."""
+        if self.namespaces:
+            return
         has_orphans = bool(self.children.read() - self._pids())
         if has_orphans and len(descendants(os.getpid())) > MAX_PROCESSES:
             self.kill_orphans()
