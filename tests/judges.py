@@ -1,4 +1,4 @@
-"""A verifier of one's own that behaves as it is told, and what its judge must say of it."""
+"""A verifier of one's own that behaves as it is told, and the verdicts that must come of it."""
 
 from srft_ray.verify import Item, Verdict
 
@@ -18,14 +18,18 @@ def forever():
 ACTS = {
     "good": lambda: 1.0, "bad": lambda: False, "partial": lambda: 0.25, "nan": lambda: float("nan"),
     "text": lambda: "1.0", "none": lambda: None, "raise": lambda: 1 / 0, "exit": lambda: os._exit(0),
-    "sys_exit": lambda: sys.exit(0), "segfault": lambda: ctypes.string_at(0), "memory": lambda: len(bytearray(10**9)),
+    "sys_exit": lambda: sys.exit(0), "segfault": lambda: ctypes.string_at(0),
+    "memory": lambda: len(bytearray(10**9)),
     "slow": lambda: time.sleep(0.3) or 1.0,
-    "hang": forever, "own": lambda: Verdict("no_answer", 0.5, 7), "given": lambda: Verdict("given", 1.0, None),
-    "pid": lambda: Verdict("match", 1.0, str(os.getpid())), "sleeper": lambda: sleeper(),
+    "hang": forever,
+    "own": lambda: Verdict("no_answer", 0.5, 7), "given": lambda: Verdict("given", 1.0, None),
+    "who": lambda: Verdict("match", 1.0, NAME.setdefault("mine", os.urandom(8).hex())),
+    "sleeper": lambda: sleeper(),
     "heavy": lambda: Verdict("match", 1.0, ",".join(m for m in ("ray", "torch", "vllm") if m in sys.modules)),
 }
+NAME = {}  # of the process: pids repeat in namespaces
 def sleeper():
-    open(os.environ["SLEEPER"], "w").write(str(subprocess.Popen(["sleep", "60"]).pid)); forever()
+    subprocess.Popen(["sleep", "60.718"]); forever()
 def score(response, reference, metadata):
     return ACTS[response]()
 def two(response, reference):

@@ -55,9 +55,9 @@ def _verdicts(config: Config, data: PreparedData) -> list[str]:
         if row["reference"]
         for d in row["demonstrations"]
     )
-    with closing(make_verifier_pool(config.verifier)) as judge:
+    with closing(make_verifier_pool(config.verifier)) as pool:
         while batch := list(islice(items, AT_ONCE)):
-            for item, verdict in zip(batch, judge.judge(batch), strict=True):
+            for item, verdict in zip(batch, pool.verify(batch), strict=True):
                 verdicts[verdict.verdict] += 1
                 if verdict.verdict != "match" and len(rejected) < 3:
                     rejected.append(

@@ -1,27 +1,14 @@
-"""Built-in tasks: reasoning-gym's generators and scorers, with worked solutions as demonstrations."""
+"""Rows of the built-in tasks: reasoning-gym's questions, with worked solutions as demonstrations."""
 
-import difflib
 import hashlib
 import itertools
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from srft_ray.verify.verifier import Verdict, after_hashes
+from srft_ray.tasks import task_dataset
 
 SPLITS = ("train", "heldout")
 MAX_MISSES = 100_000
-
-
-@dataclass(frozen=True)
-class Family:
-    """One reasoning-gym dataset, the settings it is used with, and how its entries are worked out."""
-
-    dataset: str
-    settings: dict[str, Any]
-    solve: Callable[[dict], str]
 
 
 def solve_sum(entry: dict) -> str:
@@ -65,26 +52,11 @@ def _worked(lines: list[str], answer: int) -> str:
     return "\n".join([*lines, f"#### {answer}"])
 
 
-def _arithmetic(terms: int, operators: str, min_digits: int) -> dict[str, Any]:
-    return {
-        "min_terms": terms,
-        "max_terms": terms,
-        "min_digits": min_digits,
-        "max_digits": 2,
-        "operators": list(operators),
-        "allow_parentheses": False,
-    }
-
-
-FAMILIES: dict[str, Family] = {
-    "sums": Family("basic_arithmetic", _arithmetic(3, "+-", 1), solve_sum),
-    "products": Family("basic_arithmetic", _arithmetic(2, "*", 2), solve_product),
-    "equations": Family(
-        "simple_equations",
-        {"min_terms": 2, "max_terms": 2, "max_value": 12, "operators_weights": [0.5, 0.5, 0.0]},
-        solve_equation,
-    ),
-    "long_sums": Family("basic_arithmetic", _arithmetic(4, "+-", 1), solve_sum),
+SOLVE: dict[str, Callable[[dict], str]] = {
+    "sums": solve_sum,
+    "products": solve_product,
+    "equations": solve_equation,
+    "long_sums": solve_sum,
 }
 
 
@@ -99,40 +71,8 @@ def generate(path: str, split: str, size: int, seed: int) -> Iterator[dict]:
     names = path.split("+")
     if len(set(names)) < len(names):
         raise ValueError(f"task path {path!r} names a family twice: name each family once")
-    streams = [_rows(name, _dataset(name, f"{name} {seed}"), split) for name in names]
+    streams = [_rows(name, task_dataset(name, f"{name} {seed}"), split) for name in names]
     return (next(stream) for stream in itertools.islice(itertools.cycle(streams), size))
-
-
-def verify(response: str, reference: str, metadata: dict) -> Verdict:
-    """reasoning-gym's own score of the answer after the last `#### `.
-
-    The reward keeps partial credit, but only a full score is a match.
-    """
-    answer = after_hashes(response)
-    if not answer:
-        return Verdict("no_answer", 0.0, None)
-    score = _dataset(metadata["family"], "score").score_answer(
-        answer, {"answer": reference, "metadata": metadata["entry"]}
-    )
-    return Verdict("match" if score >= 1.0 else "mismatch", score, answer)
-
-
-def warm_up() -> None:
-    """Pay the second that importing reasoning-gym takes once, and not in each new worker's first item."""
-    import reasoning_gym  # noqa: F401
-
-
-@cache
-def _dataset(name: str, seed: str) -> Any:
-    if name not in FAMILIES:
-        nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(FAMILIES)}"
-        )
-    import reasoning_gym
-
-    number = random.Random(seed).getrandbits(64)  # neighbouring seeds of reasoning-gym give shifted copies
-    return reasoning_gym.create_dataset(FAMILIES[name].dataset, seed=number, **FAMILIES[name].settings)
 
 
 def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
@@ -150,7 +90,7 @@ def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
             yield {
                 "prompt": question,
                 "answer": entry["answer"],
-                "demonstration": FAMILIES[name].solve(entry),
+                "demonstration": SOLVE[name](entry),
                 "metadata": {"family": name, "entry": scored},
             }
 

@@ -75,7 +75,7 @@ def judge_groups(verifiers: VerifierPool, groups: Sequence[Group]) -> None:
     """Sets verdict, reward and answer of every rollout."""
     pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
     items = [Item(rollout.text, group.reference, group.metadata) for group, rollout in pairs]
-    for (_, rollout), verdict in zip(pairs, verifiers.judge(items), strict=True):
+    for (_, rollout), verdict in zip(pairs, verifiers.verify(items), strict=True):
         rollout.verdict = verdict.verdict
         rollout.reward = verdict.reward
         rollout.answer = verdict.answer

@@ -150,4 +150,5 @@ def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | 
         section.timeout_s,
         section.num_workers,
         section.memory_mb,
+        function,
     )

@@ -1,6 +1,6 @@
-"""Verifiers, and the judge that runs them on model output in bounded processes of their own."""
+"""Verifiers, and the processes that run them on model output. May import errors, plugins and tasks."""
 
-from srft_ray.verify.pool import VerifierPool
+from srft_ray.verify.pool import VerifierFailed, VerifierPool
 from srft_ray.verify.verifier import Item, Verdict, resolve
 
-__all__ = ["Item", "VerifierPool", "Verdict", "resolve"]
+__all__ = ["Item", "Verdict", "VerifierFailed", "VerifierPool", "resolve"]

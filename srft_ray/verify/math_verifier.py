@@ -1,4 +1,4 @@
-r"""Mathematical answers and multiple choice: `\boxed{...}`, `#### ...`, else what math-verify finds in the text."""
+r"""Mathematical answers and multiple choice: `\boxed{...}`, `#### ...`, else what math-verify finds."""
 
 import logging
 import re
@@ -8,9 +8,8 @@ from math_verify import verify as equal
 
 from srft_ray.verify.verifier import Verdict, after_hashes
 
-logging.getLogger("math_verify").setLevel(
-    logging.ERROR
-)  # it warns when its time-outs are off, as they are here
+# It warns when its time-outs are off, as they are here.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d*)?)[eE]([+-]?\d+)")
@@ -22,8 +21,10 @@ _CHOICE_IN_PROSE = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?[^A-Za-z\n]{
 
 def verify(response: str, reference: str, metadata: dict) -> Verdict:
     """Compare the final answer of `response` with `reference`, which may be plain or boxed."""
-    gold, answer = _plain(last_boxed(reference) or reference), last_boxed(response)
-    answer = after_hashes(response) if answer is None else answer
+    gold = _plain(last_boxed(reference) or reference)
+    answer = last_boxed(response)
+    if answer is None:
+        answer = after_hashes(response)
     if answer == "":
         return Verdict("no_answer", 0.0, None)
     letter = _CHOICE.fullmatch(gold)
@@ -33,9 +34,8 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
             return _verdict(found == letter[1], found)
     if answer is None:
         parsed = parse(response, parsing_timeout=None)
-        return _verdict(
-            equal(_parse(gold), parsed, timeout_seconds=None), str(parsed[-1]) if parsed else None
-        )
+        found = str(parsed[-1]) if parsed else None
+        return _verdict(equal(_parse(gold), parsed, timeout_seconds=None), found)
     plain = _plain(answer)
     if _INTEGER.fullmatch(plain) and _INTEGER.fullmatch(gold):
         return _verdict(int(plain) == int(gold), answer)
@@ -43,20 +43,25 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
 
 
 def warm_up() -> None:
-    """Fill the grammar's caches, so that a worker forked afterwards judges its first item as fast as the next."""
+    """Fill the grammar's caches, so that a worker's first item takes no longer than the next."""
     verify(r"\boxed{\frac{x^{2} + 1}{2}}", r"\sqrt{2} \cdot 10^{-3} + y", {})
     verify(r"\boxed{\left( 3, \frac{\pi}{2} \right)}", "(3, 0.5)", {})
     verify("so it is $(1, 2)$", "7", {})
+    verify(r"\boxed{x^{2}+1}", "1 + x^2", {})
 
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the last `\boxed{...}` whose braces balance; an unfinished one does not count."""
-    open_at, start, end = [], -1, -1
+    open_at = []  # where the content of each open brace starts, -1 for a brace that is no \boxed
+    start = end = -1
     for token in re.finditer(r"(\\boxed\s*\{)|(?<!\\)[{}]", text):
         if token.group() != "}":
             open_at.append(token.end() if token[1] else -1)
-        elif open_at and (opened := open_at.pop()) > start:
-            start, end = opened, token.start()
+        elif open_at:
+            opened = open_at.pop()
+            if opened > start:
+                start = opened
+                end = token.start()
     return text[start:end].strip() if start >= 0 else None
 
 

@@ -1,22 +1,48 @@
 """The owner's side of the verifier processes."""
 
-import math
+import dataclasses
 import os
 import pickle
-import socket
-import struct
+import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
-from typing import Any
 
 from srft_ray.errors import UserError
+from srft_ray.verify.directories import remove_pool_directories
+from srft_ray.verify.processes import kill_descendants
+from srft_ray.verify.replies import ACCEPTED, ERROR, MAX_REPLIES, MAX_REPLY_BYTES, REFUSED, decode
+from srft_ray.verify.settings import Settings, pickle_function, set_socket_timeouts
 from srft_ray.verify.verifier import Item, Verdict
 
 TRIES = 3
+MAX_DEATHS = 20  # of the supervisor under items, in a row, without any verdict
 START_S = 120.0  # for the supervisor to start: a verifier's imports
+CLOSE_S = 2.0  # for the supervisor to end by itself
+
+# What verifier processes see of the owner's environment: no secrets, but what Python and its libraries need.
+ENVIRONMENT = frozenset(
+    (
+        "CUDA_VISIBLE_DEVICES",
+        "HF_HUB_OFFLINE",
+        "LANG",
+        "LANGUAGE",
+        "LD_LIBRARY_PATH",
+        "MKL_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "PATH",
+        "PYTHONHASHSEED",
+        "PYTHONUTF8",
+        "TMPDIR",
+        "TZ",
+        "VIRTUAL_ENV",
+    )
+)
+ENVIRONMENT_PREFIXES = ("LC_", "SRFT_")
 
 
 class VerifierFailed(RuntimeError):
@@ -24,98 +50,192 @@ class VerifierFailed(RuntimeError):
 
 
 class VerifierPool:
-    """Judges responses in worker processes of its own, each item bounded by `timeout_s` and `memory_mb`.
+    """Verifies responses in processes of its own; each item is bounded by `timeout_s` and `memory_mb`.
 
-    What hangs costs one `timeout`, what crashes or raises one `error`; the other items are judged as if it had not been
-    there. Usable from any thread, one call at a time. The processes die with the owner, however it dies. `memory_mb` is
-    per worker, on top of what the verifier's imports take.
+    A response whose verification hangs gets the verdict `timeout`, one whose verification crashes or raises
+    gets `error`; nothing else is affected. What an item starts and writes ends with it. Usable from any
+    thread, one call at a time. The processes end with the owner, however it ends. `sandbox` tells what
+    verifiers are kept from; one that runs code of a response in its own process wants `items_per_worker=1`.
+
+    Args:
+        name: a built-in verifier, one of `BUILT_IN`, unless one of the next two is given.
+        path: the user's own, as "file.py:function".
+        function: the user's own, as a Python callable (a lambda too).
+        timeout_s: of one item.
+        num_workers: items that are verified at the same time.
+        memory_mb: per worker, on top of what the verifier's imports take.
+        items_per_worker: a worker is replaced after so many.
+        network: whether verifiers may use the network.
+        environment: names of further environment variables that verifiers may see.
+        namespaces: False as on a kernel that refuses them, see `sandbox`.
+
+    Raises:
+        UserError: `function` cannot be sent to another process.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str = "",
         path: str | None = None,
         timeout_s: float = 2.0,
         num_workers: int = 1,
         memory_mb: int = 2048,
+        function: Callable | None = None,
+        items_per_worker: int = 1000,
+        network: bool = False,
+        environment: Sequence[str] = (),
+        namespaces: bool = True,
     ) -> None:
-        self._settings, self._lock = (name, path, timeout_s, num_workers, memory_mb), threading.Lock()
+        self._settings = Settings(
+            name=name,
+            path=path,
+            function=None if function is None else pickle_function(function),
+            timeout_s=timeout_s,
+            num_workers=num_workers,
+            memory_mb=memory_mb,
+            items_per_worker=items_per_worker,
+            network=network,
+            namespaces=namespaces,
+            token=secrets.token_hex(8),
+        )
+        self._environment = ENVIRONMENT | set(environment)
+        self._lock = threading.Lock()
         self._start()
 
-    def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in order. Raises UserError where `resolve` would; starts anew after `close`.
+    def verify(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict per item, in order. Starts the processes again after `close`.
 
-        Processes that die or hang are replaced and asked again.
+        Processes that die or hang are replaced and asked again. An item that was alone both times when they
+        did so gets the verdict `error`.
 
         Raises:
-            VerifierFailed: they died or hung TRIES times in a row.
+            UserError: where `resolve` would.
+            VerifierFailed: the processes died or hung TRIES times in a row before they took an item, or
+                MAX_DEATHS times in a row under items.
         """
-        jobs = [_pack(item) for item in items]
+        request = _Request([_pack(item) for item in items])
         with self._lock:
-            for _ in range(TRIES):
+            while batch := request.next_batch():
                 if self._conn.closed:
                     self._start()
                 try:
-                    replies = self._ask(jobs)
-                    break
-                except (EOFError, OSError, TimeoutError) as error:
-                    failure = error
+                    self._ask(request, batch)
+                except (EOFError, OSError) as error:
                     self._stop()
+                    request.failed(batch, str(error) or type(error).__name__)
                 except BaseException:
-                    self._stop()  # an interrupted request must not leave its reply to the next one
+                    self._stop()  # an interrupted request must not leave its replies to the next one
                     raise
-            else:
-                raise VerifierFailed(
-                    f"the verifier processes died or hung {TRIES} times in a row: {failure or type(failure).__name__}"
-                )
-        if isinstance(replies, str):
-            raise UserError(replies)
-        return [pickle.loads(reply) for reply in replies]
-
-    def _ask(self, jobs: list[bytes]) -> Any:
-        """The supervisor bounds every item, so that an answer that takes longer than all of them is none."""
-        _, _, timeout_s, num_workers, _ = self._settings
-        deadline_s = START_S + 2 * timeout_s * math.ceil(len(jobs) / num_workers)
-        self._conn.send(jobs)
-        if not self._conn.poll(deadline_s):
-            raise TimeoutError(f"no answer for {deadline_s:.0f} s")
-        return self._conn.recv()
+        return request.verdicts()
 
     def close(self) -> None:
         """End the processes."""
         with self._lock:
             self._stop()
 
+    def _ask(self, request: "_Request", batch: list[int]) -> None:
+        """Put the supervisor's replies into `request`. OSError or EOFError where it hangs or dies."""
+        # The supervisor bounds every item and tries one at most twice: if it is silent for longer, it hangs.
+        silence_s = START_S + 3 * self._settings.timeout_s
+        set_socket_timeouts(self._conn.fileno(), START_S, silence_s)
+        self._conn.send([request.questions[index] for index in batch])
+        answer = self._conn.recv_bytes(MAX_REPLY_BYTES)
+        if answer.startswith(REFUSED):
+            raise UserError(answer.removeprefix(REFUSED).decode())
+        request.accepted = answer == ACCEPTED
+        missing = len(batch)
+        while missing:
+            lines = self._conn.recv_bytes(2 * MAX_REPLIES * MAX_REPLY_BYTES).split(b"\n")
+            missing -= len(lines)
+            for line in lines:
+                number, _, reply = line.partition(b" ")
+                request.take(batch[int(number)], reply)
+        request.batch_size *= 2
+
     def _start(self) -> None:
         self._conn, theirs = Pipe()
-        # -P and this process's search path: there can be imported what can be imported here, and nothing else
-        command = [sys.executable, "-P", "-m", "srft_ray.verify.supervisor", str(theirs.fileno())]
+        search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+            name: value
+            for name, value in os.environ.items()
+            if name in self._environment or name.startswith(ENVIRONMENT_PREFIXES)
         }
         self._process = subprocess.Popen(
-            command,
-            env=environment,
+            # -P and this process's search path: what can be imported there is what can be imported here.
+            [sys.executable, "-P", "-m", "srft_ray.verify.supervisor", str(theirs.fileno())],
+            env={**environment, "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1"},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # Ctrl-C is the owner's
+            start_new_session=True,  # Ctrl-C is for the owner to handle
+        )
+        # Neither side may wait for ever for one that does not read.
+        set_socket_timeouts(theirs.fileno(), START_S)
         theirs.close()
-        with socket.socket(
-            fileno=os.dup(self._conn.fileno())
-        ) as both_ways:  # a supervisor that is stopped must not block us
-            both_ways.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_S), 0))
+        set_socket_timeouts(self._conn.fileno(), START_S)
         self._conn.send(self._settings)
+        self._settings = dataclasses.replace(self._settings, restarted=True)
 
     def _stop(self) -> None:
+        # The supervisor ends when it finds the connection closed, and first ends what descends from it.
         self._conn.close()
-        self._process.kill()  # its workers die with it
-        self._process.wait()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            # Its descendants first: when it is gone, nobody can tell what it had started.
+            kill_descendants(self._process.pid)
+            self._process.kill()
+            self._process.wait()
+        remove_pool_directories(self._settings.token)
+
+
+class _Request:
+    """Which items have their verdict, and how many of the others are asked for at once."""
+
+    def __init__(self, questions: list[bytes]) -> None:
+        self.questions = questions
+        self.accepted = False  # whether the supervisor has taken the batch
+        self.batch_size = len(questions)
+        self._verdicts: list[Verdict | None] = [None] * len(questions)
+        self._failed_alone = set[int]()
+        self._failures = 0  # in a row, before a batch was taken
+        self._deaths = 0  # in a row, under a batch
+
+    def next_batch(self) -> list[int]:
+        """Items to ask for next; none if all have their verdict."""
+        self.accepted = False
+        left = [index for index, verdict in enumerate(self._verdicts) if verdict is None]
+        return left[: self.batch_size]
+
+    def take(self, index: int, reply: bytes) -> None:
+        self._verdicts[index] = decode(reply)
+        self._failures = 0
+        self._deaths = 0
+
+    def failed(self, batch: list[int], reason: str) -> None:
+        """The supervisor died or hung with `batch`. VerifierFailed where it is pointless to go on."""
+        if not self.accepted:
+            self._failures += 1
+            if self._failures == TRIES:
+                raise VerifierFailed(f"the verifier processes died or hung {TRIES} times in a row: {reason}")
+            return
+        self._failures = 0
+        self._deaths += 1
+        if self._deaths == MAX_DEATHS:
+            raise VerifierFailed(
+                f"the verifier processes died {MAX_DEATHS} times in a row under items: {reason}"
+            )
+        # Fewer at once from now on, until the item that ends the supervisor is asked for alone.
+        self.batch_size = max(1, len(batch) // 8)
+        if len(batch) == 1 and batch[0] in self._failed_alone:
+            self._verdicts[batch[0]] = ERROR
+        elif len(batch) == 1:
+            self._failed_alone.add(batch[0])
+
+    def verdicts(self) -> list[Verdict]:
+        return [verdict or ERROR for verdict in self._verdicts]
 
 
 def _pack(item: Item) -> bytes:
-    try:
+    with suppress(Exception):
         return pickle.dumps((item.response, item.reference, item.metadata))
-    except Exception:
-        return b""  # no worker can unpickle this: an error verdict for this item alone
+    return b""  # no worker can unpickle this: the verdict `error` for this item alone

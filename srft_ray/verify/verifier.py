@@ -1,9 +1,8 @@
-"""A verifier: what goes in, what comes out, and how the config names one."""
+"""A verifier: what goes in, what comes out, and how it is named or given."""
 
 import difflib
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ from typing import Any, SupportsFloat
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
 
+Verify = Callable[[str, str, dict], Any]
+
+MAX_REWARD = 3.4e38  # finite in float32, in which advantages are computed
 VERDICTS = ("match", "mismatch", "no_answer", "timeout", "error")
-BUILT_IN = {"math": "srft_ray.verify.math_verifier", "tasks": "srft_ray.data.tasks"}
+BUILT_IN = {"math": "srft_ray.verify.math_verifier", "tasks": "srft_ray.verify.task_verifier"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of one response."""
+    """The verifier's decision on one response."""
 
     verdict: str  # one of VERDICTS; the ledger's "given" is reserved for demonstrations
     reward: float  # 1.0 or 0.0, or the number that a scorer returned
@@ -27,32 +29,53 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Item:
-    """One response to judge. `metadata` is the row's; the built-in tasks need {"family": str, "entry": dict}."""
+    """One response to verify."""
 
     response: str
     reference: str
-    metadata: dict
+    metadata: dict  # the row's; the built-in tasks need {"family": str, "entry": dict}
 
 
 def as_verdict(result: Any) -> Verdict:
-    """What a verifier returned (a verdict, a number or a bool) as a verdict; TypeError or ValueError otherwise."""
-    if isinstance(result, SupportsFloat):  # also numpy's and torch's scalars, but no str
-        result = Verdict("match" if float(result) > 0.5 else "mismatch", float(result), None)
-    if not isinstance(result, Verdict):
+    """What a verifier returned (a verdict, a number or a bool) as a verdict of plain str, float and str.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none, or its reward is not finite in float32.
+    """
+    if isinstance(result, Verdict):
+        verdict = str(result.verdict)
+        reward = float(result.reward)
+        answer = None if result.answer is None else str(result.answer)
+    elif isinstance(result, SupportsFloat):  # also numpy's and torch's scalars, but no str
+        reward = float(result)
+        verdict = "match" if reward > 0.5 else "mismatch"
+        answer = None
+    else:
         raise TypeError(f"a verifier must return a number, a bool or a Verdict, not {type(result).__name__}")
-    if result.verdict not in VERDICTS or not math.isfinite(result.reward):
-        raise ValueError(
-            f"a verifier's verdict must be one of {VERDICTS} and its reward finite, not {result}"
-        )
-    return Verdict(
-        result.verdict, float(result.reward), None if result.answer is None else str(result.answer)
-    )
+    if verdict not in VERDICTS:
+        raise ValueError(f"a verifier's verdict must be one of {VERDICTS}, not {verdict[:100]!r}")
+    # The comparison is false for NaN too.
+    if not abs(reward) <= MAX_REWARD:
+        raise ValueError(f"a verifier's reward must be finite in float32, not {reward}")
+    return Verdict(verdict, reward, answer)
 
 
-def resolve(name: str, path: str | None = None) -> Callable[[str, str, dict], Any]:
-    """The verifier called `name` or, where `path` is given, the user's own ("file.py:function"); else UserError."""
+def resolve(name: str, path: str | None = None, function: Callable | None = None) -> Verify:
+    """The verifier to call with (response, reference, metadata).
+
+    Args:
+        name: one of `BUILT_IN`, unless one of the others is given.
+        path: the user's own, as "file.py:function".
+        function: the user's own, as a Python callable.
+
+    Raises:
+        UserError: there is no such verifier, or it takes other arguments.
+    """
+    if function is not None:
+        label = getattr(function, "__qualname__", type(function).__name__)
+        return _with_metadata(function, f"verifier: {label}")
     if path:
-        return _with_metadata(load_object(path, "verifier.path", "function"), path)
+        return _with_metadata(load_object(path, "verifier.path", "function"), f"verifier.path: {path}")
     if name not in BUILT_IN:
         nearest = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
         raise UserError(
@@ -62,16 +85,17 @@ def resolve(name: str, path: str | None = None) -> Callable[[str, str, dict], An
     return importlib.import_module(BUILT_IN[name]).verify
 
 
-def _with_metadata(function: Callable, path: str) -> Callable[[str, str, dict], Any]:
+def _with_metadata(function: Callable, label: str) -> Verify:
+    """`function` as one that takes metadata too. UserError where it takes neither three nor two arguments."""
     for count in (3, 2):
         try:
             inspect.signature(function).bind(*range(count))
         except TypeError:
             continue
-        return function if count == 3 else lambda response, reference, metadata: function(response, reference)
-    raise UserError(
-        f"verifier.path: {path} must take (response, reference, metadata) or (response, reference)"
-    )
+        if count == 3:
+            return function
+        return lambda response, reference, metadata: function(response, reference)
+    raise UserError(f"{label} must take (response, reference, metadata) or (response, reference)")
 
 
 def after_hashes(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Nothing in a response, and no death of a verifier's process, can hang, crash or outlive the judge."""
+"""Nothing in a response, and no death of a process, can hang, crash or outlive the VerifierPool."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from srft_ray.verify import VerifierPool
+from srft_ray.verify import Verdict, VerifierPool
 from srft_ray.verify.pool import VerifierFailed
 from tests.judges import EXPECTED, item
 
@@ -35,27 +35,46 @@ def children(pid: int) -> list[int]:
     return below + [grandchild for child in below for grandchild in children(child)]
 
 
+def running(argument: bytes) -> list[int]:
+    """Processes with this command line argument."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if argument in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
 def test_a_timeout_ends_what_the_verifier_started(
-    user: Callable[..., VerifierPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    user: Callable[..., VerifierPool], namespaces: bool
 ) -> None:
-    monkeypatch.setenv("SLEEPER", str(tmp_path / "pid"))
-    assert user().judge([item("sleeper")])[0].verdict == "timeout"
-    assert wait_dead([int((tmp_path / "pid").read_text())], 1.0) == []
+    pool, verdicts = user(namespaces=namespaces), []
+    thread = threading.Thread(target=lambda: verdicts.extend(pool.verify([item("sleeper")])))
+    thread.start()
+    while not (sleepers := running(b"60.718")):
+        assert thread.is_alive()
+    thread.join()
+    assert verdicts == [Verdict("timeout", 0.0, None)]
+    assert wait_dead(sleepers, 1.0) == []
 
 
 def test_worn_out_worker_is_replaced_unnoticed(user: Callable[..., VerifierPool]) -> None:
-    verdicts = user().judge([item("pid")] * 1001)
+    verdicts = user().verify([item("who")] * 1001)
     assert len({verdict.answer for verdict in verdicts}) == 2 and verdicts[0].answer == verdicts[999].answer
 
 
-def test_judging_goes_on_after_a_worker_died_idle_and_after_close(user: Callable[..., VerifierPool]) -> None:
-    judge = user()
-    pid = int(judge.judge([item("pid")])[0].answer)
+def test_verification_goes_on_after_a_worker_died_idle_and_after_close(
+    user: Callable[..., VerifierPool],
+) -> None:
+    pool = user()
+    pool.verify([item("who")])
+    (pid,) = children(pool._process.pid)
     os.kill(pid, signal.SIGKILL)
     assert wait_dead([pid], 1.0) == []
-    assert judge.judge([item("good")]) == [EXPECTED["good"]]
-    judge.close()
-    assert judge.judge([item("good")]) == [EXPECTED["good"]]
+    assert pool.verify([item("good")]) == [EXPECTED["good"]]
+    pool.close()
+    assert pool.verify([item("good")]) == [EXPECTED["good"]]
 
 
 @pytest.mark.parametrize("response", ["good", "hang"])
@@ -63,10 +82,10 @@ def test_no_process_outlives_its_killed_owner(user_file: Path, response: str) ->
     # the forked sleeper holds the owner's end of the connection open
     program = (
         f"import os, time, threading\nfrom srft_ray.verify import Item, VerifierPool\n"
-        f"judge = VerifierPool('', {str(user_file) + ':score'!r}, timeout_s=60, num_workers=2)\n"
-        f"judge.judge([Item('good', '', {{}})])\n"
+        f"pool = VerifierPool('', {str(user_file) + ':score'!r}, timeout_s=60, num_workers=2)\n"
+        f"pool.verify([Item('good', '', {{}})])\n"
         f"if os.fork() == 0:\n    time.sleep(30)\n    os._exit(0)\n"
-        f"threading.Thread(target=judge.judge, args=([Item({response!r}, '', {{}})],)).start()\n"
+        f"threading.Thread(target=pool.verify, args=([Item({response!r}, '', {{}})],)).start()\n"
         f"print('ready', flush=True)\ntime.sleep(60)"
     )
     owner = subprocess.Popen(
@@ -93,24 +112,25 @@ def test_no_process_outlives_its_killed_owner(user_file: Path, response: str) ->
 def test_processes_that_die_or_hang_under_a_question_are_asked_again(
     user: Callable[..., VerifierPool], monkeypatch: pytest.MonkeyPatch, number: int, who: str
 ) -> None:
-    judge = user(timeout_s=0.5)
-    worker = int(judge.judge([item("pid")])[0].answer)
+    pool = user(timeout_s=0.5)
+    pool.verify([item("who")])
+    (worker,) = children(pool._process.pid)
     monkeypatch.setattr("srft_ray.verify.pool.START_S", 0.2)
-    victim = worker if who == "worker" else judge._process.pid
+    victim = worker if who == "worker" else pool._process.pid
     threading.Timer(0.1, lambda: os.kill(victim, number)).start()
-    assert judge.judge([item("slow")]) == [EXPECTED["good"]]
+    assert pool.verify([item("slow")]) == [EXPECTED["good"]]
     assert wait_dead([victim], 2.0) == []
 
 
-def test_processes_that_always_die_end_the_judging(user: Callable[..., VerifierPool]) -> None:
-    judge = user()
-    start = judge._start
+def test_processes_that_always_die_are_a_failure(user: Callable[..., VerifierPool]) -> None:
+    pool = user()
+    start = pool._start
 
     def start_and_die() -> None:
         start()
-        judge._process.kill()
+        pool._process.kill()
 
-    judge._stop()
-    judge._start = start_and_die
+    pool._stop()
+    pool._start = start_and_die
     with pytest.raises(VerifierFailed, match="died or hung 3 times in a row"):
-        judge.judge([item("good")])
+        pool.verify([item("good")])

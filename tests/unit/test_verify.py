@@ -1,4 +1,4 @@
-"""Verifiers give the right verdicts; an item that hangs, crashes or cannot be read costs its own verdict and no other."""
+"""Verifiers give the right verdicts; an item that hangs, crashes or cannot be read affects no other."""
 
 import contextlib
 import json
@@ -49,37 +49,37 @@ HOSTILE = [r"9^{9^{9^{9}}}", "(10^7)!", "+".join(f"{i}^{{{i}}}" for i in range(1
 
 @pytest.fixture(scope="module")
 def math() -> Iterator[VerifierPool]:
-    with contextlib.closing(VerifierPool("math", timeout_s=1.0, num_workers=2)) as judge:
-        judge.judge([item("1", "1")])
-        yield judge
+    with contextlib.closing(VerifierPool("math", timeout_s=1.0, num_workers=2)) as pool:
+        pool.verify([item("1", "1")])
+        yield pool
 
 
 def test_golden_answers(math: VerifierPool) -> None:
-    verdicts = math.judge([item(response, reference) for response, reference, _, _ in GOLDEN])
+    verdicts = math.verify([item(response, reference) for response, reference, _, _ in GOLDEN])
     assert verdicts == [Verdict(verdict, float(verdict == "match"), answer) for *_, verdict, answer in GOLDEN]
 
 
-def test_hostile_expressions_cost_one_timeout_each(math: VerifierPool) -> None:
+def test_hostile_expressions_time_out_alone(math: VerifierPool) -> None:
     easy = [item(r"\boxed{72}", "72")] * 20
     start = time.monotonic()
-    verdicts = math.judge([*easy, *(item(rf"\boxed{{{text}}}", "5") for text in HOSTILE), *easy])
+    verdicts = math.verify([*easy, *(item(rf"\boxed{{{text}}}", "5") for text in HOSTILE), *easy])
     assert [verdict.verdict for verdict in verdicts] == ["match"] * 20 + ["timeout"] * 3 + ["match"] * 20
     assert time.monotonic() - start < 3 * 1.0 + 0.5
 
 
 def test_tasks_are_scored_and_processes_cost_little() -> None:
-    with contextlib.closing(VerifierPool("tasks")) as judge:
+    with contextlib.closing(VerifierPool("tasks")) as pool:
         rows = list(tasks.generate("sums+products+equations", "train", 128, 0))
         items = [Item(row["demonstration"], row["answer"], row["metadata"]) for row in rows]
         wrong = [
             Item("#### 123456789", rows[0]["answer"], rows[0]["metadata"]),
             Item("5", "5", rows[0]["metadata"]),
         ]
-        assert [verdict.verdict for verdict in judge.judge(wrong)] == ["mismatch", "no_answer"]
+        assert [verdict.verdict for verdict in pool.verify(wrong)] == ["mismatch", "no_answer"]
         bounded, bare = [], []
         for _ in range(10):
             start = time.monotonic()
-            assert judge.judge(items) == [Verdict("match", 1.0, row["answer"]) for row in rows]
+            assert pool.verify(items) == [Verdict("match", 1.0, row["answer"]) for row in rows]
             bounded.append(time.monotonic() - start)
             start = time.monotonic()
             for one in items:
@@ -94,34 +94,49 @@ def test_tasks_are_scored_and_processes_cost_little() -> None:
 def test_user_function_verdicts_and_order(user: Callable[..., VerifierPool], num_workers: int) -> None:
     acts = [*EXPECTED, *["good", "partial", "own"] * 5]
     random.Random(0).shuffle(acts)
-    verdicts = user(num_workers=num_workers).judge([item(act) for act in acts])
+    verdicts = user(num_workers=num_workers).verify([item(act) for act in acts])
     assert dict(zip(acts, verdicts, strict=True)) == EXPECTED
     assert verdicts == [EXPECTED[act] for act in acts]
 
 
 def test_user_function_without_metadata(user: Callable[..., VerifierPool]) -> None:
-    verdicts = user("two").judge([item("a", "a"), item("a", "b")])
+    verdicts = user("two").verify([item("a", "a"), item("a", "b")])
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
 
 
+def test_a_callable_is_a_verifier() -> None:
+    wanted = "yes"
+    with contextlib.closing(VerifierPool(function=lambda response, reference: response == wanted)) as pool:
+        verdicts = pool.verify([item("yes"), item("no")])
+    assert verdicts == [Verdict("match", 1.0, None), Verdict("mismatch", 0.0, None)]
+
+
+def test_a_callable_that_cannot_be_used_is_refused_at_once() -> None:
+    lock = threading.Lock()
+    with pytest.raises(UserError, match="cannot be sent to the verifier processes"):
+        VerifierPool(function=lambda response, reference: lock.locked())
+    with pytest.raises(UserError, match=r"verifier: .* must take \(response, reference, metadata\)"):
+        VerifierPool(function=lambda response: 1.0)
+
+
 def test_workers_are_light_replaced_quickly_and_reused(user: Callable[..., VerifierPool]) -> None:
-    judge = user()
-    first, again, heavy, _ = judge.judge([item("pid"), item("pid"), item("heavy"), item("exit")])
+    pool = user()
+    first, again, heavy, _ = pool.verify([item("who"), item("who"), item("heavy"), item("exit")])
     assert first == again and heavy.answer == ""
     start = time.monotonic()
-    assert judge.judge([item("pid")])[0] != first
+    assert pool.verify([item("who")])[0] != first
     assert time.monotonic() - start < 0.5
 
 
 def test_an_item_that_cannot_be_sent_is_an_error(user: Callable[..., VerifierPool]) -> None:
-    verdicts = user().judge([item("good"), item("good", metadata={"lock": threading.Lock()}), item("good")])
+    verdicts = user().verify([item("good"), item("good", metadata={"lock": threading.Lock()}), item("good")])
     assert [verdict.verdict for verdict in verdicts] == ["match", "error", "match"]
 
 
 def test_calls_from_several_threads(user: Callable[..., VerifierPool]) -> None:
-    judge, rewards = user(), {}
+    pool, rewards = user(), {}
     threads = [
-        threading.Thread(target=lambda act=act: rewards.update({act: judge.judge([item(act)] * 50)}))
+        threading.Thread(target=lambda act=act: rewards.update({act: pool.verify([item(act)] * 50)}))
         for act in ("good", "partial", "own")
     ]
     for thread in threads:
@@ -149,10 +164,10 @@ def test_resolve_names_what_is_wrong(user_file: Path, name: str, path: str | Non
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         resolve(name, path)
     with (
-        contextlib.closing(VerifierPool(name, path)) as judge,
+        contextlib.closing(VerifierPool(name, path)) as pool,
         pytest.raises(UserError, match=message.replace(".", r"\.")),
     ):
-        judge.judge([item("good")])
+        pool.verify([item("good")])
 
 
 def gsm8k() -> list[Item]:
@@ -181,9 +196,9 @@ def benchmark(name: str) -> list[Item]:
     "name", ["AIME24.json", "AMC23.json", "MATH-500.json", "Minerva.json", "ARC-C.jsonl"]
 )
 def test_every_gold_answer_of_a_benchmark_matches_itself(math: VerifierPool, name: str) -> None:
-    assert {verdict.verdict for verdict in math.judge(benchmark(name))} == {"match"}
+    assert {verdict.verdict for verdict in math.verify(benchmark(name))} == {"match"}
 
 
 @needs_data
 def test_worked_solutions_of_gsm8k_match(math: VerifierPool) -> None:
-    assert {verdict.verdict for verdict in math.judge(random.Random(0).sample(gsm8k(), 1000))} == {"match"}
+    assert {verdict.verdict for verdict in math.verify(random.Random(0).sample(gsm8k(), 1000))} == {"match"}
