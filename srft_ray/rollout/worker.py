@@ -135,10 +135,13 @@ class RolloutWorker:
 
 
 def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | None = None) -> VerifierPool:
+    """The verifier processes of a section, or of a function that takes the place of its name and path."""
+    given = {} if function is None else {"function": function}
     return VerifierPool(
         section.name,
         section.path,
         section.timeout_s,
         section.num_workers,
         section.memory_mb,
+        **given,
     )

@@ -71,6 +71,7 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         coordinator,
         device,
         resolve_dtype(config.model, device),
+        resolved.verifier,
     )
 
 
