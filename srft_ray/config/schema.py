@@ -19,9 +19,10 @@ class RunSection:
     seed: int = setting(0, "Seed of everything random: the order of prompts, sampling, built-in tasks.")
     resume: str = setting(
         "auto",
-        "What to do if the run directory holds an unfinished run: `auto` continues it, `never` is an error.",
+        "What to do if the run directory holds a run: `auto` continues it, `never` is an error, `from_scratch` starts "
+        "anew and keeps what is there under another name.",
         may_change=True,
-        choices=("auto", "never"),
+        choices=("auto", "never", "from_scratch"),
     )
     device: str = setting(
         "auto",

@@ -1,22 +1,24 @@
-"""The run directory: which earlier run in it may be continued, and the lock that one process holds on it."""
+"""The run directory: which earlier run in it may be continued, and from which step."""
 
 import dataclasses
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from pyarrow import fs
 
 from algorithms import Algorithm
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import learning_rate, stage_size
 from srft_ray.config.schema import Config
-from srft_ray.errors import UserError, require
+from srft_ray.errors import RunFailed, require
+from srft_ray.observe.journal import read_json_lines
+from srft_ray.run import identity
+from srft_ray.run.lock import LOCK
 from srft_ray.train.checkpoint import CheckpointStore
 
-LOCK = ".lock"
+CHECKPOINTS = "checkpoints.jsonl"
 RECORD = "config.yaml"
 
 
@@ -33,6 +35,13 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
             f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another run.dir or "
             "run.name.",
         )
+    if resolved.config.run.resume == "from_scratch":
+        require(
+            isinstance(store.files, fs.LocalFileSystem),
+            f"run.resume=from_scratch cannot rename checkpoints on {store.scheme}: choose another run.name.",
+        )
+        return
+    identity.check_owner(store, identity.read_identity(folder))
     if not (folder / RECORD).exists():
         _check_new(folder, store)
         return
@@ -53,7 +62,7 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
 
 def _check_new(folder: Path, store: CheckpointStore) -> None:
     """A directory without a run holds at most what a start leaves that was interrupted before it wrote the config."""
-    left_by_a_start = {LOCK, "groups", f"{RECORD}.part"}
+    left_by_a_start = {LOCK, "groups", identity.RECORD, f"{identity.RECORD}.part", f"{RECORD}.part"}
     require(
         not folder.exists() or {path.name for path in folder.iterdir()} <= left_by_a_start,
         f"The run directory {folder} is not empty and holds no run: choose another run.name.",
@@ -121,19 +130,43 @@ def _content(config: Config, algorithm: Algorithm, step: int, steps: int) -> tup
     return stage.algorithm.name, stage.start, stage_size(config.trainer, stage), rate
 
 
-@contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
-    """Makes the run directory this process's own; the system releases it when the process ends, however it ends.
+def archive(run_dir: Path, store: CheckpointStore) -> None:
+    """Moves what the run directory and the folder of checkpoints hold to folders beside them, for a start from scratch."""
+    suffix = time.strftime(".archived-%Y%m%d-%H%M%S")
+    if store.files.get_file_info(store.root).type == fs.FileType.Directory and not _is_inside(store, run_dir):
+        store.files.move(store.root, f"{store.root}{suffix}")
+    entries = [path for path in run_dir.iterdir() if path.name != LOCK]
+    if entries:
+        kept = run_dir.with_name(f"{run_dir.name}{suffix}")
+        kept.mkdir()
+        for path in entries:
+            path.rename(kept / path.name)
+
+
+def _is_inside(store: CheckpointStore, run_dir: Path) -> bool:
+    """Whether the checkpoints are in the run directory."""
+    return not store.scheme and Path(store.root).is_relative_to(run_dir.absolute())
+
+
+def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
+    """The step of the newest whole checkpoint, at which the run goes on; 0 without one.
 
     Raises:
-        UserError: another process trains in it.
+        RunFailed: the run has saved steps that the storage does not hold any more, or holds damaged, or the checkpoint is
+            of another run. Nothing is removed.
     """
-    (run_dir / "groups").mkdir(parents=True, exist_ok=True)
-    with (run_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process trains in the run directory {run_dir}: wait for its end or choose another run.name."
-            ) from None
-        yield
+    recorded = max((record["step"] for record in read_json_lines(run_dir / CHECKPOINTS)), default=0)
+    start = store.newest_whole()
+    lost = start < recorded and (start == 0 or recorded not in store.damaged_steps())
+    if lost:
+        raise RunFailed(
+            f"The run in {run_dir} has saved {recorded} steps, but {store.scheme}{store.root} holds "
+            f"{f'{start} of them' if start else 'no whole checkpoint'}: mount or restore that storage, or start anew with "
+            "run.resume=from_scratch, which keeps what is there under another name"
+        )
+    owner = store.manifest(start).get("run_id", run_id) if start else run_id
+    if owner != run_id:
+        raise RunFailed(
+            f"The checkpoint {store.scheme}{store.path(start)} is of another run ({owner}): nothing was loaded"
+        )
+    return start

@@ -17,13 +17,24 @@ from srft_ray.config.load import as_config, to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, last_line
+from srft_ray.models import resolve_dtype
 from srft_ray.observe import report
 from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
 from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.progress import Progress
 from srft_ray.run.cluster import cluster_address, placed
-from srft_ray.run.directory import RECORD, claimed
+from srft_ray.run.directory import RECORD, archive, choose_start
+from srft_ray.run.identity import (
+    Identity,
+    check_fingerprints,
+    fingerprints,
+    new_identity,
+    read_identity,
+    write_identity,
+    write_owner,
+)
+from srft_ray.run.lock import claimed
 from srft_ray.run.placement import resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.supervisor import RunSupervisor, stopping
@@ -84,29 +95,39 @@ def fit(
     resolved = resolve(as_config(config), algorithm, verifier)
     if not cluster_address(resolved.config.cluster):
         resolve_device(resolved.config.run.device)  # its error comes before data are prepared
-    prepared = prepare_run(resolved)
-    store, steps = prepared.store, resolved.config.trainer.steps
-    if store.finished(steps) and store.newest_whole() == steps:
-        return _finished(resolved, store, time.time())
-    with placed(resolved, resolved.needs_engines) as (device, threads), claimed(resolved.run_dir):
-        return _run(prepared, device, threads, listeners)
+    # The lock is taken before the directory is looked at: what is found there stays true.
+    with claimed(resolved.run_dir):
+        prepared = prepare_run(resolved)
+        if _is_finished(prepared):
+            return _finished(resolved, prepared.store, time.time())
+        with placed(resolved, resolved.needs_engines) as (device, threads):
+            return _run(prepared, device, threads, listeners)
+
+
+def _is_finished(prepared: Prepared) -> bool:
+    config, store = prepared.resolved.config, prepared.store
+    if config.run.resume == "from_scratch":
+        return False
+    return store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps
 
 
 def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequence[Callback]) -> Result:
     resolved, store = prepared.resolved, prepared.store
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
+    identity = _identify(prepared, device)
+    start = choose_start(store, run_dir, identity.id)
+    (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
     coordinator = _start_coordinator(resolved)
-    done = store.latest()
-    truncate(run_dir, done)
+    truncate(run_dir, start)
     with (
         stopping(coordinator) as stop,
-        Progress(run_dir, steps, done) as progress,
-        RunFollower(run_dir, [progress, *listeners], done, stop) as follower,
+        Progress(run_dir, steps, start) as progress,
+        RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
     ):
-        stopped = _train_until_done(prepared, coordinator, device, threads)
+        stopped = _train_until_done(prepared, identity.id, coordinator, device, threads)
     result = _result(resolved, store, started, stopped)
     follower.raise_failure()
     return result
@@ -117,6 +138,24 @@ def _result(resolved: Resolved, store: CheckpointStore, started: float, stopped:
         return _finished(resolved, store, started)
     done = store.latest()
     return Result(resolved.run_dir, done, stopped, {}, store.address(done, "hf"))
+
+
+def _identify(prepared: Prepared, device: str) -> Identity:
+    """The run's identity, which is recorded if the run is new.
+
+    Raises:
+        UserError: files that the updates depend on have changed since the run started.
+    """
+    resolved, store = prepared.resolved, prepared.store
+    run_dir = resolved.run_dir
+    if resolved.config.run.resume == "from_scratch":
+        archive(run_dir, store)
+    found = fingerprints(resolved, prepared.train.file, resolve_dtype(resolved.config.model, device))
+    check_fingerprints(run_dir, found)
+    identity = read_identity(run_dir) or new_identity(found)
+    write_identity(run_dir, identity)
+    write_owner(store, identity)
+    return identity
 
 
 def _start_coordinator(resolved: Resolved) -> Any:
@@ -142,7 +181,9 @@ def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Res
     return Result(resolved.run_dir, steps, "", figures, model)
 
 
-def _train_until_done(prepared: Prepared, coordinator: Any, device: str, threads: int | None) -> str:
+def _train_until_done(
+    prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None
+) -> str:
     """Trains until the last step, or until the run is asked to stop; returns who asked.
 
     Learners that left because a machine is taken away start again on the others.
@@ -151,7 +192,7 @@ def _train_until_done(prepared: Prepared, coordinator: Any, device: str, threads
     idle = 0  # starts in a row that did not bring the run forward
     while True:
         before = store.latest()
-        _train(prepared, coordinator, device, threads)
+        _train(prepared, run_id, coordinator, device, threads)
         stopped, aborted = ray.get(coordinator.ended.remote())
         if aborted:
             raise RunFailed(aborted)
@@ -162,10 +203,10 @@ def _train_until_done(prepared: Prepared, coordinator: Any, device: str, threads
             raise RunFailed(f"The learners left {idle} times without a step (after {before} saved steps).")
 
 
-def _train(prepared: Prepared, coordinator: Any, device: str, threads: int | None) -> None:
+def _train(prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None) -> None:
     """One call of Ray Train, which restarts the learners by itself."""
     config, run_dir, store = prepared.resolved.config, prepared.resolved.run_dir, prepared.store
-    trainer = make_trainer(prepared, coordinator, device, threads)
+    trainer = make_trainer(prepared, run_id, coordinator, device, threads)
     supervisor = RunSupervisor(
         coordinator, run_dir, config.rollout.stall_timeout_s, config.learner.start_timeout_s
     )

@@ -22,13 +22,15 @@ from srft_ray.train.job import Job
 ELASTIC_START_TIMEOUT_S = 30.0
 
 
-def make_trainer(prepared: Prepared, coordinator: Any, device: str, threads: int | None) -> TorchTrainer:
+def make_trainer(
+    prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None
+) -> TorchTrainer:
     """The trainer of a run; `threads`: CPU threads of a learner, None on GPUs."""
     resolved = prepared.resolved
     learner, trainer = resolved.config.learner, resolved.config.trainer
     _set_deadlines(resolved)
     source = stream_source(prepared, coordinator, device)
-    job = _job(prepared, coordinator, source.dtype, threads)
+    job = _job(prepared, run_id, coordinator, source.dtype, threads)
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -46,7 +48,7 @@ def make_trainer(prepared: Prepared, coordinator: Any, device: str, threads: int
             resources_per_worker=learner_resources(learner, device),
             elastic_resize_monitor_interval_s=learner.resize_interval_s,
         ),
-        datasets={"train": TrainingStream(source, prepared.store)},
+        datasets={"train": TrainingStream(source, prepared.store, run_id)},
         dataset_config=DataConfig(execution_options=execution_options(), enable_shard_locality=False),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
@@ -86,7 +88,7 @@ def _set_deadlines(resolved: Resolved) -> None:
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
 
 
-def _job(prepared: Prepared, coordinator: Any, dtype: str, threads: int | None) -> Job:
+def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads: int | None) -> Job:
     resolved = prepared.resolved
     config = resolved.config
     loggers = LoggerSettings(
@@ -94,6 +96,7 @@ def _job(prepared: Prepared, coordinator: Any, dtype: str, threads: int | None) 
     )
     return Job(
         resolved.run_dir,
+        run_id,
         config.run.seed,
         config.model,
         config.rollout,

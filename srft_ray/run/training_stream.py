@@ -15,8 +15,10 @@ from srft_ray.data.plan import StreamPlan
 from srft_ray.data.reader import GroupReader, GroupSettings
 from srft_ray.data.store import PreparedData
 from srft_ray.data.stream import ActorPool, make_stream
+from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
+from srft_ray.run.directory import choose_start
 from srft_ray.run.placement import gpus_per_engine
 from srft_ray.train.checkpoint import CheckpointStore
 
@@ -88,11 +90,16 @@ class TrainingStream:
 
     source: StreamSource
     store: CheckpointStore
+    run_id: str
 
     def __call__(self) -> Dataset:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
         ray.get(self.source.coordinator.learners.remote(True, os.getpid()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
-        start = self.store.newest_whole()
+        try:
+            start = choose_start(self.store, self.store.run_dir, self.run_id)
+        except RunFailed as failure:
+            ray.get(self.source.coordinator.abort.remote(str(failure)))
+            raise
         ray.get(self.source.coordinator.restart.remote(start))
         return self.source.stream(start)

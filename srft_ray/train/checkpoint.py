@@ -92,6 +92,10 @@ class CheckpointStore:
         """Steps that have a complete checkpoint, in order."""
         return self._with_marker(COMPLETE, wanted=True)
 
+    def damaged_steps(self) -> list[int]:
+        """Steps whose checkpoint was found damaged and put aside."""
+        return self._with_marker(DAMAGED, wanted=True)
+
     def _with_marker(self, marker: str, wanted: bool) -> list[int]:
         found = self.files.get_file_info(fs.FileSelector(self.root, recursive=False, allow_not_found=True))
         folders = [

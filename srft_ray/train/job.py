@@ -21,6 +21,7 @@ class Job:
     """Everything that a learner needs, resolved by the driver.
 
     Attributes:
+        run_id: written into every checkpoint.
         uses_engines: whether weights are published to rollout engines.
         coordinator: handle of the coordinator's actor.
         dtype: name of the number format.
@@ -29,6 +30,7 @@ class Job:
     """
 
     run_dir: Path
+    run_id: str
     seed: int
     model: ModelSection
     rollout: RolloutSection

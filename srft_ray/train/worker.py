@@ -192,6 +192,7 @@ class LearnerWorker:
         """
         if self.step > self.saved:
             about = {
+                "run_id": self.job.run_id,
                 "policy_version": self.step,
                 "position": self.job.plan.position(self.step),
                 "dtype": self.job.dtype,

@@ -10,7 +10,8 @@ from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.resolve import resolve
 from srft_ray.errors import UserError
 from srft_ray.observe.journal import append_json, read_json_lines, truncate
-from srft_ray.run.directory import check_run_directory, claimed, resumable_keys
+from srft_ray.run.directory import check_run_directory, resumable_keys
+from srft_ray.run.lock import claimed
 from srft_ray.run.preflight import open_store
 from tests.conftest import base_config
 
