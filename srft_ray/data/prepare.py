@@ -101,7 +101,7 @@ def _tokenize(
     counts.without_answer += not row.reference
     counts.longest_prompt = max(counts.longest_prompt, len(prompt_ids))
     counts.prompt_tokens += len(prompt_ids)
-    metadata = json.dumps(row.metadata)
+    metadata = json.dumps(row.metadata, default=str)  # Parquet holds dates, JSON does not
     return {
         "prompt": text,
         "prompt_ids": prompt_ids,

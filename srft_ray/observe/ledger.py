@@ -1,5 +1,11 @@
-"""The ledger: every sequence that entered an update, one row each, in `groups/*.parquet`."""
+"""The ledger: every sequence that entered an update, one row each, in `groups/*.parquet`.
 
+There is one file per step and rank, and files are not merged. Readers list the folder, and no file system
+replaces several names at once: between the appearance of a merged file and the removal of its last part
+a reader would find rows twice, and in the other order rows would be missing. So would one after a crash.
+"""
+
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,7 @@ import pyarrow.parquet as pq
 from algorithms import Completion, Group
 
 FOLDER = "groups"
+FILE_NAME = re.compile(r"step-(?P<step>\d+)-\d+\.(parquet|part)$")
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -47,7 +54,8 @@ def write(run_dir: Path, step: int, rank: int, groups: Sequence[Group]) -> None:
 def truncate(run_dir: Path, step: int) -> None:
     """Removes the rows of steps >= `step`."""
     for file in (run_dir / FOLDER).glob("step-*"):
-        if int(file.name.split("-")[1]) >= step:
+        found = FILE_NAME.match(file.name)
+        if found and int(found["step"]) >= step:
             file.unlink()
 
 

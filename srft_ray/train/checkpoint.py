@@ -5,6 +5,7 @@ without it there is no checkpoint, so that a crash at any moment leaves the prev
 
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -101,7 +102,7 @@ class CheckpointStore:
         folders = [
             entry.base_name
             for entry in found
-            if entry.type == fs.FileType.Directory and entry.base_name.startswith("step-")
+            if entry.type == fs.FileType.Directory and re.fullmatch(r"step-\d+", entry.base_name)
         ]
         markers = self.files.get_file_info([f"{self.root}/{name}/{marker}" for name in folders])
         return sorted(
