@@ -1,6 +1,8 @@
-"""Interchangeable algorithms. This package imports torch and the standard library, nothing else."""
+"""Algorithms, and the vocabulary they are composed of. Imports torch and the standard library only."""
 
-from algorithms.base import Algorithm, Schedule, Stage
+from algorithms import credit, losses, regularizers, schedules, selections, weights
+from algorithms.base import Algorithm, Stage
+from algorithms.batch import Batch, PolicyOutput
 from algorithms.chord import CHORDMu, CHORDPhi
 from algorithms.dapo import DAPO
 from algorithms.dft import DFT
@@ -15,7 +17,9 @@ from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
+from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
+from algorithms.sft_then_rl import SFTThenRL
 from algorithms.srft import SRFT
 from algorithms.srft_variants import (
     SRFTHPT,
@@ -25,9 +29,10 @@ from algorithms.srft_variants import (
     SRFTWithoutWRL,
     SRFTWithoutWSFT,
 )
-from algorithms.term import Term
-from algorithms.two_stage import SFTThenRL, TwoStage
-from algorithms.types import Batch, Completion, Group, PolicyOutput
+from algorithms.term import Norm, PerToken, Selection, Term, labelled
+from algorithms.two_stage import TwoStage
+from algorithms.types import Completion, Group
+from algorithms.weights import Granularity
 
 REGISTRY: dict[str, type[Algorithm]] = {
     cls.name: cls
@@ -65,10 +70,22 @@ __all__ = [
     "Algorithm",
     "Batch",
     "Completion",
+    "Granularity",
     "Group",
+    "Norm",
+    "PerToken",
     "PolicyOutput",
     "Schedule",
+    "Selection",
     "Stage",
     "Term",
+    "credit",
+    "labelled",
+    "limited",
+    "losses",
+    "regularizers",
+    "schedules",
+    "selections",
+    "weights",
     *(cls.__name__ for cls in REGISTRY.values()),
 ]

@@ -1,87 +1,83 @@
-"""An algorithm is a tuple of named terms and a credit rule.
+"""The base class of algorithms: a tuple of named terms and a credit rule.
 
-Losses sum: a term's loss is a sum over tokens divided by a count over the whole update. The count never looks at the
-model, so that every micro-batch on every rank knows the denominators before its forward pass.
+The loss is the sum of the terms. A term's loss is a sum over tokens, divided by a count over the whole
+update. The count never depends on the model, so that the denominators are known on every rank before its
+first forward pass, and the update does not depend on how its sequences are split into micro-batches and
+ranks.
 """
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
+from algorithms import selections
+from algorithms.batch import Batch, PolicyOutput
+from algorithms.settings import AS_THE_RUN, Schedule, check_settings
 from algorithms.term import Term
-from algorithms.types import Batch, Completion, Group, PolicyOutput
-
-
-def limited(default: Any, least: float | None = None, most: float | None = None) -> Any:
-    """A setting whose value, unless None, is within limits."""
-    return field(default=default, metadata={"least": least, "most": most})
-
-
-def check_settings(made: Any) -> None:
-    """Raises ValueError for a field of a dataclass that is none of its choices (Literal) or outside its limits (`limited`)."""
-    for item in fields(made):
-        value, choices = getattr(made, item.name), get_args(item.type)
-        if get_origin(item.type) is Literal and value not in choices:
-            raise ValueError(f"{item.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-        least, most = item.metadata.get("least"), item.metadata.get("most")
-        within = value is None or ((least is None or value >= least) and (most is None or value <= most))
-        if not within:
-            raise ValueError(
-                f"{item.name} is {value}: it must be {f'at least {least}' if most is None else f'within {least} and {most}'}"
-            )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What a stage changes of the run's settings; None keeps `learner.*` and `trainer.groups_per_step`.
-
-    Attributes:
-        warmup: share of the stage's steps in which the learning rate rises linearly.
-    """
-
-    lr: float | None = limited(None, least=0)
-    lr_schedule: Literal["constant", "linear", "cosine", None] = None
-    warmup: float | None = limited(None, least=0, most=1)
-    min_lr_ratio: float | None = limited(None, least=0, most=1)
-    groups_per_step: int | None = limited(None, least=1)
-    mini_batches: int | None = limited(None, least=1)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+from algorithms.types import Completion, Group
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained at a step: an algorithm, where the stage began, how long it is, and its own settings.
+    """What is trained at a step: an algorithm, the stage's first step, its number of steps, its own settings.
 
-    A stage is like a run of its own that starts from the weights at hand, with fresh optimizer state and its own
-    learning-rate schedule, where the stage before it ended in the seeded order of prompts.
+    A stage is like a run of its own that starts from the current weights, with fresh optimizer state and its
+    own learning-rate schedule. It continues in the seeded order of prompts where the stage before it ended.
     """
 
     algorithm: "Algorithm"
     start: int
     steps: int
-    schedule: Schedule = Schedule()
+    schedule: Schedule = AS_THE_RUN
 
 
 class Algorithm:
-    """Base class. A subclass is a dataclass whose fields are its settings (in YAML: the keys beside `algorithm.name`)."""
+    """Base class of all algorithms.
+
+    A subclass is a dataclass whose fields are its settings, in YAML the keys beside `algorithm.name`.
+
+    Attributes:
+        uses_rollouts: False: no rollout engine is started.
+        min_rollouts: rollouts per prompt that the credit rule needs at least.
+        max_refills: how many groups without signal may be discarded for one place in a step.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
-    uses_rollouts: ClassVar[bool] = True  # False: it starts no engine
+    uses_rollouts: ClassVar[bool] = True
     uses_demonstrations: ClassVar[bool] = True
-    min_rollouts: ClassVar[int] = 1  # per prompt, for the credit rule to say anything
-    max_refills: int = 0  # groups without signal that may be discarded for one place in a step
+    min_rollouts: ClassVar[int] = 1
+    max_refills: int = 0
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def terms(self) -> tuple[Term, ...]:
-        raise NotImplementedError
+        """The terms whose sum is the loss. Their names are unique.
+
+        It must be pure: every call returns the same terms, without randomness and without state that changes.
+        It is called several times in an update and on every rank. One call gives the counts, which are summed
+        over all ranks, and later calls give the losses that these counts divide. Terms that differ between
+        two calls would be divided by the count of something else: a wrong update that no error reports. What
+        changes from step to step is a function of `batch.step` inside a weight (`weights.scheduled`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define terms()")
+
+    def named_terms(self) -> dict[str, Term]:
+        """The terms by name, in their order.
+
+        Raises:
+            ValueError: two terms have the same name; they would share one count.
+        """
+        named: dict[str, Term] = {}
+        for term in self.terms():
+            if term.name in named:
+                raise ValueError(f"two terms are named '{term.name}': give each term a name of its own")
+            named[term.name] = term
+        return named
 
     def advantages(self, group: Group) -> list[float]:
         """One advantage per completion of the group, in its order."""
@@ -92,32 +88,49 @@ class Algorithm:
         return True
 
     def has_signal(self, group: Group) -> bool:
-        """False: the group is discarded for another, `max_refills` times at most."""
+        """False: another group takes the place of this one, up to `max_refills` times."""
         return True
 
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
-        """How many tokens of the group's first demonstration rollout `sample` starts with; `step` counts from the stage's start.
-        One token at least is always sampled: more than max_new_tokens - 1 are not used."""
+        """How many tokens of the group's first demonstration rollout `sample` starts with.
+
+        `step` counts from the first step of the stage. At least one token is always sampled: of the
+        demonstration, at most max_new_tokens - 1 tokens are used.
+        """
         return 0
 
     def stage(self, step: int, total_steps: int) -> Stage:
+        """The stage that optimizer step `step` belongs to, in a run of `total_steps`."""
         return Stage(self, 0, total_steps)
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(need for term in self.terms() for need in term.needs)
+        """What the terms need, see `Term.needs`. Raises ValueError as `named_terms` does."""
+        return frozenset(need for term in self.named_terms().values() for need in term.needs)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Counts of one batch; sum them over all micro-batches and ranks of the update."""
-        return {term.name: term.count(batch) for term in self.terms()}
+        """The count of each term in one batch; sum them over all micro-batches and ranks of the update."""
+        return {name: term.count(batch) for name, term in self.named_terms().items()}
 
     def losses(
         self, batch: Batch, policy: PolicyOutput, counts: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Loss per term; their sum is what is minimised. `counts`: those of the whole update (None: this batch is all of it)."""
+        """The loss of each term, scalars; their sum is what is minimised.
+
+        `counts` are those of the whole update; None: this batch is the whole update.
+        """
         if counts is None and policy.mean_entropy is None:
-            rollouts_BT = batch.mask_BT & ~batch.is_demo_B[:, None]
-            mean = policy.where(rollouts_BT).entropies_BT.detach().sum() / rollouts_BT.sum().clamp(min=1)
-            policy = replace(policy, mean_entropy=mean)
+            policy = replace(policy, mean_entropy=_mean_entropy(batch, policy))
         counts = counts or self.counts(batch)
-        return {t.name: t.total(batch, policy)[0] / t.denominator(counts[t.name]) for t in self.terms()}
+        losses = {}
+        for name, term in self.named_terms().items():
+            total, _ = term.total(batch, policy)
+            losses[name] = total / term.denominator(counts[name])
+        return losses
+
+
+def _mean_entropy(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """Over all rollout tokens of the batch, without gradient."""
+    rollouts_BT = selections.rollouts(batch)
+    entropies_BT = policy.where(rollouts_BT).entropies_BT.detach()
+    return entropies_BT.sum() / rollouts_BT.sum().clamp(min=1)

@@ -1,13 +1,13 @@
-"""CHORD: on-policy RL and SFT, harmonised by a global coefficient μ and a token-wise weight φ."""
+"""CHORD: on-policy RL and SFT in one loss, weighted by a global coefficient μ and a weight φ per token."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms import losses, selections, weights
-from algorithms.base import limited
 from algorithms.grpo import GRPO
 from algorithms.schedules import warmup_then_cosine
+from algorithms.settings import limited
 from algorithms.term import PerToken, Term, one
 
 
@@ -18,6 +18,7 @@ class CHORD(GRPO):
     uses_demonstrations: ClassVar[bool] = True
 
     def mu(self, step: int) -> float:
+        """μ at an optimizer step, counted from the first step of the stage."""
         raise NotImplementedError
 
     def one_minus_mu(self, step: int) -> float:
@@ -27,21 +28,23 @@ class CHORD(GRPO):
         return weights.scheduled(self.mu)
 
     def terms(self) -> tuple[Term, ...]:
+        rl_terms = [self._rl_share(term) for term in super().terms()]
+        sft_term = Term("sft_demo", selections.demonstrations, losses.nll, self.sft_weight())
+        return (*rl_terms, sft_term)
+
+    def _rl_share(self, term: Term) -> Term:
+        """The term with its weight multiplied by 1-μ."""
         share = weights.scheduled(self.one_minus_mu)
-        rl = (
-            dataclasses.replace(
-                term, weight=share if term.weight is one else weights.product(term.weight, share)
-            )
-            for term in super().terms()
-        )
-        return (*rl, Term("sft_demo", selections.demonstrations, losses.nll, self.sft_weight()))
+        weight = share if term.weight is one else weights.product(term.weight, share)
+        return dataclasses.replace(term, weight=weight)
 
 
 @dataclass(frozen=True)
 class CHORDMu(CHORD):
     """CHORD-μ: L = (1-μ) L_GRPO + μ E_demo[-log π], μ from `peak` to `valley` along half a cosine
 
-    Deviation: demonstrations belong to the prompts of the rollouts; the authors take them from a data set of their own.
+    Deviation: the demonstrations are those of the rollouts' prompts; the authors take them from a separate
+    data set.
     """
 
     name: ClassVar[str] = "chord_mu"
@@ -58,7 +61,7 @@ class CHORDMu(CHORD):
 class CHORDPhi(CHORD):
     """CHORD-φ: L = (1-μ) L_GRPO + μ E_demo[φ · -log π], φ = sg(π (1-π)), μ constant
 
-    Deviation: as CHORD-μ.
+    Deviation: the same as that of CHORD-μ.
     """
 
     name: ClassVar[str] = "chord_phi"

@@ -1,4 +1,4 @@
-"""Credit rules: rewards of a group -> advantages."""
+"""Credit rules: from the rewards of a group to advantages."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -8,8 +8,15 @@ from algorithms.types import Completion, Group
 EPSILON = 1e-6
 
 
+def reward_of(completion: Completion) -> float:
+    return completion.reward
+
+
 def group_advantages(rewards: Sequence[float], standardize: bool = True, ddof: int = 1) -> list[float]:
-    """(R - mean) / (std + 1e-6) (SRFT Eq. 2 and 7); zeros for a group of one. Without std: Dr.GRPO."""
+    """(R - mean) / (std + 1e-6) (SRFT, Eq. 2 and 7); zeros for a group of one.
+
+    With `standardize=False` it is R - mean (Dr.GRPO). The standard deviation divides by n - ddof.
+    """
     if len(rewards) < 2:
         return [0.0] * len(rewards)
     mean = statistics.fmean(rewards)
@@ -19,25 +26,30 @@ def group_advantages(rewards: Sequence[float], standardize: bool = True, ddof: i
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:
-    """R_i minus the mean of the others (RLOO, arXiv 2402.14740); zeros for a group of one."""
+    """R_i minus the mean of the other rewards (RLOO, arXiv 2402.14740); zeros for a group of one."""
     others = len(rewards) - 1
-    return (
-        [reward - (sum(rewards) - reward) / others for reward in rewards]
-        if others > 0
-        else [0.0] * len(rewards)
-    )
+    if others < 1:
+        return [0.0] * len(rewards)
+    return [reward - (sum(rewards) - reward) / others for reward in rewards]
 
 
 def among_rollouts(
     group: Group,
     rule: Callable[[list[float]], list[float]],
-    reward: Callable[[Completion], float] = lambda completion: completion.reward,
+    reward: Callable[[Completion], float] = reward_of,
 ) -> list[float]:
-    """The rule over the group's rollouts alone; 0 for demonstrations. In the order of the group's completions."""
-    credit = iter(rule([reward(c) for c in group.rollouts]))
-    return [next(credit) if c.origin == "rollout" else 0.0 for c in group.completions]
+    """The rule applied to the rewards of the group's rollouts alone; 0 for demonstrations.
+
+    One advantage per completion, in the order of the group's completions.
+    """
+    advantages = iter(rule([reward(completion) for completion in group.rollouts]))
+    return [next(advantages) if c.origin == "rollout" else 0.0 for c in group.completions]
 
 
 def overlong_penalty(length: int, max_length: int, buffer: int, factor: float = 1.0) -> float:
-    """0 up to max_length - buffer tokens, then falling linearly to -factor at max_length and on (DAPO, arXiv 2503.14476, Eq. 13)."""
-    return min(-(length - (max_length - buffer)) / buffer * factor, 0.0)
+    """0 up to max_length - buffer tokens, then linear to -factor at max_length, and further down beyond it.
+
+    Source: DAPO, arXiv 2503.14476, Eq. 13. `buffer` is a number of tokens, at least 1.
+    """
+    allowed = max_length - buffer
+    return min(-(length - allowed) / buffer * factor, 0.0)

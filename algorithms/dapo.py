@@ -1,12 +1,12 @@
-"""DAPO: decoupled clip and dynamic sampling."""
+"""DAPO: decoupled clip and dynamic sampling policy optimization."""
 
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from algorithms.base import limited
 from algorithms.credit import among_rollouts, group_advantages, overlong_penalty
 from algorithms.grpo import GRPO
+from algorithms.settings import limited
 from algorithms.term import Norm
 from algorithms.types import Completion, Group
 
@@ -15,17 +15,19 @@ from algorithms.types import Completion, Group
 class DAPO(GRPO):
     """DAPO: GRPO with clip-higher, a token mean, dynamic sampling and a penalty on overlong responses
 
-    R' = R + min(-(|y| - (L_max - buffer))/buffer · factor, 0), L_max = rollout.max_new_tokens, buffer = overlong_buffer · L_max.
-    Groups whose rollouts are all correct or all wrong are discarded for other prompts, from later in the seeded order.
-    Deviations: at most `max_refills` groups are discarded for each place in a step, and a group without signal that is
-    left then is trained on with advantage 0 (the authors generate anew, at most 10 times); the buffer is given as a share.
+    R' = R + min(-(|y| - (L_max - buffer)) / buffer · factor, 0), where L_max is rollout.max_new_tokens and
+    the buffer is `overlong_buffer` · L_max (the authors: 4096 of 20480 tokens). A group whose rollouts are
+    all correct or all wrong is replaced by the group of another prompt, from later in the seeded order.
+    Deviations: for each place in a step at most `max_refills` groups are replaced, and a group without signal
+    that is left after that is trained on with advantage 0 (the authors generate again, at most 10 times); the
+    buffer is given as a share of L_max.
     """
 
     name: ClassVar[str] = "dapo"
     paper: ClassVar[str] = "arXiv 2503.14476"
     clip_high: float | None = limited(0.28, least=0)
     norm: Norm = "token_mean"
-    overlong_buffer: float = limited(0.2, least=0, most=1)  # 4096 of 20480 tokens
+    overlong_buffer: float = limited(0.2, least=0, most=1)
     overlong_factor: float = 1.0
     correct_above: float = 0.5
     max_refills: int = limited(9, least=0)
@@ -33,15 +35,16 @@ class DAPO(GRPO):
     def advantages(self, group: Group) -> list[float]:
         if not self.has_signal(group):
             return [0.0] * len(group.completions)
-
-        def shaped(completion: Completion) -> float:
-            limit = group.max_new_tokens
-            buffer = round(self.overlong_buffer * limit)
-            return completion.reward + (
-                overlong_penalty(len(completion.ids), limit, buffer, self.overlong_factor) if buffer else 0.0
-            )
-
-        return among_rollouts(group, partial(group_advantages, standardize=self.standardize), shaped)
+        shaped_reward = partial(self._shaped_reward, group.max_new_tokens)
+        return among_rollouts(group, partial(group_advantages, standardize=self.standardize), shaped_reward)
 
     def has_signal(self, group: Group) -> bool:
         return len(group.rollouts) < 2 or 0 < group.pass_rate(self.correct_above) < 1
+
+    def _shaped_reward(self, max_length: int, completion: Completion) -> float:
+        """R' of a rollout; R where the buffer rounds to 0 tokens."""
+        buffer = round(self.overlong_buffer * max_length)
+        if buffer == 0:
+            return completion.reward
+        length = len(completion.ids)
+        return completion.reward + overlong_penalty(length, max_length, buffer, self.overlong_factor)

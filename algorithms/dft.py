@@ -1,4 +1,4 @@
-"""DFT: supervised fine-tuning that trusts probable tokens."""
+"""DFT: supervised fine-tuning with the probability of each token as its weight."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from algorithms.term import Term
 class DFT(SFT):
     """Dynamic fine-tuning: L = E_demo[sg(π) · -log π]
 
-    Deviation: one token mean over the update; the authors' trainer averages the means of micro-batches.
+    Deviation: one token mean over the whole update; the authors' trainer averages the means of micro-batches.
     """
 
     name: ClassVar[str] = "dft"

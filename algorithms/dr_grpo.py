@@ -1,4 +1,4 @@
-"""Dr.GRPO: GRPO without its two biases."""
+"""Dr.GRPO: GRPO without its biases by response length and by the difficulty of a prompt."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,10 @@ from algorithms.term import Norm
 
 @dataclass(frozen=True)
 class DrGRPO(GRPO):
-    """GRPO done right: GRPO with Â = R - mean, and each sequence's sum divided by rollout.max_new_tokens instead of its length"""
+    """GRPO done right: GRPO with Â = R - mean, and the sum of each sequence divided by a constant
+
+    The constant is rollout.max_new_tokens; GRPO divides by the length of the sequence.
+    """
 
     name: ClassVar[str] = "dr_grpo"
     paper: ClassVar[str] = "arXiv 2503.20783"

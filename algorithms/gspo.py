@@ -4,18 +4,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms import losses
-from algorithms.base import limited
 from algorithms.grpo import GRPO
 from algorithms.losses import Old
+from algorithms.settings import limited
 from algorithms.term import PerToken
 
 
 @dataclass(frozen=True)
 class GSPO(GRPO):
-    """Group sequence policy optimization: GRPO with the ratio s = exp(mean_t log π/π_old) of the whole sequence
+    """Group sequence policy optimization: GRPO with the ratio s = exp(mean_t log π/π_old) of whole sequences
 
-    π_old is the learner's: the clip is narrower than the numerical difference between engine and learner in bfloat16. It
-    acts only with several updates per step (learner.mini_batches); stale rollouts need `correction`.
+    π_old is the learner's policy, because the clip range is smaller than the numerical difference between
+    engine and learner in bfloat16. The clip has an effect only with several updates per step
+    (learner.mini_batches). Stale rollouts need `correction`.
     """
 
     name: ClassVar[str] = "gspo"

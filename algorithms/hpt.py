@@ -1,23 +1,24 @@
-"""HPT: RL or SFT for each prompt, as its rollouts turn out."""
+"""HPT: RL or SFT for each prompt, depending on the pass rate of its rollouts."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from algorithms.base import limited
 from algorithms.rl_sft import RLWithSFTLoss
+from algorithms.settings import limited
 from algorithms.term import Norm
 from algorithms.types import Completion, Group
 
 
 @dataclass(frozen=True)
 class HPT(RLWithSFTLoss):
-    """Hybrid post-training: a prompt with pass rate P > γ is trained by RL on its rollouts, else by SFT on its demonstration
+    """Hybrid post-training: RL on the rollouts of a prompt if its pass rate is above γ, else SFT
 
-    RL is Dr.GRPO with a clip of 0.2 on both sides and an entropy bonus of 0.001. γ is 0 for Qwen and 2/8 for Llama. A
-    prompt without demonstration is always trained by RL. Each part is a mean over its own prompts, however few: RL over
-    their sequences times rollout.max_new_tokens, SFT over the tokens of their demonstrations. Deviations: these counts
-    are those of the whole update, not of a micro-batch, where the code divides RL by the maximal length alone; the
-    update is never skipped by gradient norm.
+    RL is Dr.GRPO with a clip of 0.2 on both sides and an entropy bonus of 0.001. γ is 0 for Qwen and 2/8 for
+    Llama. A prompt without demonstration is always trained by RL. Each part is a mean over its own prompts,
+    however few: the RL part is divided by its sequences times rollout.max_new_tokens, the SFT part by the
+    tokens of its demonstrations. Deviations: these counts are those of the whole update, not of a
+    micro-batch, and the authors' code divides RL by the maximal length alone; no update is skipped because of
+    its gradient norm.
     """
 
     name: ClassVar[str] = "hpt"
@@ -28,5 +29,7 @@ class HPT(RLWithSFTLoss):
     norm: Norm = "sequence_mean_constant"
 
     def trains_on(self, group: Group, completion: Completion) -> bool:
-        supervised = group.pass_rate(self.correct_above) <= self.gamma and bool(group.demonstrations)
-        return (completion.origin == "demo") == supervised and super().trains_on(group, completion)
+        hard = group.pass_rate(self.correct_above) <= self.gamma
+        supervised = hard and bool(group.demonstrations)
+        is_demo = completion.origin == "demo"
+        return is_demo == supervised and super().trains_on(group, completion)

@@ -1,4 +1,4 @@
-"""iw-SFT: supervised fine-tuning weighted by importance."""
+"""iw-SFT: importance-weighted supervised fine-tuning."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,9 +14,9 @@ BOUNDS = {"sequence": (0.0, 16.0), "token": (0.2, 1.8)}
 class IWSFT(SFT):
     """Importance-weighted SFT: L = E_demo[sg(w) · -log π], w = clamp(exp(τ · mean_t log π/π_ref), low, high)
 
-    π_ref is the frozen reference model. `level: token` weighs each token by its own ratio. Bounds that are not given
-    are the authors': 0 and 16 for sequences, 0.2 and 1.8 for tokens. Deviation: the reference is the model that
-    training starts from unless `learner.reference` names another.
+    π_ref is the frozen reference model and τ is `temperature`. `level: token` weights each token by its own
+    ratio. The default bounds are the authors': 0 and 16 for sequences, 0.2 and 1.8 for tokens. Deviation: the
+    reference is the model that training starts from unless learner.reference names another.
     """
 
     name: ClassVar[str] = "iw_sft"
@@ -27,7 +27,8 @@ class IWSFT(SFT):
     high: float | None = None
 
     def terms(self) -> tuple[Term, ...]:
-        low, high = BOUNDS[self.level]
-        bounds = (low if self.low is None else self.low, high if self.high is None else self.high)
-        weight = weights.importance_to_reference(self.level, self.temperature, *bounds)
+        default_low, default_high = BOUNDS[self.level]
+        low = default_low if self.low is None else self.low
+        high = default_high if self.high is None else self.high
+        weight = weights.importance_to_reference(self.level, self.temperature, low, high)
         return (Term("sft_demo", selections.demonstrations, losses.nll, weight, needs=("reference",)),)

@@ -1,24 +1,56 @@
-"""Terms that keep a policy broad or near a reference; no term at all when the coefficient is 0."""
+"""Terms that keep the entropy high, or the policy near a reference model; none if the coefficient is 0."""
 
-from algorithms.losses import kl, negative_entropy
+from typing import Literal
+
+from torch import Tensor
+
+from algorithms.batch import Batch, PolicyOutput
+from algorithms.losses import LOG_RATIO_LIMIT
 from algorithms.selections import sampled
-from algorithms.term import Norm, Selection, Term
+from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.weights import constant
+
+Estimator = Literal["k1", "k2", "k3", "k3_plus"]
 
 
 def entropy_bonus(coefficient: float, select: Selection = sampled) -> tuple[Term, ...]:
-    """-coefficient · mean entropy of the tokens."""
-    return (
-        (Term("entropy", select, negative_entropy, constant(coefficient), needs=("entropy_gradient",)),)
-        if coefficient
-        else ()
-    )
+    """-coefficient · mean entropy of the selected tokens, in nats."""
+    if not coefficient:
+        return ()
+    weight = constant(coefficient)
+    return (Term("entropy", select, negative_entropy, weight, needs=("entropy_gradient",)),)
 
 
-def kl_penalty(coefficient: float, estimator: str, norm: Norm = "token_mean") -> tuple[Term, ...]:
-    """coefficient · KL(π‖reference) of sampled tokens."""
-    return (
-        (Term("kl", sampled, kl(estimator), constant(coefficient), norm=norm, needs=("reference",)),)
-        if coefficient
-        else ()
-    )
+def kl_penalty(coefficient: float, estimator: Estimator, norm: Norm = "token_mean") -> tuple[Term, ...]:
+    """coefficient · KL(π‖reference), estimated at the sampled tokens, in nats."""
+    if not coefficient:
+        return ()
+    weight = constant(coefficient)
+    return (Term("kl", sampled, kl(estimator), weight, norm=norm, needs=("reference",)),)
+
+
+@labelled
+def kl(estimator: Estimator) -> PerToken:
+    """Estimates KL(π‖reference) at sampled tokens, in nats, from d = log π/reference, clamped to ±20.
+
+    k1 = d, k2 = d²/2, k3 = exp(-d) + d - 1; k3_plus has the value of k3 and the gradient of k2. As a loss,
+    only k2 and k3_plus have the gradient of KL(π‖reference) in expectation, on policy. In expectation the
+    gradient of k1 is zero, and the gradient of k3 is that of KL(reference‖π).
+    """
+
+    def loss(batch: Batch, policy: PolicyOutput) -> Tensor:
+        d_BT = (policy.logprobs_BT - policy.reference_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        if estimator == "k1":
+            return d_BT
+        k2_BT = 0.5 * d_BT.square()
+        if estimator == "k2":
+            return k2_BT
+        k3_BT = (-d_BT).exp() + d_BT - 1
+        return k3_BT if estimator == "k3" else k2_BT - k2_BT.detach() + k3_BT.detach()
+
+    return loss
+
+
+def negative_entropy(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """-H of the distribution of each token; a term with this loss needs "entropy_gradient"."""
+    return -policy.entropies_BT

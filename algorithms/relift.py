@@ -1,4 +1,4 @@
-"""ReLIFT: SFT for what RL cannot solve."""
+"""ReLIFT: RL, with SFT for the prompts that RL does not solve."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,11 +9,11 @@ from algorithms.types import Completion, Group
 
 @dataclass(frozen=True)
 class ReLIFT(RLWithSFTLoss):
-    """ReLIFT: GRPO, and SFT on the demonstrations of prompts whose rollouts all fail
+    """ReLIFT: GRPO, and SFT on the demonstrations of prompts whose rollouts are all wrong
 
-    The SFT loss is a mean over the tokens of those demonstrations, however few; the entropy bonus of 0.001 is that of
-    `rl_sft`. Approximation: the SFT loss of the hardest prompts is part of the step's update; the authors collect 128
-    of them in a buffer and then make an update of their own.
+    The SFT loss is a mean over the tokens of those demonstrations, however few; the entropy bonus of 0.001 is
+    that of `rl_sft`. Approximation: the SFT loss of the hardest prompts is part of the update of the same
+    step; the authors collect 128 of them in a buffer and then make a separate update.
     """
 
     name: ClassVar[str] = "relift"

@@ -12,7 +12,8 @@ from algorithms.term import Term
 class RLWithSFTLoss(GRPO):
     """RL with SFT loss: L = L_GRPO(rollouts) + λ · E_demo[-log π]
 
-    The multi-task baseline of LUFFY: Â over the rollouts alone, both parts in one update, entropy bonus 0.001.
+    The multi-task baseline of LUFFY: Â over the rollouts alone, both parts in one update, an entropy bonus of
+    0.001. λ is `sft_coefficient`.
     """
 
     name: ClassVar[str] = "rl_sft"
@@ -22,7 +23,5 @@ class RLWithSFTLoss(GRPO):
     entropy_coefficient: float = 0.001
 
     def terms(self) -> tuple[Term, ...]:
-        return (
-            *super().terms(),
-            Term("sft_demo", selections.demonstrations, losses.nll, weights.constant(self.sft_coefficient)),
-        )
+        coefficient = weights.constant(self.sft_coefficient)
+        return (*super().terms(), Term("sft_demo", selections.demonstrations, losses.nll, coefficient))

@@ -1,4 +1,4 @@
-"""RLOO: REINFORCE with the other rollouts as baseline."""
+"""RLOO: REINFORCE with the mean reward of the other rollouts as the baseline."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from algorithms.types import Group
 
 @dataclass(frozen=True)
 class RLOO(GRPO):
-    """REINFORCE leave-one-out: L = -E[Σ_t Â log π], Â = R_i - mean of the other rollouts' rewards; neither ratio nor clip"""
+    """REINFORCE leave-one-out: L = -E[Σ_t Â log π], Â = R_i - mean of the other rollouts' rewards
+
+    There is neither an importance ratio nor a clip.
+    """
 
     name: ClassVar[str] = "rloo"
     paper: ClassVar[str] = "arXiv 2402.14740"
@@ -26,15 +29,14 @@ class RLOO(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.standardize or (self.clip_low, self.clip_high, self.dual_clip) != (None, None, None):
-            raise ValueError(
-                "rloo has no clip and no std: leave clip_low, clip_high, dual_clip and standardize as they are"
-            )
+        clips = (self.clip_low, self.clip_high, self.dual_clip)
+        if self.standardize or clips != (None, None, None):
+            fixed = "clip_low, clip_high, dual_clip and standardize"
+            raise ValueError(f"rloo has no clip and no std: leave {fixed} at their defaults")
 
     def policy_term(self) -> Term:
-        return dataclasses.replace(
-            super().policy_term(), loss=losses.advantage_weighted(losses.log_prob), watch=None
-        )
+        loss = losses.advantage_weighted(losses.log_prob)
+        return dataclasses.replace(super().policy_term(), loss=loss, metrics={})
 
     def advantages(self, group: Group) -> list[float]:
         return among_rollouts(group, leave_one_out)

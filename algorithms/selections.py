@@ -1,12 +1,13 @@
-"""Which tokens a term speaks of: functions Batch -> bool (B, T)."""
+"""Which tokens a term uses: functions Batch -> bool (B, T)."""
 
 from torch import Tensor
 
+from algorithms.batch import Batch
 from algorithms.term import Selection, labelled
-from algorithms.types import Batch
 
 
 def everything(batch: Batch) -> Tensor:
+    """All response tokens."""
     return batch.mask_BT
 
 
@@ -26,6 +27,7 @@ def correct_rollouts(above: float) -> Selection:
 
 @labelled
 def wrong_rollouts(above: float) -> Selection:
+    """Rollouts whose reward is not above the threshold."""
     return lambda batch: rollouts(batch) & ~(batch.rewards_B > above)[:, None]
 
 
@@ -35,12 +37,15 @@ def favoured_rollouts(batch: Batch) -> Tensor:
 
 
 def disfavoured_rollouts(batch: Batch) -> Tensor:
+    """Rollouts with an advantage of 0 or below."""
     return rollouts(batch) & ~(batch.advantages_B > 0)[:, None]
 
 
 def prefixes(batch: Batch) -> Tensor:
     """Tokens of rollouts that come from a demonstration."""
-    return batch.mask_BT & batch.is_prefix_BT if batch.is_prefix_BT is not None else batch.mask_BT & False
+    if batch.is_prefix_BT is None:
+        return batch.mask_BT & False
+    return batch.mask_BT & batch.is_prefix_BT
 
 
 def sampled(batch: Batch) -> Tensor:

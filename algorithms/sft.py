@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations."""
+"""SFT: supervised fine-tuning on demonstrations."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,106 +1,79 @@
 """SRFT: supervised and reinforcement fine-tuning in one stage."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from algorithms import losses, selections
-from algorithms.base import Algorithm
 from algorithms.credit import group_advantages
+from algorithms.losses import advantage_weighted, maximize, minimize
 from algorithms.regularizers import entropy_bonus
-from algorithms.term import Norm, Term
+from algorithms.srft_settings import SRFTSettings
+from algorithms.term import Term
 from algorithms.types import Group
-from algorithms.weights import Granularity, entropy_weight
-
-SURROGATES = {
-    "log_prob": losses.log_prob,
-    "prob": losses.prob,
-    "ratio": losses.ratio(),
-    "log_ratio": losses.log_ratio(),
-}
+from algorithms.weights import entropy_weight
 
 
 @dataclass(frozen=True)
-class SRFT(Algorithm):
+class SRFT(SRFTSettings):
     """Supervised reinforcement fine-tuning: L = w_SFT · L_SFT(demo) + L_RL(demo) + L_RL(self)  (Eq. 13)
 
-    sft_demo     w_SFT · (-log π),   w_SFT = 0.5 · sg(exp(-H))           (Eq. 8)
-    rl_demo      -Â · π,             ratio π_θ/π_β with π_β = 1, no clip  (Eq. 9, 10); Â over rollouts ∪ demonstration (Eq. 7)
-    rl_positive  w_RL · (-log π),    w_RL = 0.1 · sg(exp(+H))            (Eq. 12)
-    rl_negative  +log π                                                  (Eq. 12)
+    sft_demo     w_SFT · (-log π)   demonstrations, w_SFT = 0.5 · sg(exp(-H))            (Eq. 8)
+    rl_demo      -Â · π             demonstrations, ratio π/π_β with π_β = 1, no clip    (Eq. 9, 10)
+    rl_positive  w_RL · (-log π)    correct rollouts, w_RL = 0.1 · sg(exp(+H))           (Eq. 12)
+    rl_negative  +log π             wrong rollouts                                       (Eq. 12)
 
-    Choices where the paper leaves one: H is the mean token entropy of the sequence itself; each term is a token mean over the
-    whole update (`sequence_mean_token_sum` is the literal log π(y|x)); both rollout terms share the count of all rollout
-    tokens, which is what E[R log π] of Eq. 11 gives; Â uses the standard deviation with ddof 1. A rollout is positive when
-    its reward is above `correct_above`. With `self_rollout_mode: group_advantage` the coefficients ±1 become Â, and positive
-    means Â > 0. Groups that are all wrong still push their tokens down. R log π is on-policy only in the first update of
-    fresh rollouts: for several updates per step `self_rollout_surrogate: ratio` uses π/π_old.
+    Â = (R - mean) / std over the rollouts and the demonstration of a prompt (Eq. 7), std with ddof 1. Choices
+    where the paper leaves one: H is the mean token entropy of the sequence. Each term is a token mean over
+    the whole update (`sequence_mean_token_sum` is the literal log π(y|x)). Both rollout terms are divided by
+    the number of all rollout tokens, which is what E[R log π] in Eq. 11 gives. If all rollouts of a prompt
+    are wrong, rl_negative still applies to them. With `self_rollout_mode: group_advantage`, Â replaces the
+    coefficients ±1, and rl_positive has the rollouts with Â > 0. R log π is on-policy only in the first
+    update of a step: with several updates per step, set `self_rollout_surrogate: ratio`, which uses π/π_old.
     """
 
     name: ClassVar[str] = "srft"
     paper: ClassVar[str] = "arXiv 2506.19767"
-    sft_scale: float = 0.5
-    rl_scale: float = 0.1
-    sft_entropy_sign: float = -1.0
-    rl_entropy_sign: float = 1.0
-    entropy_granularity: Granularity = "sequence"
-    demo_ratio: Literal["p", "p_over_p_plus_gamma"] = "p"
-    gamma: float = 0.1
-    standardize: bool = True
-    self_rollout_mode: Literal["reinforce", "group_advantage"] = "reinforce"
-    self_rollout_surrogate: Literal["log_prob", "prob", "ratio", "log_ratio"] = "log_prob"
-    pos_neg_norm: Literal["joint", "separate"] = "joint"
-    norm: Norm = "token_mean"  # of the RL terms
-    norm_constant: float = 8192.0
-    sft_norm: Norm = "token_mean"
-    entropy_coefficient: float = 0.0
-    correct_above: float = 0.5
-    use_sft_demo: bool = True
-    use_rl_demo: bool = True
 
     def terms(self) -> tuple[Term, ...]:
-        needs = ("mean_entropy",) if self.entropy_granularity == "batch" else ()
-        w_sft = entropy_weight(self.sft_scale, self.sft_entropy_sign, self.entropy_granularity)
-        demo_ratio = losses.prob if self.demo_ratio == "p" else losses.shaped_prob(self.gamma)
-        norm, bonus = (
-            {"norm": self.norm, "constant": self.norm_constant},
-            entropy_bonus(self.entropy_coefficient),
-        )
-        sft = Term(
-            "sft_demo",
-            selections.demonstrations,
-            losses.nll,
-            w_sft,
+        demo_terms = []
+        if self.use_sft_demo:
+            demo_terms.append(self.sft_demo())
+        if self.use_rl_demo:
+            demo_terms.append(self.rl_demo())
+        return (*demo_terms, self.rl_positive(), self.rl_negative(), *entropy_bonus(self.entropy_coefficient))
+
+    def sft_demo(self) -> Term:
+        """Eq. 8: w_SFT · E_demo[-log π], w_SFT = 0.5 · sg(exp(-H))."""
+        return Term(
+            name="sft_demo",
+            select=selections.demonstrations,
+            loss=losses.nll,
+            weight=entropy_weight(self.sft_scale, self.sft_entropy_sign, self.entropy_granularity),
             norm=self.sft_norm,
             constant=self.norm_constant,
-            needs=needs,
-        )
-        rl = Term("rl_demo", selections.demonstrations, losses.advantage_weighted(demo_ratio), **norm)
-        return (
-            *(sft,) * self.use_sft_demo,
-            *(rl,) * self.use_rl_demo,
-            *self._rollout_terms(needs, **norm),
-            *bonus,
+            needs=self.entropy_needs,
         )
 
-    def _rollout_terms(self, needs: tuple[str, ...], **norm: object) -> tuple[Term, ...]:
-        w_rl, surrogate = (
-            entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity),
-            SURROGATES[self.self_rollout_surrogate],
-        )
-        if self.self_rollout_mode == "group_advantage":
-            positive, negative = selections.favoured_rollouts, selections.disfavoured_rollouts
-            raise_it = lower_it = losses.advantage_weighted(surrogate)
-        else:
-            positive, negative = (
-                selections.correct_rollouts(self.correct_above),
-                selections.wrong_rollouts(self.correct_above),
-            )
-            raise_it, lower_it = losses.maximize(surrogate), losses.minimize(surrogate)
-        population = selections.rollouts if self.pos_neg_norm == "joint" else None
-        return (
-            Term("rl_positive", positive, raise_it, w_rl, population, needs=needs, **norm),
-            Term("rl_negative", negative, lower_it, population=population, **norm),
-        )
+    def rl_demo(self) -> Term:
+        """Eq. 9 and 10: -E_demo[Â · π]."""
+        ratio = losses.prob if self.demo_ratio == "p" else losses.shaped_prob(self.gamma)
+        return self.rl_term("rl_demo", selections.demonstrations, advantage_weighted(ratio))
+
+    def rl_positive(self) -> Term:
+        """Eq. 12, first half: w_RL · E_y+[-log π], w_RL = 0.1 · sg(exp(+H))."""
+        w_rl = entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity)
+        correct = selections.correct_rollouts(self.correct_above)
+        select = selections.favoured_rollouts if self.by_advantage else correct
+        loss = advantage_weighted(self.surrogate) if self.by_advantage else maximize(self.surrogate)
+        return self.rl_term("rl_positive", select, loss, w_rl, self.population, self.entropy_needs)
+
+    def rl_negative(self) -> Term:
+        """Eq. 12, second half: E_y-[log π]."""
+        wrong = selections.wrong_rollouts(self.correct_above)
+        select = selections.disfavoured_rollouts if self.by_advantage else wrong
+        loss = advantage_weighted(self.surrogate) if self.by_advantage else minimize(self.surrogate)
+        return self.rl_term("rl_negative", select, loss, population=self.population)
 
     def advantages(self, group: Group) -> list[float]:
+        """Eq. 7."""
         return group_advantages(group.rewards, self.standardize)

@@ -1,4 +1,4 @@
-"""Other readings of SRFT, and its ablations."""
+"""Other readings of SRFT, and its ablations. Each is SRFT with other defaults for some of its settings."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,11 +10,12 @@ from algorithms.weights import Granularity
 
 @dataclass(frozen=True)
 class SRFTHPT(SRFT):
-    """SRFT as re-implemented in the code of HPT: p/(p+γ) on demonstrations, Â without std, RL sums over a constant, entropy bonus
+    """SRFT as in the code of HPT: π/(π+γ) on demonstrations, Â without std, RL sums over a constant
 
-    Deviations from that code: the SFT term and the entropy bonus are token means over the whole update, not sums of
-    means over micro-batches, the bonus of rollouts only; the constant is `norm_constant`, not the padded width: set it to
-    rollout.max_new_tokens for the same proportion of RL and SFT; a rollout is correct above `correct_above`, not at 1.
+    It has an entropy bonus too. Deviations from that code: the SFT term and the entropy bonus are token means
+    over the whole update, not sums of means over micro-batches, and the bonus is that of rollouts only. The
+    constant is `norm_constant`, not the padded width: set it to rollout.max_new_tokens for the same
+    proportion of RL and SFT. A rollout is correct when its reward is above `correct_above`, not when it is 1.
     """
 
     name: ClassVar[str] = "srft_hpt"
@@ -27,10 +28,11 @@ class SRFTHPT(SRFT):
 
 @dataclass(frozen=True)
 class SRFTAuthors(SRFT):
-    """SRFT as the authors' code is described second-hand: exp(+H) of each token in both weights, group advantages with the ratio
+    """SRFT as third parties describe the authors' code: exp(+H) of each token in both weights, Â on rollouts
 
-    Also p/(p+γ) on demonstrations, Â without std and an entropy bonus. Known only through third-party readings, not
-    verified. Deviation: token means, where that code divides by a maximal length.
+    Â multiplies the ratio π/π_old. It also has π/(π+γ) on demonstrations, Â without std and an
+    entropy bonus. The code itself was not available, so that none of this is verified. Deviation: token
+    means, where that code divides by a maximal length.
     """
 
     name: ClassVar[str] = "srft_authors"
@@ -45,7 +47,7 @@ class SRFTAuthors(SRFT):
 
 @dataclass(frozen=True)
 class SRFTWithoutWSFT(SRFT):
-    """SRFT without w_SFT: the weight of the SFT term is 1 (Table 3)"""
+    """SRFT without w_SFT: the weight of sft_demo is 1 (Table 3)"""
 
     name: ClassVar[str] = "srft_without_w_sft"
     sft_scale: float = 1.0
@@ -54,7 +56,7 @@ class SRFTWithoutWSFT(SRFT):
 
 @dataclass(frozen=True)
 class SRFTWithoutWRL(SRFT):
-    """SRFT without w_RL: the weight of correct rollouts is 1 (Table 3)"""
+    """SRFT without w_RL: the weight of rl_positive is 1 (Table 3)"""
 
     name: ClassVar[str] = "srft_without_w_rl"
     rl_scale: float = 1.0
@@ -63,7 +65,7 @@ class SRFTWithoutWRL(SRFT):
 
 @dataclass(frozen=True)
 class SRFTWithoutSFTDemo(SRFT):
-    """SRFT without the SFT term on demonstrations"""
+    """SRFT without the term sft_demo, the SFT loss of demonstrations"""
 
     name: ClassVar[str] = "srft_without_sft_demo"
     use_sft_demo: bool = False
@@ -71,7 +73,7 @@ class SRFTWithoutSFTDemo(SRFT):
 
 @dataclass(frozen=True)
 class SRFTWithoutRLDemo(SRFT):
-    """SRFT without the RL term on demonstrations"""
+    """SRFT without the term rl_demo, the RL loss of demonstrations"""
 
     name: ClassVar[str] = "srft_without_rl_demo"
     use_rl_demo: bool = False

@@ -1,4 +1,7 @@
-"""Detached weights: functions (Batch, PolicyOutput) -> (B, T), (B, 1) or a scalar. They see every response token of a sequence."""
+"""Weights without gradient: functions (Batch, PolicyOutput) -> float (B, T), (B, 1) or scalar.
+
+A weight sees all response tokens of a sequence, not only those that its term selects.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from algorithms.batch import Batch, PolicyOutput
 from algorithms.losses import LOG_RATIO_LIMIT
-from algorithms.term import PerToken, Selection, labelled
-from algorithms.types import Batch, PolicyOutput
+from algorithms.term import PerToken, Selection, labelled, one
 
 Granularity = Literal["token", "sequence", "batch"]
+Correction = Literal["none", "token_tis", "sequence_tis", "token_mis", "sequence_mis", "geometric_mis"]
 
 
 @labelled
@@ -20,7 +24,7 @@ def constant(value: float) -> PerToken:
 
 @labelled
 def scheduled(value_at: Callable[[int], float]) -> PerToken:
-    """A constant that changes with the optimizer steps of the stage."""
+    """`value_at(step)`, where `step` counts the optimizer steps from the first step of the stage."""
     return lambda batch, policy: policy.logprobs_BT.new_tensor(value_at(batch.step))
 
 
@@ -31,19 +35,24 @@ def product(first: PerToken, second: PerToken) -> PerToken:
 
 @labelled
 def entropy_weight(scale: float, sign: float, granularity: Granularity = "sequence") -> PerToken:
-    """scale · exp(sign · H), H the policy's entropy: of the token, mean of the sequence, or mean of all rollouts of the step."""
+    """scale · exp(sign · H) (SRFT, Eq. 8 and 12), H an entropy of the policy in nats.
+
+    H is the entropy of the token, its mean over the sequence, or its mean over all rollout tokens of the step
+    (`batch`; a term with this weight needs "mean_entropy", else calling it raises ValueError).
+    """
 
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
-        entropy_BT = policy.entropies_BT
-        if granularity == "sequence":
-            entropy_BT = _sequence_mean(entropy_BT, batch)
-        if granularity == "batch":
-            if policy.mean_entropy is None:
-                raise ValueError(
-                    "the mean entropy of the step is missing: a term that uses it says needs=('mean_entropy',)"
-                )
-            entropy_BT = policy.mean_entropy
-        return scale * (sign * entropy_BT).exp()
+        if granularity == "token":
+            entropy = policy.entropies_BT
+        elif granularity == "sequence":
+            entropy = _sequence_mean(policy.entropies_BT, batch)
+        else:
+            entropy = policy.mean_entropy
+        if entropy is None:
+            raise ValueError(
+                "the mean entropy of the step is missing: a term that uses it says needs=('mean_entropy',)"
+            )
+        return scale * (sign * entropy).exp()
 
     return weight
 
@@ -66,7 +75,10 @@ def improbability(gamma: float) -> PerToken:
 
 @labelled
 def importance_to_reference(level: str, temperature: float, low: float, high: float) -> PerToken:
-    """(π/reference)^temperature within [low, high], of each token or of the sequence's geometric mean (iw-SFT, arXiv 2507.12856)."""
+    """(π/reference)^temperature, clamped to [low, high] (iw-SFT, arXiv 2507.12856).
+
+    π/reference is the ratio of each token, or its geometric mean over the sequence (`level="sequence"`).
+    """
 
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
         d_BT = policy.logprobs_BT - policy.reference_BT
@@ -76,35 +88,48 @@ def importance_to_reference(level: str, temperature: float, low: float, high: fl
     return weight
 
 
-@labelled
-def mismatch_correction(kind: str, low: float, high: float) -> PerToken:
-    """Corrects for engine and learner being different policies, ρ = π_old/π_behaviour of token or sequence (log ρ within ±20).
+def correction(kind: Correction, low: float, high: float) -> PerToken:
+    """The weight `one` for "none", else `mismatch_correction`."""
+    return one if kind == "none" else mismatch_correction(kind, low, high)
 
-    tis truncates: min(ρ, high). mis masks: 1 if low ≤ ρ ≤ high, else 0. `geometric` is the sequence's geometric mean of ρ.
+
+@labelled
+def mismatch_correction(kind: Correction, low: float, high: float) -> PerToken:
+    """Corrects for the difference between the policies of engine and learner, ρ = π_old/π_behavior.
+
+    `kind` is a level and an action. The level is that of ρ: of the token, the product over the sequence, or
+    its geometric mean over the sequence; log ρ is clamped to ±20. The action tis truncates: min(ρ, high). The
+    action mis masks: 1 where low ≤ ρ ≤ high, else 0.
     """
     level, _, action = kind.partition("_")
 
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
         log_BT = policy.old_BT - batch.behavior_logprobs_BT
-        if level != "token":
-            log_BT = log_BT.sum(-1, keepdim=True) if level == "sequence" else _sequence_mean(log_BT, batch)
+        if level == "sequence":
+            log_BT = log_BT.sum(-1, keepdim=True)
+        elif level == "geometric":
+            log_BT = _sequence_mean(log_BT, batch)
         rho_BT = log_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-        return (
-            rho_BT.clamp(max=high)
-            if action == "tis"
-            else ((rho_BT >= low) & (rho_BT <= high)).to(rho_BT.dtype)
-        )
+        if action == "tis":
+            return rho_BT.clamp(max=high)
+        within_BT = (rho_BT >= low) & (rho_BT <= high)
+        return within_BT.to(rho_BT.dtype)
 
     return weight
 
 
 @labelled
 def highest_entropy(select: Selection, share: float) -> PerToken:
-    """1 for the ⌈share · n⌉ of a sequence's n selected tokens that have the highest entropy, and for all others of the sequence; else 0."""
+    """0 for selected tokens of low entropy, 1 for all other tokens.
+
+    Of the n selected tokens of each sequence, the ⌈share · n⌉ with the highest entropy get 1.
+    """
 
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
         mask_BT = select(batch)
-        entropy_BT = torch.where(mask_BT, policy.entropies_BT, policy.entropies_BT.new_full((), -torch.inf))
+        lowest = policy.entropies_BT.new_full((), -torch.inf)
+        entropy_BT = torch.where(mask_BT, policy.entropies_BT, lowest)
+        # The argsort of an argsort is the rank; `stable` ranks equal entropies in the order of the tokens.
         rank_BT = entropy_BT.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         chosen_BT = rank_BT < (share * mask_BT.sum(-1, keepdim=True)).ceil()
         return (chosen_BT | ~mask_BT).to(policy.entropies_BT.dtype)
@@ -113,4 +138,5 @@ def highest_entropy(select: Selection, share: float) -> PerToken:
 
 
 def _sequence_mean(values_BT: Tensor, batch: Batch) -> Tensor:
+    """Over the response tokens of each sequence, (B, 1); values at padding are 0."""
     return values_BT.sum(-1, keepdim=True) / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)

@@ -85,8 +85,9 @@ def measured(steps: int, groups: int) -> float:
     learner_ratio = overlapped["learner_s"] / sequential["learner_s"]
     print(
         f"\nmeasured: {overlapped['step_s']:.3f} s / {sequential['step_s']:.3f} s = {ratio:.2f}; "
-        f"the longer of generation and learner is {max(phases) / min(phases):.2f} times the other; while they overlap "
-        f"generation takes {generation_ratio:.2f} and the learner {learner_ratio:.2f} times as long"
+        f"the longer of generation and learner is {max(phases) / min(phases):.2f} times the other; "
+        f"while they overlap generation takes {generation_ratio:.2f} "
+        f"and the learner {learner_ratio:.2f} times as long"
     )
     return ratio
 

@@ -20,8 +20,7 @@ from srft_ray.run.placement import demand
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of the model before or after one run: its evaluation on every set and, after the run, its
-    cost."""
+    """Figures of the model before or after one run: the evaluation on every set and, after it, the cost."""
 
     algorithm: str
     seed: int
@@ -43,10 +42,10 @@ def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], 
     runs are not repeated. The config that is passed is not changed.
 
     Args:
-        config: a config, or the path of its YAML file. algorithms: names, as in `srft-ray algorithms`, and
-        instances, such as `SRFT(sft_scale=0.25)`. A name that
-            is the config's `algorithm.name` takes the settings of the config's `algorithm` section; any other
-            name takes the algorithm's defaults. `labels` tells the row and the run directory of each.
+        config: a config, or the path of its YAML file.
+        algorithms: names, as in `srft-ray algorithms`, and instances, such as `SRFT(sft_scale=0.25)`. A name
+            that is the config's `algorithm.name` takes the settings of the config's `algorithm` section; any
+            other name takes the algorithm's defaults. `labels` tells the row and the run directory of each.
         seeds: values of `run.seed`.
 
     Raises:
@@ -69,8 +68,7 @@ def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], 
 def planned_runs(
     config: Config, algorithms: Sequence[str | Algorithm], seeds: Sequence[int]
 ) -> list[Comparison]:
-    """The runs of a comparison, in the order in which they are trained: all algorithms of a seed, then the
-    next.
+    """The runs of a comparison in the order of training: all algorithms of one seed, then of the next.
 
     Raises:
         UserError: no evaluation set, algorithm or seed, or something that is no algorithm.

@@ -58,7 +58,7 @@ def evaluate(
             sets,
             coordinator,
             device,
-            resolve_dtype(config.model, device),
+            config.rollout.dtype or resolve_dtype(config.model, device),
             verifier,
         )
         return ray.get(ray.remote(num_cpus=0)(_collect).remote(source))

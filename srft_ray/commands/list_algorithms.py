@@ -1,4 +1,4 @@
-"""What algorithms there are, from their classes: `srft-ray algorithms` and docs/algorithms.md."""
+"""Describes the algorithms, from their classes: `srft-ray algorithms` and docs/algorithms.md."""
 
 import dataclasses
 import inspect
@@ -10,66 +10,72 @@ from srft_ray.errors import nearest, require
 
 HEADER = """# Algorithms
 
-Made from the classes in `algorithms/` by `srft-ray algorithms --markdown`; a test keeps it so.
+This page is generated from the classes in `algorithms/` by `srft-ray algorithms --markdown`; a test keeps it
+current.
 
-A loss is a sum of terms. Each term sums `weight · loss` over the tokens it selects and divides by a count over the whole
-update, so that the update does not depend on micro-batches, ranks or ZeRO stage. π is the policy, sg() has no gradient,
-Â is the advantage, H the entropy in nats. Where an algorithm samples rollouts, log-probs and entropies are those of
-logits divided by rollout.temperature, for demonstrations too; where it does not, of the logits.
+A loss is a sum of terms. Each term is the sum of `weight · loss` over the tokens it selects, divided by a
+count over the whole update, so that the update does not depend on micro-batches, ranks or ZeRO stage. π is
+the policy, sg() stops the gradient, Â is the advantage, H is the entropy in nats. If an algorithm samples
+rollouts, log-probs and entropies are those of the logits divided by rollout.temperature, for demonstrations
+too; otherwise they are those of the logits.
 """
+
+OVERVIEW = "| name | summary | paper | rollouts | demonstrations |\n|---|---|---|---|---|"
+TERMS = "| algorithm | term | tokens | loss | weight | divided by |\n|---|---|---|---|---|---|"
 
 
 def describe(name: str | None) -> str:
-    """All algorithms in a few lines each, or one with its equations, settings and terms. UserError: no such algorithm."""
+    """All algorithms in three lines each, or one with its equations, settings and terms.
+
+    Raises:
+        UserError: there is no algorithm of this name.
+    """
     if name is None:
         return "\n\n".join(_brief(cls()) for cls in REGISTRY.values())
     require(name in REGISTRY, f"Unknown algorithm {name!r}: {nearest(name, REGISTRY)}")
     algorithm = REGISTRY[name]()
-    rows = _table([("term", "tokens", "loss", "weight", "divided by"), *_term_rows(algorithm)])
-    return "\n".join(
-        [
-            f"{name}  ({algorithm.paper})",
-            "",
-            _document(algorithm),
-            "",
-            f"settings: {_settings(algorithm)}",
-            "",
-            rows,
-        ]
-    )
+    title = f"{name}  ({algorithm.paper})"
+    settings = f"settings: {_settings(algorithm)}"
+    terms = _table([("term", "tokens", "loss", "weight", "divided by"), *_term_rows(algorithm)])
+    return "\n\n".join([title, _document(algorithm), settings, terms])
 
 
 def markdown() -> str:
-    """docs/algorithms.md."""
+    """The text of docs/algorithms.md."""
     algorithms = [cls() for cls in REGISTRY.values()]
-    overview = [
-        "| name | | paper | rollouts | demonstrations |",
-        "|---|---|---|---|---|",
-        *(
-            f"| [`{a.name}`](#{a.name}) | {_cell(_summary(a))} | {a.paper} | {_yes(a.uses_rollouts)} | {_yes(a.uses_demonstrations)} |"
-            for a in algorithms
-        ),
-    ]
-    terms = [
-        "| algorithm | term | tokens | loss | weight | divided by |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {a.name} | " + " | ".join(f"`{cell}`" for cell in row) + " |"
-            for a in algorithms
-            for row in _term_rows(a)
-        ),
-    ]
-    sections = [
-        f"## {a.name}\n\n```text\n{_document(a)}\n```\nSource: {a.paper}. Settings: {_settings(a, '`')}\n"
-        for a in algorithms
-    ]
+    overview = [OVERVIEW, *map(_overview_row, algorithms)]
+    terms = [TERMS]
+    for algorithm in algorithms:
+        terms += [_row(algorithm.name, *map(_code, cells)) for cells in _term_rows(algorithm)]
+    sections = map(_section, algorithms)
     return "\n".join([HEADER, *overview, "", "## How they differ", "", *terms, "", *sections])
 
 
+def _overview_row(algorithm: Algorithm) -> str:
+    link = f"[`{algorithm.name}`](#{algorithm.name})"
+    summary = _summary(algorithm).replace("|", "\\|")
+    uses = (_yes(algorithm.uses_rollouts), _yes(algorithm.uses_demonstrations))
+    return _row(link, summary, algorithm.paper, *uses)
+
+
+def _section(algorithm: Algorithm) -> str:
+    text = f"```text\n{_document(algorithm)}\n```"
+    source = f"Source: {algorithm.paper}. Settings: {_settings(algorithm, '`')}"
+    return f"## {algorithm.name}\n\n{text}\n{source}\n"
+
+
 def _brief(algorithm: Algorithm) -> str:
-    return f"\n{'':<22} ".join(
-        (f"{algorithm.name:<22} {_summary(algorithm)}", algorithm.paper, _settings(algorithm))
-    )
+    indent = "\n" + " " * 23
+    first = f"{algorithm.name:<22} {_summary(algorithm)}"
+    return indent.join([first, algorithm.paper, _settings(algorithm)])
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
 
 
 def _document(algorithm: Algorithm) -> str:
@@ -80,58 +86,38 @@ def _summary(algorithm: Algorithm) -> str:
     return _document(algorithm).splitlines()[0]
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def _yes(value: bool) -> str:
     return "yes" if value else "–"
 
 
 def _settings(algorithm: Algorithm, quote: str = "") -> str:
-    return (
-        ", ".join(
-            f"{quote}{f.name}={_value(getattr(algorithm, f.name))}{quote}"
-            for f in dataclasses.fields(algorithm)
-        )
-        or "none"
-    )
+    values = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm)}
+    shown = [f"{quote}{name}={_value(value)}{quote}" for name, value in values.items()]
+    return ", ".join(shown) or "none"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Algorithm):
         return value.name
     if isinstance(value, Schedule):
-        return (
-            "{"
-            + ", ".join(
-                f"{f.name}: {v}"
-                for f in dataclasses.fields(value)
-                if (v := getattr(value, f.name)) is not None
-            )
-            + "}"
-        )
+        given = {name: v for name, v in dataclasses.asdict(value).items() if v is not None}
+        return "{" + ", ".join(f"{name}: {v}" for name, v in given.items()) + "}"
     return str(value)
 
 
 def _term_rows(algorithm: Algorithm) -> list[tuple[str, ...]]:
-    first, last = algorithm.stage(0, 2).algorithm, algorithm.stage(1, 2).algorithm
-    if first is not algorithm:
-        return [
-            (f"{which}: {term}", *rest)
-            for which, stage in (("first", first), ("second", last))
-            for term, *rest in _term_rows(stage)
-        ]
-    return [
-        (
-            t.name,
-            t.select.__name__,
-            t.loss.__name__,
-            "1" if t.weight is one else t.weight.__name__,
-            _denominator(t),
-        )
-        for t in algorithm.terms()
-    ]
+    """One row per term: its name, tokens, loss, weight and denominator."""
+    first = algorithm.stage(0, 2).algorithm
+    second = algorithm.stage(1, 2).algorithm
+    if first is algorithm:
+        return [_term_row(term) for term in algorithm.terms()]
+    rows = [(f"first: {name}", *cells) for name, *cells in _term_rows(first)]
+    return rows + [(f"second: {name}", *cells) for name, *cells in _term_rows(second)]
+
+
+def _term_row(term: Term) -> tuple[str, ...]:
+    weight = "1" if term.weight is one else term.weight.__name__
+    return (term.name, term.select.__name__, term.loss.__name__, weight, _denominator(term))
 
 
 def _denominator(term: Term) -> str:
@@ -146,7 +132,10 @@ def _denominator(term: Term) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    """The rows as text, in columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -77,8 +77,7 @@ def _fit_phases(runs: Sequence[Measurement], machine: Machine, contention: bool)
 
 
 def _fit_overhead(phases: PipelineModel, runs: Sequence[Measurement]) -> PhaseTimeModel:
-    """A constant, unless there are more than two runs, which can show that the overhead grows with the
-    workers."""
+    """A constant; with more than two runs it may also grow with the number of workers."""
     points = [(m.setting.workers, 1, m.step_s - phases.step_times(m.setting).step_s) for m in runs]
     return fit_phase_time(points, ("fixed_s", "per_worker_s") if len(runs) > 2 else ("fixed_s",))
 

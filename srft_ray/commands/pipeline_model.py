@@ -62,8 +62,7 @@ class Machine:
 class StepTimes:
     """Seconds of the phases of one step.
 
-    `cores_s` is the work of both overlapping sides divided by the cores that they share, and 0 if they share
-    none.
+    `cores_s` is the work of both overlapping sides divided by the cores that they share, or 0 without any.
     """
 
     generation_s: float
@@ -77,8 +76,7 @@ class StepTimes:
     def parts(self) -> dict[str, float]:
         """The parts of the step time in seconds.
 
-        Without overlap the step time is their sum. With overlap it is the largest of the others plus the
-        overhead.
+        Without overlap the step time is their sum. With overlap it is the overhead plus the largest other.
         """
         overhead = {"overhead": self.overhead_s}
         if not self.overlaps:
@@ -152,8 +150,7 @@ class PhaseTimeModel:
 
 @dataclass(frozen=True)
 class PipelineModel:
-    """The time models of all phases. `overlapped_overhead` replaces `overhead` where the staleness is above
-    0.
+    """The time models of all phases; `overlapped_overhead` replaces `overhead` if the staleness is above 0.
 
     `contention` tells whether overlapping sides must be assumed to slow each other on shared cores, so that a
     step takes at least the work of both divided by the cores. It is true if the phases were measured one
@@ -207,6 +204,5 @@ def splits(
 
 
 def best_split(model: PipelineModel, candidates: Sequence[Setting]) -> Setting:
-    """The setting with the shortest step, and of settings with equal steps the one with the fewest
-    workers."""
+    """The setting with the shortest step; of settings with equal steps the one with the fewest workers."""
     return min(candidates, key=lambda s: (round(model.step_times(s).step_s, 9), s.workers))

@@ -1,5 +1,4 @@
-"""The time of a step and the best split of the devices, from the figures that the config states in
-`hardware`."""
+"""The time of a step and the best split of the devices, from the figures in the `hardware` section."""
 
 from algorithms import Stage
 from srft_ray.commands.pipeline_model import PhaseTimeModel, PipelineModel, Setting, best_split, splits
@@ -14,7 +13,7 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
     """Lines of text: for each stage seconds per step, and the best split of as many devices as the run asks
     for.
 
-    If a figure is missing, one line that names it.
+    If figures are missing, it is one line that names them.
     """
     config = resolved.config
     missing = [f"hardware.{name}" for name, value in vars(config.hardware).items() if value is None]
@@ -55,13 +54,11 @@ def stated_model(config: Config, stage: Stage, device: str, parameters: int) -> 
     """The pipeline model of a stage from `config.hardware`, all of whose figures must be given.
 
     - Learner: 6 operations per parameter and token, prompts included, and 2 more for each further forward
-    pass.
-      The operations of attention itself are not counted.
+      pass. The operations of attention itself are not counted.
     - Generation: the generated tokens divided by the throughput of all engines, plus the time of the longest
       response, which is generated at the end, when the batch is no longer full.
-    - Weights are transferred twice: from the learners (publish), and to the engines (overhead, which overlaps
-    with
-      no other phase).
+    - Weights are transferred twice: from the learners (publish), and to the engines (overhead, which
+      overlaps with no other phase).
     """
     rollouts, demonstrations = sequences(config, stage)
     nothing = PhaseTimeModel()

@@ -107,8 +107,8 @@ def _machine(config: Config) -> Machine:
 
 
 def measure(setting: Setting, run_dir: Path) -> Measurement:
-    """Medians over the steps of a finished run, without the warm-up and the last step, which publishes
-    nothing."""
+    """Medians over the steps of a finished run without the warm-up and the last step."""
+    # The last step publishes no weights.
     records = read_json_lines(run_dir / "metrics.jsonl")[WARM_UP:-1]
 
     def median(key: str) -> float:
@@ -159,8 +159,7 @@ def _settings_to_predict(measured: Sequence[Setting], groups: int) -> list[Setti
 
 
 def _with_double(counts: Iterable[int]) -> list[int]:
-    """The different counts, and twice the largest if at least two show how the time changes with the
-    count."""
+    """The different counts, and twice the largest if at least two show how the time depends on it."""
     different = set(counts)
     if len(different) > 1:
         different.add(2 * max(different))

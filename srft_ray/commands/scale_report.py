@@ -33,9 +33,10 @@ class Findings:
     """What `scale` found.
 
     Attributes:
-        measurements: one for each setting that was run. model: fitted to all measurements. left_out: the step
-        time in seconds of each measured setting, predicted by a model that is fitted to all
-            other settings; empty with one setting.
+        measurements: one for each setting that was run.
+        model: fitted to all measurements.
+        left_out: the step time in seconds of each measured setting, predicted by a model that is fitted to
+            all other settings; empty with one setting.
         others: settings that were not run and are predicted.
         devices: how many devices the best split may use.
         best: the best split for each staleness; empty if the measurements cannot tell it.

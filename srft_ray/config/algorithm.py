@@ -60,11 +60,16 @@ def settings_of(algorithm: Algorithm, section: Mapping[str, Any]) -> dict[str, A
 def _make_algorithm(cls: type[Algorithm], settings: Mapping[str, Any], key: str) -> Algorithm:
     title = getattr(cls, "name", cls.__name__)
     algorithm = _construct(cls, title, settings, key)
-    try:
-        _ = algorithm.needs  # makes its terms, which check themselves
-    except (ValueError, TypeError) as error:
-        raise _misfit(key, title, error) from error
+    check_terms(algorithm, key)
     return algorithm
+
+
+def check_terms(algorithm: Algorithm, key: str = "algorithm") -> None:
+    """Raises UserError if the terms of an algorithm cannot be made, or if their names are not allowed."""
+    try:
+        _ = algorithm.needs  # makes the terms
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise _misfit(key, getattr(algorithm, "name", type(algorithm).__name__), error) from error
 
 
 def _construct(cls: type[Any], title: str, settings: Mapping[str, Any], key: str) -> Any:

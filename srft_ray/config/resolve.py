@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from algorithms import Algorithm
-from srft_ray.config.algorithm import make_algorithm, settings_of
+from srft_ray.config.algorithm import check_terms, make_algorithm, settings_of
 from srft_ray.config.checks import check_values, engine_bounds, learner_bounds
 from srft_ray.config.formats import data_format
 from srft_ray.config.schedule import stage_size, updates_per_step
@@ -94,6 +94,7 @@ def resolve(
     )
     section = {} if algorithm else config.algorithm
     algorithm = algorithm or make_algorithm(section)
+    check_terms(algorithm)
     config.algorithm = settings_of(algorithm, section)
     _check_stages(config, algorithm)
     learners = learner_bounds(config.learner)

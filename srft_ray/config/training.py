@@ -23,6 +23,11 @@ class RolloutSection:
         "while learners train.",
         least=0,
     )
+    dtype: str | None = setting(
+        None,
+        "Number format of the engines; by default that of the learners (model.dtype).",
+        choices=("float32", "bfloat16", "float16"),
+    )
     tensor_parallel: int = setting(1, "GPUs of one engine.", may_change=True, least=1)
     gpus_per_engine: float = setting(
         1.0, "Share of a GPU that an engine takes with tensor_parallel=1.", may_change=True, above=0

@@ -1,4 +1,7 @@
-"""What the stream holds, as arithmetic: which groups each step trains on and evaluates, and how they are cut into blocks."""
+"""What the stream holds, as arithmetic.
+
+Which groups each step trains on and evaluates, and how they are cut into blocks.
+"""
 
 import math
 from collections.abc import Iterator
@@ -14,17 +17,26 @@ from srft_ray.errors import UserError, require
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive groups of the stream that belong together: one training step, or one evaluation set before a step."""
+    """Consecutive groups of the stream that belong together.
 
-    dataset: str  # train, or the name of an evaluation set
+    A segment is one training step, or one evaluation set before a step.
+
+    Attributes:
+        dataset: `train`, or the name of an evaluation set.
+        step: the step that they are trained in, or before which they are evaluated.
+        groups: how many carry something.
+        padded: how many there are with empty ones at the end: a multiple of what all learners take at a time.
+    """
+
+    dataset: str
     step: int
-    groups: int  # that carry something
-    padded: int  # a multiple of what all learners take at once
+    groups: int
+    padded: int
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """The order of the stream from a step on. Learners and stream derive it alike, so that nothing needs to be sent."""
+    """The order of the stream. Learners and stream derive it alike, so that nothing needs to be sent."""
 
     steps: int
     sizes: tuple[int, ...]  # groups of each step
@@ -98,11 +110,15 @@ def make_plan(
 
 
 def _block_size(given: int | None, per_learner: int, groups: int, engines: int) -> int:
-    """Groups of a block: few enough that every engine has a block in each step, and a divisor of each learner's share,
-    so that no block spans two steps or two learners."""
+    """Groups of a block.
+
+    They are few enough that every engine has a block in each step, and divide each learner's share, so that
+    no block spans two steps or two learners.
+    """
     if given is not None and per_learner % given:
         raise UserError(
-            f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes in a step."
+            f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes "
+            "in a step."
         )
     if given is not None:
         return given

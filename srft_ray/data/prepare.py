@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -33,27 +33,32 @@ def prepare(
     seed: int,
     created: list[Path] | None = None,
 ) -> PreparedData:
-    """Prepares the data set, or finds it prepared in `folder`. What it had to create is added to `created`.
+    """Prepares the data set, or finds it prepared in `folder`.
 
-    UserError: bad rows (see `read_rows`), an over-long row with data.overlong=error, or nothing left.
+    Args:
+        limits: longest prompt, and longest prompt with demonstration, in tokens.
+        seed: of generated tasks.
+        created: files and folders that had to be created are added to it, parents first.
+
+    Raises:
+        UserError: bad rows (see `read_rows`), a prompt without tokens, an over-long row with
+            data.overlong=error, or nothing left.
     """
     template = Template(tokenizer, section)
     target = folder / f"{_fingerprint(section, template, limits, seed)}.arrow"
-    record = target.with_suffix(".json")
-    if not record.exists():
-        new = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
-        folder.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}")
+    counts_file = target.with_suffix(".json")
+    if not counts_file.exists():
+        new_folders = [path for path in (*reversed(folder.parents), folder) if not path.exists()]
+        preparation = _Preparation(template, limits, strict=section.overlong == "error")
         try:
-            counts = _write(part, read_rows(section, seed), template, limits, section.overlong == "error")
-            part.replace(target)
+            folder.mkdir(parents=True, exist_ok=True)
+            _store(target, counts_file, preparation, read_rows(section, seed))
         except BaseException:
-            remove([*new, part])
+            remove(new_folders)
             raise
-        record.write_text(json.dumps(dataclasses.asdict(counts)))
         if created is not None:
-            created += [*new, target, record]
-    return PreparedData(str(target), Counts(**json.loads(record.read_text())))
+            created += [*new_folders, target, counts_file]
+    return PreparedData(str(target), Counts(**json.loads(counts_file.read_text())))
 
 
 def remove(paths: Sequence[Path]) -> None:
@@ -63,77 +68,126 @@ def remove(paths: Sequence[Path]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _write(path: Path, rows: Iterable[Row], template: Template, limits: TokenLimits, strict: bool) -> Counts:
-    counts = Counts()
-    prepared = filter(None, (_tokenize(row, template, limits, counts, strict) for row in rows))
+class _Preparation:
+    """Turns rows into what is stored of them, and counts what it sees."""
+
+    def __init__(self, template: Template, limits: TokenLimits, strict: bool) -> None:
+        """`strict`: whether an over-long row is an error."""
+        self.template = template
+        self.limits = limits
+        self.strict = strict
+        self.counts = Counts()
+
+    def stored(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+        """What is stored of each row that is kept. Raises UserError: an empty prompt, or no row is kept."""
+        for row in rows:
+            self.counts.rows += 1
+            text, prompt_ids = self.template.prompt(row)
+            require(
+                len(prompt_ids) > 0,
+                f"The prompt of row {self.counts.rows} has no tokens (its text is {text!r}): remove the row, "
+                "or choose a data.template that adds text.",
+            )
+            if len(prompt_ids) <= self.limits.prompt:
+                yield self._stored(row, text, prompt_ids)
+            else:
+                self.counts.overlong_prompts += 1
+                self._drop(f"prompt of {len(prompt_ids)} tokens", self.limits.prompt)
+        require(
+            self.counts.kept > 0,
+            f"All {self.counts.rows} rows were dropped: their prompts are above {self.limits.prompt} tokens; "
+            "raise model.max_length or lower rollout.max_new_tokens.",
+        )
+
+    def _stored(self, row: Row, text: str, prompt_ids: list[int]) -> dict[str, Any]:
+        counts = self.counts
+        demonstrations = self._demonstrations(row, text, len(prompt_ids))
+        counts.kept += 1
+        counts.without_answer += not row.reference
+        counts.longest_prompt = max(counts.longest_prompt, len(prompt_ids))
+        counts.prompt_tokens += len(prompt_ids)
+        return {
+            "prompt": text,
+            "prompt_ids": prompt_ids,
+            "reference": row.reference,
+            "metadata": json.dumps(row.metadata, default=str),
+            "demonstrations": demonstrations,
+        }
+
+    def _demonstrations(self, row: Row, prompt: str, prompt_length: int) -> list[dict[str, Any]]:
+        """The demonstrations that are short enough together with their prompt of `prompt_length` tokens."""
+        counts = self.counts
+        kept = []
+        for text in row.demonstrations:
+            ids = self.template.demonstration(text, prompt)
+            length = prompt_length + len(ids)
+            if length > self.limits.sequence:
+                counts.overlong_demonstrations += 1
+                self._drop(f"prompt with demonstration of {length} tokens", self.limits.sequence)
+                continue
+            kept.append({"text": text, "ids": ids})
+            counts.demonstrations += 1
+            counts.longest_demonstration = max(counts.longest_demonstration, length)
+            counts.demonstration_tokens += len(ids)
+        return kept
+
+    def _drop(self, what: str, limit: int) -> None:
+        require(
+            not self.strict,
+            f"Row {self.counts.rows} has a {what}, above the limit of {limit}: raise model.max_length, lower "
+            "rollout.max_new_tokens, or set data.overlong=drop.",
+        )
+
+
+def _store(target: Path, counts_file: Path, preparation: _Preparation, rows: Iterable[Row]) -> None:
+    """Writes rows and counts; what exists under their names is always whole.
+
+    Each is written under another name and renamed, which is atomic. That name holds the process id, because
+    two processes may prepare the same data at a time. The counts come last: data without them are prepared
+    anew.
+    """
+    part = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        _write_rows(part, preparation.stored(rows))
+        part.replace(target)
+        part.write_text(json.dumps(dataclasses.asdict(preparation.counts)))
+        part.replace(counts_file)
+    except BaseException:
+        remove([part])
+        raise
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        while batch := list(islice(prepared, BATCH)):
+        while batch := list(islice(rows, BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, SCHEMA))
-    require(
-        counts.kept > 0,
-        f"All {counts.rows} rows were dropped: their prompts are above {limits.prompt} tokens; raise model.max_length or "
-        "lower rollout.max_new_tokens.",
-    )
-    return counts
-
-
-def _tokenize(
-    row: Row, template: Template, limits: TokenLimits, counts: Counts, strict: bool
-) -> dict[str, Any] | None:
-    counts.rows += 1
-    text, prompt_ids = template.prompt(row)
-    if len(prompt_ids) > limits.prompt:
-        counts.overlong_prompts += 1
-        return _reject(strict, f"prompt of {len(prompt_ids)} tokens", limits.prompt, counts.rows)
-    demonstrations = []
-    for demonstration in row.demonstrations:
-        ids = template.demonstration(demonstration, text)
-        length = len(prompt_ids) + len(ids)
-        if length > limits.sequence:
-            counts.overlong_demonstrations += 1
-            _reject(strict, f"prompt with demonstration of {length} tokens", limits.sequence, counts.rows)
-            continue
-        demonstrations.append({"text": demonstration, "ids": ids})
-        counts.longest_demonstration = max(counts.longest_demonstration, length)
-        counts.demonstration_tokens += len(ids)
-    counts.kept += 1
-    counts.demonstrations += len(demonstrations)
-    counts.without_answer += not row.reference
-    counts.longest_prompt = max(counts.longest_prompt, len(prompt_ids))
-    counts.prompt_tokens += len(prompt_ids)
-    metadata = json.dumps(row.metadata, default=str)  # Parquet holds dates, JSON does not
-    return {
-        "prompt": text,
-        "prompt_ids": prompt_ids,
-        "reference": row.reference,
-        "metadata": metadata,
-        "demonstrations": demonstrations,
-    }
-
-
-def _reject(strict: bool, what: str, limit: int, number: int) -> None:
-    require(
-        not strict,
-        f"Row {number} has a {what}, above the limit of {limit}: raise model.max_length, lower rollout.max_new_tokens, or set "
-        "data.overlong=drop.",
-    )
 
 
 def _fingerprint(section: DataSection, template: Template, limits: TokenLimits, seed: int) -> str:
-    """Changes with anything that changes the prepared rows: the source, the template, the tokenizer, the limits."""
-    of = template.tokenizer
+    """Changes with all that changes the prepared rows: source, template, tokenizer and limits."""
+    tokenizer = template.tokenizer
     parts: list[Any] = [
         dataclasses.asdict(section),
         dataclasses.asdict(limits),
-        of.name_or_path,
-        of.chat_template,
-        len(of),
-        of.eos_token_id,
+        tokenizer.name_or_path,
+        tokenizer.chat_template,
+        len(tokenizer),
+        tokenizer.eos_token_id,
     ]
     if data_format(section) == "tasks":
         parts.append(seed)
     else:
-        path = Path(section.path).expanduser()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        parts += [(str(f.resolve()), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        parts += _file_stamps(Path(section.path).expanduser())
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file_stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Path, time of the last change (ns) and size (bytes) of the file, or of all files in the folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stamps = []
+    for file in files:
+        if file.exists():
+            stat = file.stat()
+            stamps.append((str(file.resolve()), stat.st_mtime_ns, stat.st_size))
+    return stamps

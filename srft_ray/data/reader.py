@@ -31,7 +31,7 @@ class GroupSettings:
 
 
 class GroupReader:
-    """Every group is a pure function of the seed and its position, so that a repeated group is the same group."""
+    """Every group is a pure function of seed and position, so that a repeated group is the same group."""
 
     def __init__(
         self,

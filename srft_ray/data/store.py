@@ -1,4 +1,7 @@
-"""Prepared rows on disk, by number: a memory-mapped Arrow file, so that memory does not grow with the data set."""
+"""Prepared rows on disk, by number.
+
+The file is a memory-mapped Arrow file, so that memory does not grow with the data set.
+"""
 
 import json
 from collections.abc import Iterator
@@ -39,17 +42,24 @@ class Counts:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows by number: `row(i)` for 0 <= i < counts.kept."""
+    """Rows by number.
+
+    Attributes:
+        file: path of the Arrow file.
+        counts: what was found when it was prepared.
+    """
 
     file: str
     counts: Counts
 
     def row(self, index: int) -> dict[str, Any]:
+        """Row `index`, 0 <= index < counts.kept: prompt, prompt_ids, reference, metadata, demonstrations."""
         batch, offset = divmod(index, BATCH)
         row = _open(self.file).get_batch(batch).slice(offset, 1).to_pylist()[0]
         return {**row, "metadata": json.loads(row["metadata"])}
 
     def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows in the order of the source."""
         return (self.row(index) for index in range(self.counts.kept))
 
 
@@ -64,6 +74,9 @@ def _permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 
 def shuffled(position: int, rows: int, seed: int) -> tuple[int, int]:
-    """(epoch, row) at a position of the endless seeded order; every epoch is a permutation of its own."""
+    """(epoch, row) at a position of the endless seeded order of `rows` rows.
+
+    Every epoch is a permutation of its own, a pure function of seed and epoch.
+    """
     epoch, place = divmod(position, rows)
     return epoch, int(_permutation(seed, epoch, rows)[place])

@@ -61,8 +61,8 @@ def make_stream(
 
 def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset:
     blocks_per_step = max(plan.sizes) // plan.block
-    # At staleness 0 no task waits for the coordinator while others run: Ray Data's loop would look for results only
-    # every 0.1 s.
+    # At staleness 0 no task waits for the coordinator while others run: Ray Data's loop would look for
+    # results only every 0.1 s.
     in_flight = math.ceil(blocks_per_step * (pool.max_staleness + 1) / pool.size.low)
     if pool.size.elastic:
         # All blocks of a step count as work for the present engines; none is given back while it has none.

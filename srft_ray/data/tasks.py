@@ -89,7 +89,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def generate(path: str, split: str, size: int, seed: int) -> Iterator[dict]:
-    """Yield `size` rows with distinct questions, round-robin over the families named in `path` ("sums+products").
+    """Yield `size` rows with distinct questions, in turn from the families named in `path` ("sums+products").
 
     A question's split depends on its text alone, so `train` and `heldout` never meet, whatever seed and size.
     Raises ValueError for an unknown family or split, and when a family has too few distinct questions.
@@ -104,7 +104,10 @@ def generate(path: str, split: str, size: int, seed: int) -> Iterator[dict]:
 
 
 def verify(response: str, reference: str, metadata: dict) -> Verdict:
-    """reasoning-gym's own score of the answer after the last `#### `: the reward keeps partial credit, but only a full score is a match."""
+    """reasoning-gym's own score of the answer after the last `#### `.
+
+    The reward keeps partial credit, but only a full score is a match.
+    """
     answer = after_hashes(response)
     if not answer:
         return Verdict("no_answer", 0.0, None)

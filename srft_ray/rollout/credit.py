@@ -18,7 +18,7 @@ class RefillPolicy:
         self.reader = reader
 
     def lacks_signal(self, group: Group) -> bool:
-        """Whether the group is discarded: its algorithm learns nothing from it and may still ask for another."""
+        """Whether the group is discarded: its algorithm learns nothing from it and may ask for another."""
         if group.dataset != "train":
             return False
         algorithm = self.reader.stage(group.step).algorithm
@@ -27,7 +27,7 @@ class RefillPolicy:
     def refill(self, group: Group) -> Group:
         """The group that takes the place of `group`, from far behind in the seeded order.
 
-        It depends on nothing but the place and the attempt, so that a repeated step refills with the same groups.
+        It depends on place and attempt alone, so that a repeated step refills with the same groups.
         """
         found = self.reader.training_group(group.step, group.group_id + REFILL_DISTANCE)
         found.attempt = group.attempt + 1
@@ -36,7 +36,7 @@ class RefillPolicy:
         return found
 
     def refill_without_rollouts(self, groups: Sequence[Group]) -> list[Group]:
-        """Replaces groups that are trained on without rollouts and have no signal, such as prompts without demonstration.
+        """Replaces groups that have neither rollouts nor signal, such as prompts without demonstration.
 
         Raises:
             RuntimeError: none of the prompts tried has what the algorithm learns from.
@@ -52,13 +52,14 @@ class RefillPolicy:
         algorithm = self.reader.stage(group.step).algorithm
         if not algorithm.has_signal(group):
             raise RuntimeError(
-                f"Step {group.step}: none of {group.attempt} prompts of the data has what {algorithm.name} learns from."
+                f"Step {group.step}: none of {group.attempt} prompts of the data has what "
+                f"{algorithm.name} learns from."
             )
         return group
 
 
 class SupervisedReader:
-    """Blocks of positions become blocks of groups where nothing is sampled: demonstrations with their credit."""
+    """Turns blocks of positions into blocks of groups where nothing is sampled: demonstrations, credit."""
 
     def __init__(self, reader: GroupReader) -> None:
         self.reader = reader

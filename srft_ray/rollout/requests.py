@@ -11,7 +11,7 @@ from srft_ray.rollout.vllm_engine import Generation
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence to sample: it continues `prefix`, token ids that the algorithm takes from a demonstration."""
+    """One sequence to sample. It continues `prefix`: token ids, taken from a demonstration."""
 
     group: Group
     sample: int
@@ -44,8 +44,8 @@ class Request:
 def sequence_seed(run_seed: int, group: Group, sample: int) -> int:
     """The seed of one sequence: a pure function of what it is for, so that a repeated rollout repeats.
 
-    A training group is named by its position in the seeded order, so that a run that begins where another ended goes on
-    as one run would have.
+    A training group is named by its position in the seeded order, so that a run that begins where another
+    ended goes on as one run would have.
     """
     step = 0 if group.dataset == "train" else group.step
     text = f"{run_seed}/{group.dataset}/{step}/{group.group_id}/{sample}"

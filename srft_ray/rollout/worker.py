@@ -1,6 +1,5 @@
 """The actor of the rollout pool: one engine with its policy version and its verifiers."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +16,11 @@ from srft_ray.config.training import RolloutSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, judge_groups
+from srft_ray.rollout.engine_life import EngineLife
 from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
+from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
 from srft_ray.sync.transport import transport_class
 from srft_ray.verify import VerifierPool
@@ -46,33 +47,39 @@ class RolloutSettings:
 
 
 class RolloutWorker:
-    """Turns blocks of positions into groups with rollouts, verdicts and credit. Ray Data calls it from several threads."""
+    """Turns blocks of positions into groups with rollouts, verdicts and credit.
+
+    Ray Data calls it from several threads.
+    """
 
     def __init__(self, settings: RolloutSettings, reader: GroupReader, coordinator: Any) -> None:
         self.settings = settings
         self.reader = reader
         self.coordinator = coordinator
         self.refills = RefillPolicy(reader)
-        self.verifiers = make_verifier_pool(settings.verifier, settings.verifier_function)
-        self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
+        self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(self._load_newest, settings.rollout.timeout_s)
-        self.finished = 0
         self.engine: Engine | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
-        self.engine = Engine(settings.model, settings.rollout, settings.seed, settings.device, settings.dtype)
+        with self.life.ending_on_error():
+            self.verifiers = make_verifier_pool(settings.verifier, settings.verifier_function)
+            self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
+            self.engine = Engine(
+                settings.model, settings.rollout, settings.seed, settings.device, settings.dtype
+            )
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.refills.refill_without_rollouts(self.reader.read(block))
         if any(group.num_rollouts for group in groups):
             self._roll_out(groups)
             self._refill(groups)
-        self.finished += len(groups)
+        self.life.finished += len(groups)
         assign_credit(groups, self.reader)
         return as_block(groups)
 
     def _refill(self, groups: list[Group]) -> None:
-        """Replaces groups without signal in their places, with rollouts, until none is left or their algorithm gives up."""
+        """Replaces groups without signal, in their places, until none is left or their algorithm gives up."""
         while lacking := [i for i, group in enumerate(groups) if self.refills.lacks_signal(group)]:
             replacements = [self.refills.refill(groups[i]) for i in lacking]
             self._roll_out(replacements)
@@ -82,7 +89,13 @@ class RolloutWorker:
     def _roll_out(self, groups: list[Group]) -> None:
         """Samples and judges all rollouts of the groups, which belong to one step."""
         requests = [request for group in groups for request in self._requests(group)]
-        with self._admitted(groups[0]) as version:
+        admission = self._wait_for_admission(groups[0])
+        with self.life.ending_on_error():
+            self._sample(groups, requests, admission)
+            judge_groups(self.verifiers, groups)
+
+    def _sample(self, groups: list[Group], requests: list[Request], admission: Admission) -> None:
+        with self.loaded.hold(admission.needed, admission.newest) as version:
             started = time.time()
             generations = self.engine.generate(
                 [request.prompt_ids for request in requests],
@@ -97,7 +110,6 @@ class RolloutWorker:
             group.completions.sort(key=lambda completion: completion.sample)
             group.started_at = started
             group.finished_at = time.time()
-        judge_groups(self.verifiers, groups)
 
     def _requests(self, group: Group) -> list[Request]:
         stage = self.reader.stage(group.step) if group.dataset == "train" else None
@@ -112,25 +124,22 @@ class RolloutWorker:
         source = self.settings.rollout if group.dataset == "train" else self.settings.evaluation
         return Sampling(source.temperature, source.top_p, self.settings.rollout.max_new_tokens)
 
-    def _admitted(self, group: Group) -> Any:
-        """Waits until the coordinator admits the group; a context that gives the version that it is sampled by."""
+    def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
-        newest = ray.get(self.coordinator.admit.remote(group.step, self.settings.rollout.timeout_s, exact))
-        needed = group.step if exact else group.step - self.settings.max_staleness
-        return self.loaded.hold(needed, newest)
+        return wait_for_admission(self.coordinator, group.step, exact, self.settings.rollout.timeout_s)
 
     def _load_newest(self) -> int:
         return self.transport.fetch(self.engine.load)
 
     def _send_heartbeats(self) -> None:
-        """Says every second that this engine lives and what it does: one that hangs is killed from outside."""
-        context = ray.get_runtime_context()
-        identity = (context.get_actor_id(), context.get_node_id(), os.getpid())
+        """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
+        process = self.life.process
         while True:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
+            heartbeat = Heartbeat(process.engine, process.node, process.pid, steps, busy, self.life.finished)
             with suppress(RayError):  # the coordinator is started again if it dies
-                ray.get(self.coordinator.beat.remote(Heartbeat(*identity, steps, busy, self.finished)))
+                ray.get(self.coordinator.heartbeat.remote(heartbeat))
             time.sleep(HEARTBEAT_INTERVAL_S)
 
 

@@ -35,7 +35,7 @@ class CheckpointBeforeResize(ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         placed = isinstance(current_state, (RunningState, ResizingState, PreemptingState))
-        self.coordinator.learners.remote(placed, os.getpid())
+        self.coordinator.set_learners_present.remote(placed, os.getpid())
         if not placed and type(previous_state) is type(current_state):
             time.sleep(WAIT_S)  # the controller looks for nodes again and again, without a pause of its own
         if isinstance(current_state, ResizingState):
@@ -46,7 +46,9 @@ class CheckpointBeforeResize(ControllerCallback):
 
     def _before_resize(self, number: int) -> None:
         """Asks the present learners to leave with a checkpoint and waits for them."""
-        in_time = ray.get(self.coordinator.leave.remote(f"a change to {number} learners", self.timeout_s))
+        in_time = ray.get(
+            self.coordinator.request_leave.remote(f"a change to {number} learners", self.timeout_s)
+        )
         consequence = ""
         if not in_time:
             consequence = (

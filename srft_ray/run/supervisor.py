@@ -25,7 +25,7 @@ def stopping(coordinator: Any) -> Iterator[Callable[[str], None]]:
     def ask(why: str) -> None:
         while not ended.wait(1.0):  # again and again: the coordinator may die and forget
             with suppress(RayError):
-                ray.get(coordinator.stop.remote(why))
+                ray.get(coordinator.request_stop.remote(why))
 
     def stop(why: str) -> None:
         threading.Thread(target=ask, args=(why,), daemon=True).start()
@@ -80,13 +80,17 @@ class RunSupervisor:
 
     def _check(self) -> None:
         """Asks the coordinator for its process, for the absence of learners, and for a stop."""
-        names = ("absence", "ended", "pid")
+        names = ("learners_absent", "ended", "engine_problem", "pid")
         questions = [getattr(self.coordinator, name).remote() for name in names]
-        absence, ended, self._coordinator_pid = ray.get(questions, timeout=self.silence_s)
+        absence, ended, engines, self._coordinator_pid = ray.get(questions, timeout=self.silence_s)
         absent_s, controller_pid = absence
         stop, _ = ended
         self.stopped = bool(stop) and absent_s > STOP_TIMEOUT_S
-        if self.stopped or absent_s > self.absence_s:
+        if engines:
+            # The learners wait for rollouts that will not come, and would be started again if they failed.
+            self.problem = engines
+            self._kill(controller_pid)
+        elif self.stopped or absent_s > self.absence_s:
             self.problem = (
                 f"No learners could be placed for learner.start_timeout_s={self.absence_s:.0f} s: add nodes, or lower "
                 "learner.num_workers, and run the same command again"

@@ -30,7 +30,8 @@ def make_trainer(
     learner, trainer = resolved.config.learner, resolved.config.trainer
     _set_deadlines(resolved)
     source = stream_source(prepared, coordinator, device)
-    job = _job(prepared, run_id, coordinator, source.dtype, threads)
+    dtype = resolve_dtype(resolved.config.model, device)
+    job = _job(prepared, run_id, coordinator, dtype, threads)
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -72,7 +73,7 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         prepared.evaluation,
         coordinator,
         device,
-        resolve_dtype(config.model, device),
+        config.rollout.dtype or resolve_dtype(config.model, device),
         resolved.verifier,
     )
 

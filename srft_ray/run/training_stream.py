@@ -94,7 +94,7 @@ class TrainingStream:
 
     def __call__(self) -> Dataset:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
-        ray.get(self.source.coordinator.learners.remote(True, os.getpid()))
+        ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
         try:
             start = choose_start(self.store, self.store.run_dir, self.run_id)

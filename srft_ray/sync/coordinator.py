@@ -1,143 +1,169 @@
-"""The coordinator: which policy version a rollout may start with. Staleness has this one owner."""
+"""The actor that outlives learners and engines: it owns the published versions and passes on what each must know."""
 
 import asyncio
 import math
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import ray
 
-from srft_ray.sync.health import HealthMonitor, Heartbeat
+from srft_ray.sync.admission import Admission
+from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
+from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
+from srft_ray.sync.learners import LearnerPresence, LearnerRequests
+from srft_ray.sync.versions import PublishedVersions
+
+# Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of them, and
+# each only for a short time, so that publications, heartbeats and other admissions always get through.
+MAX_WAITING_ADMISSIONS = 500
+ADMISSION_WAIT_S = 5.0
 
 
 class Coordinator:
-    """State of the published policy. Run as a Ray actor that outlives learners and engines: it also owns the weights.
+    """Holds one object for each of its jobs and delegates to them; run it as a Ray actor.
 
-    A group of step s may start when `version >= s - max_staleness`; version v is the policy after v optimizer steps. Version -1
-    means that nobody is admitted: the learners have not published yet, or this actor died, was restarted by Ray, and has
-    forgotten everything; then the learners publish again (`weights.ObjectStoreTransport`).
-
-    It also passes on what must reach the learners between two steps: that they are to leave, and why.
+    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor itself dies,
+    Ray starts it again without its memory: it admits nobody, and the sending learner publishes again from its copy.
     """
 
-    def __init__(self, max_staleness: int, watch: HealthMonitor | None = None) -> None:
-        self.max_staleness = max_staleness
-        self.version = -1
-        self.chunks: dict[int, ray.ObjectRef] = {}
-        self._arriving: dict[int, ray.ObjectRef] = {}
-        self._start: int | None = None
-        self._leave_request, self._stop, self._abort = "", "", ""
-        self._changed = asyncio.Condition()
-        self._idle_since: float | None = time.monotonic()
-        self._controller = 0
-        self._watch = watch or HealthMonitor(math.inf, print)
+    def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
+        self.versions = PublishedVersions(max_staleness)
+        self.monitor = monitor or HealthMonitor(math.inf, print)
+        self.deaths = EngineDeaths(self.monitor.report)
+        self.requests = LearnerRequests()
+        self.presence = LearnerPresence(time.monotonic())
+        self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
+        self._waiting_admissions = 0
+        self._health_checks: asyncio.Task[None] | None = None
         if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
-            self._watch.report(
+            self.monitor.report(
                 "coordinator",
                 "the actor that holds the weights died and was started again; the learners publish to it anew",
             )
 
+    # Versions
+
     async def restart(self, step: int) -> None:
-        """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights.
+        """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights."""
+        self.versions.restart(step)
+        self.requests.restart()
+        self.monitor.restart()
+        await self._notify()
 
-        Version 0 needs no publication: engines start from the model itself.
-        """
-        self._start, self._leave_request = step, self._stop
-        self._watch.restart()
-        await self._set(0 if step == 0 else -1, {})
+    async def start_step(self) -> int:
+        """The step that learners and stream begin at. RuntimeError: this actor was started again after `restart`."""
+        return self.versions.start_step
 
-    async def start(self) -> int:
-        """The step that learners and stream begin at. RuntimeError: this actor was restarted after `restart`."""
-        if self._start is None:
-            raise RuntimeError("the coordinator was restarted while the learners started")
-        return self._start
-
-    async def put(self, number: int, chunk: object) -> None:
+    async def put_piece(self, number: int, piece: object) -> None:
         """Takes one piece of the next version's weights; as its owner, this actor keeps it when a learner dies."""
-        self._arriving[number] = ray.put(chunk)
+        self.versions.add_piece(number, ray.put(piece))
 
     async def publish(self, version: int, count: int) -> None:
-        """Makes the `count` pieces put so far the weights of `version`. RuntimeError: some were lost with a restart of this actor."""
-        if set(self._arriving) != set(range(count)):
-            raise RuntimeError(f"{len(self._arriving)} of {count} pieces of version {version} are here")
-        await self._set(version, self._arriving)
+        """Makes the `count` pieces put so far the weights of `version`. RuntimeError: some were lost with a restart."""
+        self.versions.publish(version, count)
+        self.deaths.published()
+        await self._notify()
 
-    async def _set(self, version: int, chunks: dict[int, ray.ObjectRef]) -> None:
-        async with self._changed:
-            self.version, self.chunks, self._arriving = version, chunks, {}
-            self._changed.notify_all()
-
-    async def newest(self) -> int:
-        return self.version
-
-    async def admit(self, step: int, timeout_s: float, exact: bool = False) -> int:
-        """Waits until a group of `step` may start; returns the newest version. `exact` asks for version `step` (evaluation).
-
-        Raises:
-            TimeoutError: naming what it waited for.
-        """
-        needed = max(0, step if exact else step - self.max_staleness)
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self.version >= needed), timeout_s)
-            except TimeoutError:
-                raise TimeoutError(
-                    f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {needed}; the newest is "
-                    f"{self.version}. The learners are stuck or slower than rollout.timeout_s."
-                ) from None
-            return self.version
+    async def newest_version(self) -> int:
+        return self.versions.newest
 
     async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
-        """(version, its pieces); no pieces for the model that the engines started from."""
-        return self.version, [self.chunks[number] for number in sorted(self.chunks)]
+        """(version, its pieces); there are no pieces for the model that the engines started from."""
+        return self.versions.weights()
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
-        """An engine says that it lives, and what it does."""
-        self._watch.beat(heartbeat, time.monotonic())
-
-    async def figures(self, taken: int) -> dict[str, float]:
-        """For the metrics of a step: engines, and groups that wait for the learners, who have `taken` so many since they started."""
-        return self._watch.figures(taken)
-
-    async def stop(self, why: str) -> None:
-        """The learners are to finish or drop their step, write a checkpoint and leave; for good."""
-        self._stop = self._leave_request = why
-
-    async def leave(self, why: str, timeout_s: float) -> bool:
-        """The same, to start again at once; waits until they have left. False: they did not within `timeout_s`."""
-        self._leave_request = self._leave_request or why
-        async with self._changed:
+    async def admit(self, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S) -> Admission:
+        """Whether a group of `step` may start; waits for it at most `wait_s` and ADMISSION_WAIT_S seconds."""
+        busy = self._waiting_admissions >= MAX_WAITING_ADMISSIONS
+        if not busy and not self.versions.admits(step, exact):
+            self._waiting_admissions += 1
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: not self._leave_request), timeout_s)
-            except TimeoutError:
-                return False
-        return True
+                await self._wait_until(
+                    lambda: self.versions.admits(step, exact), min(wait_s, ADMISSION_WAIT_S)
+                )
+            finally:
+                self._waiting_admissions -= 1
+        admitted = self.versions.admits(step, exact)
+        return Admission(admitted, self.versions.newest, self.versions.needed(step, exact), busy)
 
-    async def leave_request(self) -> str:
+    # Engines
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> None:
+        """An engine says that it lives, and what it does."""
+        self.monitor.heartbeat(heartbeat, time.monotonic())
+        self.deaths.finished(heartbeat.engine, heartbeat.finished)
+        if self._health_checks is None:
+            self._health_checks = asyncio.create_task(self._check_health())
+
+    async def engine_started(self, process: EngineProcess) -> EngineProcess | None:
+        """A process of an engine starts; gives the one before it if nobody has told of its death."""
+        return self.deaths.started(process, time.monotonic())
+
+    async def engine_died(self, death: EngineDeath) -> None:
+        """A process of an engine ends or has ended."""
+        self.deaths.died(death, time.monotonic())
+
+    async def engine_problem(self) -> str:
+        """Why no engine is to be started any more; empty while there is no reason."""
+        return self.deaths.problem
+
+    async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
+        """Living engines, and groups that wait for the learners, who have taken so many since they started."""
+        return self.monitor.metrics(groups_taken, time.monotonic())
+
+    # Learners
+
+    async def request_stop(self, reason: str) -> None:
+        """The learners are to finish or drop their step, write a checkpoint and leave; for good."""
+        self.requests.stop(reason)
+
+    async def request_leave(self, reason: str, timeout_s: float) -> bool:
+        """The same, to start again at once; waits until they have left. False: they did not within `timeout_s`."""
+        self.requests.leave(reason)
+        return await self._wait_until(lambda: not self.requests.leaving, timeout_s)
+
+    async def leave_requested(self) -> str:
         """Why the learners are to leave; empty if they are not."""
-        return self._leave_request
+        return self.requests.leave_reason
 
-    async def left(self) -> None:
-        async with self._changed:
-            self._leave_request = ""
-            self._changed.notify_all()
+    async def learners_left(self) -> None:
+        self.requests.left()
+        await self._notify()
 
-    async def learners(self, placed: bool, controller: int) -> None:
-        """Whether there are learners, which Ray Train may have to wait for, says the process of Ray Train that starts them."""
-        self._idle_since = None if placed else self._idle_since or time.monotonic()
-        self._controller = controller
+    async def set_learners_present(self, present: bool, controller_pid: int) -> None:
+        """Whether there are learners, says the process of Ray Train that starts them."""
+        self.presence.set(present, controller_pid, time.monotonic())
 
-    async def absence(self) -> tuple[float, int]:
+    async def learners_absent(self) -> tuple[float, int]:
         """Seconds without learners, and the process that is to start them; 0 if that is not known."""
-        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since, self._controller
+        return self.presence.absent_s(time.monotonic()), self.presence.controller_pid
 
-    async def abort(self, message: str) -> None:
+    async def abort(self, reason: str) -> None:
         """The run ends for a reason that a restart would only repeat."""
-        self._abort = message
+        self.requests.abort(reason)
+
+    # The run
+
+    async def ended(self) -> tuple[str, str]:
+        """(why it was stopped, why it was aborted); empty if it was not."""
+        return self.requests.stop_reason, self.requests.abort_reason
 
     async def pid(self) -> int:
         return os.getpid()
 
-    async def ended(self) -> tuple[str, str]:
-        """(why it was stopped, why it was aborted); empty if it was not."""
-        return self._stop, self._abort
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether the condition came true within so many seconds."""
+        with suppress(TimeoutError):
+            async with self._changed:
+                await asyncio.wait_for(self._changed.wait_for(condition), timeout_s)
+        return condition()
+
+    async def _check_health(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            self.monitor.check(time.monotonic())

@@ -1,23 +1,29 @@
-"""Watches the engines: Ray starts one that dies again; one that hangs looks alive to it."""
+"""Health of the engines. Ray starts an engine that dies again; one that hangs looks alive to Ray and is found here."""
 
-import asyncio
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-HEARTBEAT_INTERVAL_S = 1.0  # between looks, and between an engine's signs of life
+HEARTBEAT_INTERVAL_S = 1.0  # between heartbeats of an engine, and between checks of all of them
 ALIVE_S = 10.0  # since its last heartbeat, for an engine to be counted
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What an engine says of itself: its actor, node and process ids, steps of vLLM done, blocks being generated, groups finished."""
+    """What an engine says of itself.
+
+    Attributes:
+        engine: id of its actor, which a restart of the actor keeps.
+        node, pid: where its process runs.
+        steps: steps of vLLM done by this process.
+        in_flight: blocks that are being generated, and a load of weights.
+        finished: groups finished by this process.
+    """
 
     engine: str
     node: str
@@ -29,74 +35,99 @@ class Heartbeat:
 
 @dataclass
 class EngineHealth:
-    """What is known of an engine: its last heartbeat, when it came and when it last made progress or had nothing to do (monotonic
-    seconds), and what processes of it that died had finished."""
+    """What is known of an engine. Times are monotonic seconds.
+
+    Attributes:
+        heard_at: when its last heartbeat came; infinity after it was killed, until its next process is heard of.
+        progress_at: when it last did a step or had nothing to do; infinity after it was killed.
+        finished_before: groups finished by processes of it that died.
+    """
 
     heartbeat: Heartbeat
-    heard: float
-    moved: float
-    before: int = 0
+    heard_at: float
+    progress_at: float
+    finished_before: int = 0
+
+    def problem(self, now: float, timeout_s: float) -> str:
+        """Why the engine is to be killed; empty if it is healthy."""
+        silent_s = now - self.heard_at
+        stalled_s = now - self.progress_at
+        if silent_s > timeout_s:
+            return f"said nothing for {silent_s:.0f} s"
+        if stalled_s > timeout_s:
+            return (
+                f"made no progress for {stalled_s:.0f} s with {self.heartbeat.in_flight} blocks of rollouts"
+            )
+        return ""
+
+    def was_killed(self) -> None:
+        """Nothing is asked of the engine until its next process is heard of."""
+        self.heard_at = math.inf
+        self.progress_at = math.inf
 
 
-class HealthMonitor:
-    """Kills engines that are silent, or do not get on with what they have, for `timeout_s`; Ray starts them again and
-    Ray Data repeats their blocks."""
+def kill_engine(heartbeat: Heartbeat) -> None:
+    """Kills the engine's process from its own node by a signal: a stopped process would not hear Ray's request to end."""
 
-    def __init__(self, timeout_s: float, report: Callable[[str, str], None]) -> None:
-        self.timeout_s, self.report = timeout_s, report
-        self.engines: dict[str, EngineHealth] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def restart(self) -> None:
-        """The engines known so far are of a stream that has ended."""
-        self.engines.clear()
-
-    def beat(self, heartbeat: Heartbeat, now: float) -> None:
-        self._task = self._task or asyncio.get_running_loop().create_task(self._look())
-        health = self.engines.setdefault(heartbeat.engine, EngineHealth(heartbeat, now, now))
-        if (heartbeat.node, heartbeat.pid) != (health.heartbeat.node, health.heartbeat.pid):
-            self.report("engine", f"engine {heartbeat.engine[:8]} died and was started again")
-            health.before += health.heartbeat.finished
-            health.moved = now
-        if heartbeat.steps != health.heartbeat.steps or not heartbeat.in_flight:
-            health.moved = now
-        health.heartbeat, health.heard = heartbeat, now
-
-    def hung(self, now: float) -> dict[str, str]:
-        """Engines to kill, and what is wrong with each."""
-        found = {}
-        for engine, health in self.engines.items():
-            if now - health.heard > self.timeout_s:
-                found[engine] = f"said nothing for {now - health.heard:.0f} s"
-            elif now - health.moved > self.timeout_s:
-                found[engine] = (
-                    f"made no progress for {now - health.moved:.0f} s with {health.heartbeat.in_flight} blocks of rollouts"
-                )
-        return found
-
-    def figures(self, taken: int) -> dict[str, float]:
-        finished = sum(health.before + health.heartbeat.finished for health in self.engines.values())
-        alive = sum(time.monotonic() - health.heard < ALIVE_S for health in self.engines.values())
-        return {"engines": float(alive), "queue/depth": float(max(0, finished - taken))}
-
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
-            for engine, why in self.hung(time.monotonic()).items():
-                health = self.engines[engine]
-                health.heard = health.moved = math.inf  # nothing is asked of it until it speaks again
-                self.report(
-                    "engine",
-                    f"engine {engine[:8]} {why} (rollout.stall_timeout_s={self.timeout_s:g}): it is killed",
-                )
-                _kill(health.heartbeat)
-
-
-def _kill(heartbeat: Heartbeat) -> None:
-    """From its own node, without a word to the process: one that is stopped would not hear Ray's request to end."""
-
-    def end() -> None:
+    def kill() -> None:
         os.kill(heartbeat.pid, signal.SIGKILL)
 
     there = NodeAffinitySchedulingStrategy(heartbeat.node, soft=False)
-    ray.remote(num_cpus=0, max_retries=0)(end).options(scheduling_strategy=there).remote()
+    ray.remote(num_cpus=0, max_retries=0)(kill).options(scheduling_strategy=there).remote()
+
+
+class HealthMonitor:
+    """Decides which engines are healthy, from their heartbeats. `heartbeat` and `check` are called with the time.
+
+    An engine that is silent or makes no progress for `timeout_s` seconds is killed; Ray starts it again and Ray Data
+    repeats its blocks.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float,
+        report: Callable[[str, str], None],
+        kill: Callable[[Heartbeat], None] = kill_engine,
+    ) -> None:
+        """`report` is told (kind, message) of every death; `kill` ends the process that sent a heartbeat."""
+        self.timeout_s = timeout_s
+        self.report = report
+        self.kill = kill
+        self.engines: dict[str, EngineHealth] = {}
+
+    def restart(self) -> None:
+        """The engines known so far belong to a stream that has ended."""
+        self.engines.clear()
+
+    def heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+        """Takes the heartbeat of an engine at the time `now`."""
+        health = self.engines.setdefault(heartbeat.engine, EngineHealth(heartbeat, now, now))
+        last = health.heartbeat
+        if (heartbeat.node, heartbeat.pid) != (last.node, last.pid):
+            self.report("engine", f"engine {heartbeat.engine[:8]} died and was started again")
+            health.finished_before += last.finished
+            health.progress_at = now
+        if heartbeat.steps != last.steps or not heartbeat.in_flight:
+            health.progress_at = now
+        health.heartbeat = heartbeat
+        health.heard_at = now
+
+    def problems(self, now: float) -> dict[str, str]:
+        """The engines that are to be killed, and what is wrong with each."""
+        found = {engine: health.problem(now, self.timeout_s) for engine, health in self.engines.items()}
+        return {engine: problem for engine, problem in found.items() if problem}
+
+    def check(self, now: float) -> None:
+        """Kills the engines that are not healthy."""
+        for engine, problem in self.problems(now).items():
+            health = self.engines[engine]
+            health.was_killed()
+            limit = f"rollout.stall_timeout_s={self.timeout_s:g}"
+            self.report("engine", f"engine {engine[:8]} {problem} ({limit}): it is killed")
+            self.kill(health.heartbeat)
+
+    def metrics(self, groups_taken: int, now: float) -> dict[str, float]:
+        """Living engines, and groups that wait for the learners, who have taken `groups_taken` since they started."""
+        finished = sum(h.finished_before + h.heartbeat.finished for h in self.engines.values())
+        alive = sum(now - h.heard_at < ALIVE_S for h in self.engines.values())
+        return {"engines": float(alive), "queue/depth": float(max(0, finished - groups_taken))}

@@ -20,16 +20,20 @@ from srft_ray.config.training import RolloutSection
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
 
-POLL_INTERVAL_S = 0.5  # between tries
-PREFIX = "srft_ray_weights_"  # then the process that loads
+RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
+REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
+FOLDER_PREFIX = "srft_ray_weights_"  # of a folder with weights; then comes the process that loads them
 
 
 class WeightTransport(Protocol):
     def __init__(self, coordinator: Any, config: RolloutSection) -> None: ...
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
-        """Makes `weights` policy version `version`. Every rank calls it and must exhaust `weights`, which is a collective;
-        one of them is the sender. Version 0 comes without weights: engines start from the model itself."""
+        """Makes `weights` policy version `version`.
+
+        Every rank calls it and must exhaust `weights`, which is a collective; one of them is the sender. Version 0 comes
+        without weights: engines start from the model itself.
+        """
 
     def fetch(self, reload: Any) -> int:
         """Calls `reload(folder)` with a folder of safetensors files of the newest version; returns that version."""
@@ -38,58 +42,68 @@ class WeightTransport(Protocol):
 class ObjectStoreTransport:
     """Through Ray's object store, which also spreads the pieces between nodes, and shared memory. Works everywhere.
 
-    The coordinator's actor owns the pieces. If it dies, it comes back without them: the sender keeps a copy in its memory, and
-    publishes it again by itself, while the learners wait for rollouts.
+    The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a copy in its
+    memory and publishes it again by itself, while the learners wait for rollouts.
     """
 
     def __init__(self, coordinator: Any, config: RolloutSection) -> None:
-        self.coordinator, self.chunk_bytes, self.timeout_s = (
-            coordinator,
-            config.transport_chunk_mb * 2**20,
-            config.timeout_s,
-        )
-        self._version, self._chunks, self._lock = 0, list[np.ndarray](), threading.Lock()
-        self._keeper: threading.Thread | None = None
+        self.coordinator = coordinator
+        self.piece_bytes = config.transport_chunk_mb * 2**20
+        self.timeout_s = config.timeout_s
+        self._version = 0
+        self._pieces: list[np.ndarray] = []
+        self._lock = (
+            threading.Lock()
+        )  # of the two above, between the learner's thread and that of `_republish_loop`
+        self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
-        made = [
-            np.frombuffer(to_safetensors(chunk), dtype=np.uint8)
-            for chunk in chunks(weights, self.chunk_bytes, lambda _: sender)
-        ]
-        if sender:
-            with self._lock:
-                self._version, self._chunks = version, made
-                self._send()
-            self.keep()
-
-    def keep(self) -> None:
-        """From now on, publishes again whenever the coordinator has forgotten the version."""
-        if self._keeper is None:
-            self._keeper = threading.Thread(target=self._watch, name="weights-supervisor", daemon=True)
-            self._keeper.start()
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(POLL_INTERVAL_S)
-            with suppress(RayError), self._lock:
-                if ray.get(self.coordinator.newest.remote()) < self._version:
-                    self._send()
+        # All ranks go through all tensors, because gathering one is a collective. All pieces are made before the first
+        # is sent: the copies must be of this version, whenever they have to be sent again.
+        pieces = [_serialized(chunk) for chunk in chunks(weights, self.piece_bytes, lambda _: sender)]
+        if not sender:
+            return
+        with self._lock:
+            self._version = version
+            self._pieces = pieces
+            self._send()
+        self._start_republisher()
 
     def _send(self) -> None:
-        """Until the coordinator has all pieces: it may die and come back between them."""
+        """Gives the coordinator all pieces, from the first again if it dies between them; called with the lock.
+
+        Raises:
+            TimeoutError: the coordinator did not take them.
+        """
         deadline = time.monotonic() + self.timeout_s
         while True:
             try:
-                for number, chunk in enumerate(self._chunks):
-                    ray.get(self.coordinator.put.remote(number, chunk))
-                return ray.get(self.coordinator.publish.remote(self._version, len(self._chunks)))
+                # First the pieces, then the version that they are: engines never see a part of a version.
+                for number, piece in enumerate(self._pieces):
+                    ray.get(self.coordinator.put_piece.remote(number, piece))
+                ray.get(self.coordinator.publish.remote(self._version, len(self._pieces)))
+                return
             except (RuntimeError, RayError) as error:
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"The coordinator did not take policy version {self._version} within rollout.timeout_s={self.timeout_s:.0f} s: "
-                        f"{error}"
+                        f"The coordinator did not take policy version {self._version} within "
+                        f"rollout.timeout_s={self.timeout_s:.0f} s: {error}"
                     ) from error
-                time.sleep(POLL_INTERVAL_S)
+                time.sleep(RETRY_INTERVAL_S)
+
+    def _start_republisher(self) -> None:
+        if self._republisher is None:
+            self._republisher = threading.Thread(target=self._republish_loop, name="republisher", daemon=True)
+            self._republisher.start()
+
+    def _republish_loop(self) -> None:
+        """Publishes again whenever the coordinator has forgotten the version."""
+        while True:
+            time.sleep(REPUBLISH_INTERVAL_S)
+            # What fails here is tried again: the learner finds out by itself that no rollouts come.
+            with suppress(RayError, TimeoutError), self._lock:
+                if ray.get(self.coordinator.newest_version.remote()) < self._version:
+                    self._send()
 
     def fetch(self, reload: Any) -> int:
         deadline = time.monotonic() + self.timeout_s
@@ -97,30 +111,54 @@ class ObjectStoreTransport:
             version, refs = ray.get(self.coordinator.weights.remote())
             try:
                 if refs:
-                    return self._load(version, refs, reload)
-                why = "it has not been published"
+                    _load(refs, reload)
+                    return version
+                problem = "it has not been published"
             except (OwnerDiedError, ObjectLostError) as error:
-                why = type(error).__name__
+                problem = type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"An engine could not fetch policy version {version} within rollout.timeout_s={self.timeout_s:.0f} s: {why}."
+                    f"An engine could not fetch policy version {version} within "
+                    f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
-            time.sleep(POLL_INTERVAL_S)
+            time.sleep(RETRY_INTERVAL_S)
 
-    def _load(self, version: int, refs: list[Any], reload: Any) -> int:
-        _remove_left_over()
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_", dir=_shared_memory()))
-        try:
-            for number, ref in enumerate(refs):
-                ray.get(ref).tofile(folder / f"model-{number:05d}.safetensors")
-            reload(folder)
-        finally:
-            shutil.rmtree(folder)
-        return version
+
+def _serialized(chunk: dict[str, Tensor]) -> np.ndarray:
+    """The tensors as the bytes of a safetensors file, which Ray moves without a copy."""
+    return np.frombuffer(to_safetensors(chunk), dtype=np.uint8)
+
+
+def _load(refs: list[Any], reload: Any) -> None:
+    """Calls `reload` with a folder in shared memory that holds the pieces as files."""
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_", dir=_shared_memory()))
+    try:
+        for number, ref in enumerate(refs):
+            ray.get(ref).tofile(folder / f"model-{number:05d}.safetensors")
+        reload(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _shared_memory() -> str:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
+
+
+def _remove_leftovers() -> None:
+    """Removes folders of engines on this machine that were killed while they loaded."""
+    for folder in Path(_shared_memory()).glob(f"{FOLDER_PREFIX}*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).split("_")[0]
+        if not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def transport_class(name: str) -> type[WeightTransport]:
-    """The transport that rollout.transport names: `object_store`, or a class of one's own as `file.py:Class`; else UserError."""
+    """The transport that rollout.transport names: `object_store`, or a class as `file.py:Class`.
+
+    Raises:
+        UserError: neither of the two, or the class cannot be loaded.
+    """
     if name == "object_store":
         return ObjectStoreTransport
     if ":" not in name:
@@ -131,8 +169,11 @@ def transport_class(name: str) -> type[WeightTransport]:
 def chunks(
     tensors: Iterator[tuple[str, Tensor]], limit: int, keep: Callable[[int], bool]
 ) -> Iterator[dict[str, Tensor]]:
-    """Groups tensors on the CPU to about `limit` bytes: those whose number this rank is to `keep`; it exhausts all, a collective.
-    Tied tensors come under each name: an engine that is not given its head keeps the old one without an error."""
+    """Copies tensors to the CPU and gathers them to chunks of about `limit` bytes, by name.
+
+    It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`. Tied tensors
+    come under each name: an engine that is not given its head keeps the old one without an error.
+    """
     chunk: dict[str, Tensor] = {}
     size = 0
     for number, (name, tensor) in enumerate(tensors):
@@ -145,14 +186,3 @@ def chunks(
             chunk, size = {}, 0
     if chunk:
         yield chunk
-
-
-def _shared_memory() -> str:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
-
-
-def _remove_left_over() -> None:
-    """Folders of engines on this machine that were killed while they loaded."""
-    for folder in Path(_shared_memory()).glob(f"{PREFIX}*"):
-        if not Path(f"/proc/{folder.name.removeprefix(PREFIX).split('_')[0]}").exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""The training engine: DeepSpeed ZeRO 0-3 behind four verbs. The only file that imports deepspeed.
+"""The training engine: DeepSpeed ZeRO 0-3 behind `forward`, `backward`, `step`, `state` and `load`.
 
-DeepSpeed averages gradients over ranks; the loss is multiplied by the number of ranks here, and nowhere else, so that
-the caller's losses simply sum over all micro-batches of all ranks.
+The only file that imports deepspeed. DeepSpeed averages gradients over ranks; the loss is multiplied by the
+number of ranks here, and nowhere else, so that the caller's losses simply sum over all micro-batches of all
+ranks.
 """
 
 import logging
@@ -23,27 +24,10 @@ from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import collate
+from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
 from srft_ray.train.logprobs import PolicyModel
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
-
-
-def deepspeed_config(learner: LearnerSection, dtype: torch.dtype) -> dict[str, Any]:
-    """Every number that enters the update, from our own settings."""
-    zero: dict[str, Any] = {"stage": learner.zero_stage}
-    if learner.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": learner.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "fp16": {"enabled": dtype == torch.float16},
-        "steps_per_print": 2**31,
-    }
 
 
 class ReferenceModel:
@@ -54,19 +38,19 @@ class ReferenceModel:
     ) -> None:
         self.model: Any = PolicyModel(model, learner.logit_chunk_mb).requires_grad_(False).to(device)
         if learner.zero_stage == 3:
-            unused = ("gradient_clipping", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
-            config = {k: v for k, v in deepspeed_config(learner, dtype).items() if k not in unused} | {
-                "zero_optimization": {"stage": 3}
-            }
-            self.model, *_ = deepspeed.initialize(model=self.model, config=config)
+            self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
 
     @torch.no_grad()
     def logprobs(self, *inputs: Any) -> Tensor:
+        """Log-probs of the scored tokens, (N,); inputs as of `PolicyModel.forward`."""
         return self.model(*inputs)[0]
 
 
 class DeepSpeedEngine:
-    """One rank of the trained policy."""
+    """One rank of the trained policy.
+
+    Every method is a collective: all ranks call it as often as each other.
+    """
 
     def __init__(self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -87,6 +71,7 @@ class DeepSpeedEngine:
         self.updates = 0  # Adam's step
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
         return self.engine(*inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -98,15 +83,16 @@ class DeepSpeedEngine:
         """Applies the update; returns the gradient norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        own = None
-        if self.zero_stage == 0:  # in float32 DeepSpeed keeps no norm then
-            own = torch.nn.utils.get_total_norm(
-                [p.grad for p in self.policy.parameters() if p.grad is not None]
-            )
+        # DeepSpeed keeps no norm of its own with ZeRO 0 in float32, and the step clears the gradients.
+        own_norm = self._own_norm() if self.zero_stage == 0 else None
         self.engine.step()
         self.updates += 1
         norm = self.engine.get_global_grad_norm()
-        return float(own if norm is None else norm)
+        return float(own_norm if norm is None else norm)
+
+    def _own_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def reset_optimizer(self) -> None:
         """Forgets Adam's moments and step count, as if training began here."""
@@ -116,7 +102,11 @@ class DeepSpeedEngine:
         self.updates = 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors by their checkpoint names, tied ones under each name. A collective: every rank iterates."""
+        """All tensors by their checkpoint names, tied ones under each name.
+
+        Under ZeRO 3 each tensor is gathered from all ranks when it is asked for: every rank iterates to the
+        end, also one that has no use for the tensors.
+        """
         model = self.policy.model
         if self.zero_stage < 3:
             yield from model.state_dict().items()
@@ -124,19 +114,25 @@ class DeepSpeedEngine:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter]):
                 yield name, parameter.detach()
-        persistent = model.state_dict().keys()
-        yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+        saved_names = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name in saved_names:
+                yield name, buffer
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """What training needs besides the step: of every parameter `name|key`, whole and in float32, whatever the ranks and
-        ZeRO stage. A collective: every rank iterates."""
+        """What training needs besides the step, as `parameter|key` for each key of STATE.
+
+        Tensors are whole and in float32, whatever the ranks and the ZeRO stage. Every rank iterates to the
+        end, as with `weights`.
+        """
         for name, parameter in self.policy.model.named_parameters():
             for key in STATE:
                 yield f"{name}|{key}", self._get(parameter, key)
 
     def load(self, saved: Mapping[str, Tensor], updates: int) -> None:
-        """Takes up training after `updates` updates, from tensors as `state` gave them. A collective: each tensor is read by
-        one rank and sent to the others.
+        """Takes up training after `updates` updates, from tensors as `state` gave them.
+
+        Each tensor is read by one rank and sent to the others, the ranks taking turns.
 
         Raises:
             RuntimeError: a tensor is missing or has another size.
@@ -145,11 +141,9 @@ class DeepSpeedEngine:
         number = 0
         for name, parameter in self.policy.model.named_parameters():
             for key in STATE:
-                self._set(
-                    parameter,
-                    key,
-                    self._receive(saved, f"{name}|{key}", _whole_size(parameter), number % self.world_size),
-                )
+                reader = number % self.world_size
+                value = self._receive(saved, f"{name}|{key}", _whole_size(parameter), reader)
+                self._set(parameter, key, value)
                 number += 1
         self._set_updates(updates)
 
@@ -163,7 +157,7 @@ class DeepSpeedEngine:
         return value
 
     def _create_optimizer_state(self) -> None:
-        """An update with rate 0 and an empty micro-batch: Adam and DeepSpeed make their tensors in their first."""
+        """Adam and DeepSpeed make their tensors in their first update: one of rate 0, without tokens."""
         empty = collate([], 0, 0).to(self.device)
         logprobs_N, _ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
         self.backward(logprobs_N.sum() * 0.0, last=True)
@@ -178,41 +172,56 @@ class DeepSpeedEngine:
         yield from getattr(self.optimizer, "optimizer", self.optimizer).state.values()
 
     def _get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if not self._mixed(parameter):
-            return parameter if key == "weight" else self.optimizer.state[parameter][key]
-        return (
-            safe_get_full_fp32_param(parameter)
-            if key == "weight"
-            else safe_get_full_optimizer_state(parameter, key)
-        )
+        if self._mixed(parameter):
+            if key == "weight":
+                return safe_get_full_fp32_param(parameter)
+            return safe_get_full_optimizer_state(parameter, key)
+        return parameter if key == "weight" else self.optimizer.state[parameter][key]
 
     def _set(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Sets one whole tensor, given flat and in float32 on every rank."""
+        # The parameter that the forward pass reads; then the float32 copy that Adam updates, if there is one.
         if key == "weight":
-            gathered = [parameter] if self.zero_stage == 3 else []
-            with (
-                torch.no_grad(),
-                deepspeed.zero.GatheredParameters(gathered, modifier_rank=0 if gathered else None),
-            ):
-                if not gathered or dist.get_rank() == 0:
-                    parameter.copy_(value.view_as(parameter))
+            self._set_weight(parameter, value)
         if self.zero_stage == 3:
-            own = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
-            mine = value[dist.get_rank() * own.numel() :][: own.numel()]
-            own[: mine.numel()] = mine
-            set_weight, set_state = safe_set_local_fp32_param, safe_set_local_optimizer_state
-            set_weight(parameter, own) if key == "weight" else set_state(parameter, own, key)
+            self._set_partition(parameter, key, value)
         elif self._mixed(parameter):
-            value = value.view_as(parameter)
-            safe_set_full_fp32_param(parameter, value) if key == "weight" else safe_set_full_optimizer_state(
-                parameter, value, key
-            )
+            self._set_whole(parameter, key, value.view_as(parameter))
         elif key != "weight":
             self.optimizer.state[parameter][key].copy_(value.view_as(parameter))
 
+    @torch.no_grad()
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self.zero_stage < 3:
+            parameter.copy_(value.view_as(parameter))
+            return
+        # Rank 0 writes the gathered parameter; the context then cuts its value over all ranks again.
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.copy_(value.view_as(parameter))
+
+    def _set_whole(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        if key == "weight":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _set_partition(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """This rank's part under ZeRO 3: parts are equally long, the last one padded with zeros."""
+        part = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
+        first = dist.get_rank() * part.numel()
+        own = value[first : first + part.numel()]
+        part[: own.numel()] = own
+        if key == "weight":
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, key)
+
     def _mixed(self, parameter: nn.Parameter) -> bool:
-        """Whether DeepSpeed keeps the float32 weights and moments apart from the parameter (not with ZeRO 0 in float32)."""
+        """Whether DeepSpeed keeps float32 weights and moments of its own: not in float32 with ZeRO 0."""
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def _whole_size(parameter: nn.Parameter) -> int:
+    """Elements of the parameter, also where ZeRO 3 has left this rank only a part of it."""
     return getattr(parameter, "ds_numel", parameter.numel())

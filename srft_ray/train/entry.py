@@ -29,4 +29,4 @@ def train_loop(settings: dict[str, Any]) -> None:
     except (CheckpointFailed, ParityError, UserError) as error:
         ray.get(job.coordinator.abort.remote(str(error)))
     finally:
-        ray.get(job.coordinator.left.remote())
+        ray.get(job.coordinator.learners_left.remote())

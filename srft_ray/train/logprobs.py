@@ -1,4 +1,4 @@
-"""Log-probs and entropies of response tokens, chunked so that the logits of a long sequence never exist at once."""
+"""Log-probs and entropies of response tokens, in chunks: a long sequence's logits never exist at once."""
 
 from functools import partial
 
@@ -15,8 +15,8 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.logit_chunk_mb = logit_chunk_mb
-        # The chunks run inside one call of the head, so that ZeRO-3 gathers its weight once on every rank, however many
-        # chunks a rank has.
+        # The chunks run inside one call of the head, so that ZeRO-3 gathers its weight once on every rank,
+        # however many chunks a rank has.
         head = model.get_output_embeddings()
         head.forward = partial(chunked_logprobs, head)
 
@@ -28,16 +28,18 @@ class PolicyModel(nn.Module):
         temperature: float,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy (nats) of token `positions_N` of row `rows_N`, given what stands before it; float32 (N,).
+        """Log-prob and entropy of token `positions_N` of row `rows_N`, given its context; float32, (N,).
 
-        Rows are right-padded; with causal attention no real token sees the padding, so there is no attention mask.
+        Rows are right-padded; with causal attention no real token sees the padding, so there is no attention
+        mask.
         """
-        hidden_BLH = self.model.get_decoder()(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BLH[rows_N, positions_N - 1]
+        decoder = self.model.get_decoder()
         head = self.model.get_output_embeddings()
-        return head(
-            hidden_NH, input_ids_BL[rows_N, positions_N], temperature, self.logit_chunk_mb, entropy_gradient
-        )
+        hidden_BLH = decoder(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+        # The hidden state of a position predicts the token behind it.
+        hidden_NH = hidden_BLH[rows_N, positions_N - 1]
+        targets_N = input_ids_BL[rows_N, positions_N]
+        return head(hidden_NH, targets_N, temperature, self.logit_chunk_mb, entropy_gradient)
 
 
 def chunked_logprobs(
@@ -48,9 +50,13 @@ def chunked_logprobs(
     chunk_mb: float,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(log-probs with gradient, entropies with one if asked for) of targets under softmax(head(hidden) / temperature).
+    """Log-probs and entropies (nats, float32, (N,)) of targets under softmax(head(hidden) / temperature).
 
-    At most `chunk_mb` MiB of float32 logits exist at once: with several chunks each is recomputed in the backward pass.
+    At most `chunk_mb` MiB of float32 logits exist at once: with several chunks each is recomputed in the
+    backward pass.
+
+    Args:
+        entropy_gradient: whether the entropies have a gradient; the log-probs always have one.
     """
     vocabulary = head.out_features
     size = max(1, int(chunk_mb * 2**20) // (4 * vocabulary))

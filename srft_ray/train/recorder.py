@@ -74,6 +74,6 @@ class Recorder:
             errors: list[str | None] = [None] * self.world_size
             dist.all_gather_object(errors, error)
             raise RuntimeError(
-                f"Step {step} cannot be recorded in {self.run_dir} ({next(filter(None, errors))}): make room, and run the "
-                "same command again."
+                f"Step {step} cannot be recorded in {self.run_dir} ({next(filter(None, errors))}): make "
+                "room, and run the same command again."
             )

@@ -1,19 +1,31 @@
-"""All learners together write and read checkpoints; `checkpoint` knows the storage, this knows the ranks."""
+"""All learners together write and read checkpoints.
 
-from collections.abc import Callable
+`checkpoint` knows the storage, this file knows the ranks.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save as to_safetensors
+from torch import Tensor
 
 from srft_ray.config.training import TrainerSection
 from srft_ray.observe.journal import record_event
 from srft_ray.sync.transport import chunks
-from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore, prune, write_hf
+from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+from srft_ray.train.retention import prune
+from srft_ray.train.state_reader import STATE_PREFIX
 
-PIECE_BYTES = 2**30
+PIECE_BYTES = 2**30  # of the training state, about the size of one file
+WHOLE = 2**62  # more bytes than any model has
+
+Entries = dict[str, dict[str, Any]]  # of the manifest: size and checksum by file name
 
 
 class Saver:
@@ -27,112 +39,142 @@ class Saver:
         model: Any,
         tokenizer: Any,
     ) -> None:
-        self.store, self.trainer, self.engine, self.model, self.tokenizer = (
-            store,
-            trainer,
-            engine,
-            model,
-            tokenizer,
-        )
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.failures, self.newest = 0, 0
+        self.store = store
+        self.trainer = trainer
+        self.engine = engine
+        self.model = model
+        self.tokenizer = tokenizer
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self.failures = 0  # in a row
+        self.newest = 0  # step of the newest checkpoint
 
     def save(self, step: int, final: bool, about: dict[str, Any]) -> bool:
-        """Writes the checkpoint of `step`, with `about` in its manifest; False if that failed and the run may go on without.
+        """Writes the checkpoint of `step`, with `about` in its manifest.
+
+        Returns:
+            False if that failed and the run may go on without it.
 
         Raises:
             CheckpointFailed: too many failures in a row, or the final checkpoint cannot be written.
         """
-        error = self._together(lambda: self.store.discard(step)) or self._write(step, about)
+        # What an earlier attempt left goes first, so that the manifest names every file of the folder.
+        error = self._on_first_rank(lambda: self.store.discard(step))
         if error is None:
-            self.failures, self.newest = 0, step
+            error = self._write(step, about)
+        if error is None:
+            self.failures = 0
+            self.newest = step
             return True
         self.failures += 1
-        self._together(lambda: self.store.discard(step))
-        message = (
-            f"the checkpoint of step {step} could not be written to {self.store.address(step)} ({error})"
-        )
-        if final or self.failures > self.trainer.max_checkpoint_failures:
+        self._on_first_rank(lambda: self.store.discard(step))
+        allowed = self.trainer.max_checkpoint_failures
+        address = self.store.address(step)
+        problem = f"checkpoint of step {step} could not be written to {address} ({error})"
+        if final or self.failures > allowed:
             raise CheckpointFailed(
-                f"{message[0].upper()}{message[1:]}: make room, and run the same command again; it continues from step "
+                f"The {problem}: make room, and run the same command again; it continues from step "
                 f"{self.newest}."
             )
-        if self.rank == 0:
-            record_event(
-                self.store.run_dir,
-                "checkpoint",
-                f"{message}; failure {self.failures} of {self.trainer.max_checkpoint_failures} "
-                "in a row that are allowed, the run goes on",
-            )
+        self._record(
+            f"the {problem}; failure {self.failures} of {allowed} in a row that are allowed, the run goes on"
+        )
         return False
 
     def load(self, step: int) -> None:
         """Takes up the training state of `step`, written by any number of learners at any ZeRO stage."""
-        reader, self.newest = self.store.tensors(step), step
+        reader = self.store.tensors(step)
         self.engine.load(reader, reader.manifest["updates"])
+        self.newest = step
+
+    def finish(self, step: int) -> None:
+        """Marks the checkpoint of the last step, which is there, as that of a finished run.
+
+        Raises:
+            CheckpointFailed: the storage refused it.
+        """
+
+        def mark() -> None:
+            self.store.commit(step, {**self.store.manifest(step), "finished": True})
+
+        error = self._on_first_rank(mark)
+        if error:
+            raise CheckpointFailed(
+                f"The run is complete, but its checkpoint of step {step} could not be marked ({error}): "
+                "make room, and run the same command again."
+            )
 
     def _write(self, step: int, about: dict[str, Any]) -> str | None:
-        """Why it failed, equal on all ranks. A failed write does not end the loop: gathering tensors is a collective."""
-        files, errors = {}, []
-        for number, piece in enumerate(
-            chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
-        ):
-            name = f"state-{self.rank:05d}-{number:05d}.safetensors"
-            _attempt(
-                lambda piece=piece, name=name: files.update(
-                    {name: self.store.write(step, name, to_safetensors(piece))}
-                ),
-                errors,
-            )
-        for weights in chunks(self.engine.weights(), 2**62, lambda n: self.rank == 0):
-            _attempt(
-                lambda weights=weights: files.update(
-                    write_hf(self.store, step, self.model, self.tokenizer, weights)
-                ),
-                errors,
-            )
-        shares: list[Any] = [None] * self.world_size
-        dist.all_gather_object(shares, (files, errors))
-        failed = [error for _, found in shares for error in found]
-        if failed:
-            return failed[0]
-        every = {name: entry for found, _ in shares for name, entry in found.items()}
+        """Why it failed, equal on all ranks; None if the checkpoint is there."""
+        written, error = self._write_files(step)
+        # No marker before every rank has written all of its files.
+        shares: list[tuple[Entries, str | None]] = [({}, None)] * self.world_size
+        dist.all_gather_object(shares, (written, error))
+        files: Entries = {}
+        for entries, failed in shares:
+            if failed:
+                return failed
+            files |= entries
         manifest = {
             **about,
             "updates": self.engine.updates,
             "learners": self.world_size,
             "zero_stage": self.engine.zero_stage,
-            "files": every,
+            "files": files,
         }
-        error = self._together(lambda: self.store.commit(step, manifest))
-        left = None if error else self._together(lambda: prune(self.store, self.trainer))
-        if left and self.rank == 0:
-            record_event(self.store.run_dir, "checkpoint", f"old checkpoints could not be removed ({left})")
-        return error
+        error = self._on_first_rank(lambda: self.store.commit(step, manifest))
+        if error:
+            return error
+        # Older checkpoints go when the new one is there; what cannot be removed does not make the new one
+        # invalid.
+        left = self._on_first_rank(lambda: prune(self.store, self.trainer))
+        if left:
+            self._record(f"old checkpoints could not be removed ({left})")
+        return None
 
-    def finish(self, step: int) -> None:
-        """Marks the checkpoint of the last step, which is there, as that of a finished run."""
-        if error := self._together(
-            lambda: self.store.commit(step, {**self.store.manifest(step), "finished": True})
-        ):
-            raise CheckpointFailed(
-                f"The run is complete, but its checkpoint of step {step} could not be marked ({error}): make room, and run the "
-                "same command again."
-            )
+    def _write_files(self, step: int) -> tuple[Entries, str | None]:
+        """Writes this rank's share of the state, and on rank 0 the model; returns (entries, why it failed).
 
-    def _together(self, action: Callable[[], object]) -> str | None:
-        """Rank 0 acts; all learn why it failed, or None."""
-        errors: list[str] = []
-        if self.rank == 0:
-            _attempt(action, errors)
-        outcome = [errors[0] if errors else None]
+        Gathering a tensor is a collective: every rank goes through all tensors, also after a write of its own
+        has failed, so that no other rank waits for it for ever.
+        """
+        written: Entries = {}
+        errors: list[str | None] = []
+        pieces = chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
+        for number, piece in enumerate(pieces):
+            name = f"{STATE_PREFIX}{self.rank:05d}-{number:05d}.safetensors"
+            errors.append(_attempt(partial(self._write_state, written, step, name, piece)))
+        for weights in chunks(self.engine.weights(), WHOLE, lambda n: self.rank == 0):
+            errors.append(_attempt(partial(self._write_hf, written, step, weights)))
+        return written, next(filter(None, errors), None)
+
+    def _write_state(self, written: Entries, step: int, name: str, piece: Mapping[str, Tensor]) -> None:
+        written[name] = self.store.write(step, name, to_safetensors(dict(piece)))
+
+    def _write_hf(self, written: Entries, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Writes the model as safetensors with its tokenizer, as transformers and vLLM load it."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder, state_dict=dict(weights))
+            self.tokenizer.save_pretrained(folder)
+            for file in sorted(Path(folder).iterdir()):
+                name = f"hf/{file.name}"
+                written[name] = self.store.write(step, name, file.read_bytes())
+
+    def _on_first_rank(self, action: Callable[[], object]) -> str | None:
+        """Rank 0 acts; all ranks learn why it failed, or None."""
+        outcome = [_attempt(action) if self.rank == 0 else None]
         dist.broadcast_object_list(outcome, src=0)
         return outcome[0]
 
+    def _record(self, message: str) -> None:
+        if self.rank == 0:
+            record_event(self.store.run_dir, "checkpoint", message)
 
-def _attempt(action: Callable[[], object], errors: list[str]) -> None:
-    """Only storage may fail here; anything else is a bug and propagates."""
+
+def _attempt(action: Callable[[], object]) -> str | None:
+    """Acts; returns why storage refused it, or None. Any other error is a bug and propagates."""
     try:
         action()
+        return None
     except (OSError, SafetensorError) as error:
-        errors.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""One learner under Ray Train: takes groups from the stream, updates the policy, publishes it, records the step."""
+"""One learner under Ray Train: takes groups from the stream, updates and publishes the policy, records."""
 
 import time
 from pathlib import Path
@@ -26,7 +26,10 @@ PARITY_THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}  # nats
 
 
 class LearnerWorker:
-    """One rank. It consumes the segments of the plan in order, waits for groups, and unblocks the engines by publishing."""
+    """One rank.
+
+    It consumes the segments of the plan in order, waits for groups, and unblocks the engines by publishing.
+    """
 
     def __init__(self, job: Job, batches: Batches) -> None:
         if job.threads:
@@ -65,9 +68,9 @@ class LearnerWorker:
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
-        step = ray.get(self.job.coordinator.start.remote())
-        # What was written after the checkpoint is about to be repeated. It is removed before any rank goes on, so that
-        # no record of a repeated step can be removed.
+        step = ray.get(self.job.coordinator.start_step.remote())
+        # What was recorded after the checkpoint is about to be recorded again. It is removed before any rank
+        # goes on, so that nothing new is removed with it.
         if self.rank == 0:
             journal.truncate(self.run_dir, step)
             self.job.store.discard_after(step)
@@ -84,8 +87,8 @@ class LearnerWorker:
         mark = time.perf_counter()
         for segment in self.job.plan.segments(self.step):
             groups = self._wait_for(segment)
-            # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a collective for
-            # one that has left.
+            # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
+            # collective for one that has left.
             if self._leaving(groups is None):
                 return self.save(final=False)
             self.taken += segment.padded
@@ -116,8 +119,9 @@ class LearnerWorker:
                 return None
             elif time.monotonic() - started > timeout_s:
                 raise TimeoutError(
-                    f"Step {segment.step}: after rollout.timeout_s={timeout_s:.0f} s a learner has {len(groups)} of "
-                    f"{share} groups of {segment.dataset}. The engines are stuck, cannot be placed, or need longer."
+                    f"Step {segment.step}: after rollout.timeout_s={timeout_s:.0f} s a learner has "
+                    f"{len(groups)} of {share} groups of {segment.dataset}. The engines are stuck, cannot be "
+                    "placed, or need longer."
                 )
         strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
         if strangers:
@@ -127,8 +131,8 @@ class LearnerWorker:
         return groups
 
     def _asked_to_leave(self) -> bool:
-        """Whether the driver, a change of the number of learners, or a machine that is taken away asks this rank to leave."""
-        return self.job.is_preempted() or bool(ray.get(self.job.coordinator.leave_request.remote()))
+        """Whether this rank is to leave: the driver, a resize, or the loss of its machine asks it to."""
+        return self.job.is_preempted() or bool(ray.get(self.job.coordinator.leave_requested.remote()))
 
     def _leaving(self, without_groups: bool) -> bool:
         """Whether any rank is to leave; a collective, all ranks get the same answer."""
@@ -138,7 +142,10 @@ class LearnerWorker:
         return bool(flag)
 
     def _train(self, step: int, groups: list[Group], mark: float) -> None:
-        """One step: update, publish, record, and a checkpoint if one is due. `mark`: when the step began to wait."""
+        """One step: update, publish, record, and a checkpoint if one is due.
+
+        `mark`: when the step began to wait.
+        """
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.job.trainer.steps)
@@ -160,7 +167,7 @@ class LearnerWorker:
         if self.rank == 0:
             record |= {
                 "learners": self.world_size,
-                **ray.get(self.job.coordinator.figures.remote(self.taken)),
+                **ray.get(self.job.coordinator.engine_metrics.remote(self.taken)),
             }
         record |= {"time/step": time.perf_counter() - mark}
         self.recorder.step(record | metrics.utilization(record))
@@ -172,7 +179,7 @@ class LearnerWorker:
         return self.job.rollout.temperature if stage.algorithm.uses_rollouts else 1.0
 
     def _checkpoint_is_due(self) -> bool:
-        """Whether the step just done is followed by a checkpoint; that of the last step is written by `run`."""
+        """Whether a checkpoint follows the step just done; that of the last step is written by `run`."""
         every = self.job.trainer.checkpoint_every
         return every > 0 and self.step % every == 0 and self.step < self.job.trainer.steps
 

@@ -1,7 +1,9 @@
 """Golden numbers, worked out by hand and by an independent numpy script (SRFT, arXiv 2506.19767)."""
 
 import ast
+import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -25,7 +27,12 @@ from algorithms import (
 from algorithms.credit import group_advantages
 from algorithms.losses import advantage_weighted, clipped, nll, ratio, shaped_prob
 from algorithms.selections import demonstrations, rollouts
+from algorithms.term import RESERVED_METRICS
 from algorithms.weights import entropy_weight
+from srft_ray.config.algorithm import check_terms, make_algorithm
+from srft_ray.errors import UserError
+
+ROOT = Path(algorithms.__file__).resolve().parents[1]
 
 LOGITS = torch.tensor(
     [
@@ -324,6 +331,119 @@ def test_selections_split_the_tokens():
 def test_registry_holds_the_contract():
     assert {"srft", "sft", "grpo", "two_stage"} <= set(REGISTRY)
     assert not SFT().uses_rollouts and not GRPO().uses_demonstrations
+
+
+def test_each_of_srfts_terms_can_be_replaced_alone():
+    full = SRFT().losses(golden_batch(SRFT()), policy_output(LOGITS))
+    assert list(full) == ["sft_demo", "rl_demo", "rl_positive", "rl_negative"]
+    for name in full:
+        whole = getattr(SRFT, name)
+
+        class Reading(SRFT):
+            pass
+
+        def doubled(self, whole=whole):
+            return dataclasses.replace(whole(self), weight=lambda *seen: 2 * whole(self).weight(*seen))
+
+        setattr(Reading, name, doubled)
+        found = Reading().losses(golden_batch(SRFT()), policy_output(LOGITS))
+        assert {key: float(found[key] / full[key]) for key in full} == dict.fromkeys(full, 1.0) | {name: 2.0}
+
+
+# names
+
+
+class Twice(GRPO):
+    """Two terms of one name, which would be divided by one count."""
+
+    name = "twice"
+
+    def terms(self):
+        return (*super().terms(), Term("policy", demonstrations, nll))
+
+
+def test_terms_of_one_name_are_refused(tmp_path):
+    batch, policy = golden_batch(SRFT()), policy_output(LOGITS)
+    for use in (
+        lambda: Twice().needs,
+        lambda: Twice().counts(batch),
+        lambda: Twice().losses(batch, policy),
+        lambda: Twice().losses(batch, policy, counts=GRPO().counts(batch)),
+        lambda: TwoStage(second=Twice()).needs,
+    ):
+        with pytest.raises(ValueError, match="two terms are named 'policy'"):
+            use()
+    with pytest.raises(UserError, match="do not fit twice: two terms are named 'policy'"):
+        check_terms(Twice())
+    file = tmp_path / "own.py"
+    file.write_text("from tests.unit.test_algorithms import Twice\n\n\nclass Own(Twice):\n    name = 'own'\n")
+    for section in ({}, {"name": "two_stage"}):
+        custom = {"path": f"{file}:Own"}
+        with pytest.raises(UserError, match="do not fit own: two terms are named 'policy'"):
+            make_algorithm({**section, "second": custom} if section else custom)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Policy", "policy/rollout", "2nd", "_policy", "my policy", "naïve", None]
+)
+def test_names_that_are_refused(name):
+    with pytest.raises(ValueError, match="a term is named"):
+        Term(name, rollouts, nll)
+    with pytest.raises(ValueError, match="a metric of term 'x' is named"):
+        Term("x", rollouts, nll, metrics={name: nll})
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_METRICS))
+def test_metrics_that_the_trainer_uses_itself_are_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}', which the trainer uses itself"):
+        Term("x", rollouts, nll, metrics={name: nll})
+    assert Term(name, rollouts, nll).metrics == {}
+
+
+def written_keys(file):
+    """The strings, and the beginnings of f-strings, that are keys of a dict or of an index in a file."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        keys = node.keys if isinstance(node, ast.Dict) else [getattr(node, "slice", None)]
+        for key in keys:
+            text = key.values[0] if isinstance(key, ast.JoinedStr) else key
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                yield text.value
+
+
+def test_every_prefix_that_the_trainer_records_is_reserved():
+    files = [file for file in ROOT.glob("srft_ray/**/*.py") if file.name != "checkpoint.py"]
+    keys = {key for file in files for key in written_keys(file)}
+    prefixes = {key.split("/")[0] for key in keys if re.match(r"[a-z_]+/", key)}
+    assert {"loss", "count", "weight", "metrics", "entropy", "reward", "time", "queue", "eval"} <= prefixes
+    assert prefixes <= RESERVED_METRICS
+
+
+@pytest.mark.parametrize("cls", REGISTRY.values())
+def test_terms_are_the_same_at_every_call(cls):
+    def described(term):
+        parts = (term.select, term.loss, term.weight, *term.metrics.values())
+        names = [part.__name__ for part in parts]
+        return (term.name, names, term.norm, term.constant, term.needs, list(term.metrics))
+
+    for step in (0, 1):
+        algorithm = cls().stage(step, 2).algorithm
+        assert [*map(described, algorithm.terms())] == [*map(described, algorithm.terms())]
+
+
+def test_the_package_exports_what_a_composer_needs():
+    types = "Algorithm Batch Completion Group PolicyOutput Schedule Stage"
+    parts = "Term Norm PerToken Selection Granularity"
+    modules = "losses selections weights credit schedules regularizers"
+    classes = [cls.__name__ for cls in REGISTRY.values()]
+    assert {*types.split(), *parts.split(), *modules.split(), *classes} <= set(algorithms.__all__)
+    assert len(set(algorithms.__all__)) == len(algorithms.__all__)
+    assert all(hasattr(algorithms, name) for name in algorithms.__all__)
+
+
+def test_functions_are_named_after_the_call_that_made_them():
+    made = clipped(ratio("behavior"), 0.2, clip_high=0.28)
+    assert made.__name__ == "clipped(ratio(behavior), 0.2, clip_high=0.28)"
+    assert clipped.__name__ == "clipped" and "PPO" in clipped.__doc__
 
 
 def test_algorithms_import_only_torch_and_the_standard_library():

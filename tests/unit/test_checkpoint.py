@@ -10,7 +10,8 @@ from srft_ray.config.load import make_config
 from srft_ray.errors import UserError
 from srft_ray.observe.journal import append_json, read_json_lines
 from srft_ray.run.preflight import open_store
-from srft_ray.train.checkpoint import COMPLETE, DAMAGED, prune
+from srft_ray.train.checkpoint import COMPLETE, DAMAGED
+from srft_ray.train.retention import prune
 
 STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 

@@ -1,4 +1,4 @@
-"""Golden numbers of the methods beside SRFT's defaults, from an independent numpy script and by hand; and their gates and schedules."""
+"""Golden numbers of all methods, from an independent numpy script and by hand; their gates and schedules."""
 
 import math
 import random
@@ -250,11 +250,11 @@ def test_dual_clip():
 
 def test_clip_fraction():
     batch, policy = one_sequence([0.5, 0.1, 0.9], old=[0.4, 0.2, 0.9])
-    bound = GRPO(old="learner").terms()[0].watch["clipped"]
+    bound = GRPO(old="learner").terms()[0].metrics["clipped"]
     close(bound(batch, policy)[0], [1.0, 0.0, 0.0])
     batch.advantages_B = -batch.advantages_B
     close(bound(batch, policy)[0], [0.0, 1.0, 0.0])
-    close(GRPO(old="learner", dual_clip=1.1).terms()[0].watch["clipped"](batch, policy)[0], [1.0, 1.0, 0.0])
+    close(GRPO(old="learner", dual_clip=1.1).terms()[0].metrics["clipped"](batch, policy)[0], [1.0, 1.0, 0.0])
     one_sided = GRPO(old="learner", clip_high=None)
     close(per_token(one_sided, "policy", *one_sequence([0.9], old=[0.1])), [-9.0])
     close(per_token(one_sided, "policy", *one_sequence([0.1], old=[0.2], advantage=-1.0)), [0.8])

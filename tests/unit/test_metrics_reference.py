@@ -45,7 +45,7 @@ def test_every_key_of_a_step_that_is_taken_from_groups_and_times_is_documented(o
 
 def test_every_key_of_a_step_that_the_learner_writes_is_documented():
     """The keys as they stand in the code of the learner's metrics and of its record."""
-    sources = [ROOT / "srft_ray/train" / name for name in ("learner.py", "worker.py")]
+    sources = [ROOT / "srft_ray/train" / name for name in ("learner.py", "step_metrics.py", "worker.py")]
     text = "".join(source.read_text() for source in sources)
     keys = re.findall(
         r'"((?:loss|count|weight|entropy|ratio|time|grad_norm|lr|micro_batches|tokens)(?:/\w+)?)":', text

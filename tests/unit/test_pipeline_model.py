@@ -1,5 +1,4 @@
-"""The pipeline model: fitted coefficients, overlap, left-out settings and splits, against values worked out
-by hand."""
+"""The pipeline model against values worked out by hand: coefficients, overlap, left-out settings, splits."""
 
 import numpy as np
 import pytest
@@ -32,13 +31,13 @@ MODEL = PipelineModel(
 
 
 def measured(setting: Setting, model: PipelineModel = MODEL, noise: float = 1.0) -> Measurement:
-    stages = model.step_times(setting)
+    times = model.step_times(setting)
     return Measurement(
         setting,
-        stages.step_s * noise,
-        stages.generation_s * noise,
-        stages.learner_s * noise,
-        stages.publish_s * noise,
+        times.step_s * noise,
+        times.generation_s * noise,
+        times.learner_s * noise,
+        times.publish_s * noise,
     )
 
 
@@ -56,8 +55,8 @@ def test_a_step_is_a_sum_and_with_staleness_the_longer_side():
 
 
 def test_overlapping_sides_share_the_cores():
-    """On 2 cores, 2 engines and 1 learner have 2 and 1 lanes: (4.5 · 2 + 5 · 1) / 2 = 7 s, more than either
-    side."""
+    """On 2 cores, 2 engines and 1 learner have a parallelism of 2 and 1: (4.5 · 2 + 5 · 1) / 2 = 7 s, more
+    than either side."""
     model = PipelineModel(
         MODEL.generation,
         MODEL.learner,
@@ -66,11 +65,11 @@ def test_overlapping_sides_share_the_cores():
         PhaseTimeModel(0.4),
         Machine(cores=2),
     )
-    stages = model.step_times(Setting(2, 1, 1))
+    times = model.step_times(Setting(2, 1, 1))
     assert (
-        stages.cores_s == pytest.approx(7.0)
-        and stages.step_s == pytest.approx(7.4)
-        and stages.bottleneck == "shared cores"
+        times.cores_s == pytest.approx(7.0)
+        and times.step_s == pytest.approx(7.4)
+        and times.bottleneck == "shared cores"
     )
     assert (
         model.step_times(Setting(4, 1, 0)).generation_s == model.step_times(Setting(2, 1, 0)).generation_s
@@ -89,35 +88,33 @@ def test_learners_take_the_threads_that_a_run_gives_them():
     )
 
 
-def law(points: list[tuple[float, float, float]], *terms: str) -> tuple[float, float, float]:
+def fitted(points: list[tuple[float, float, float]], *terms: str) -> tuple[float, float, float]:
     found = fit_phase_time(points, terms or COEFFICIENTS)
     return found.fixed_s, found.parallel_s, found.per_worker_s
 
 
-def test_laws_by_hand():
-    assert law([(1, 1, 3.0), (2, 2, 2.0)]) == pytest.approx((1.0, 2.0, 0.0))
-    assert law([(1, 1, 3.0), (2, 2, 1.5)]) == pytest.approx((0.0, 3.0, 0.0))
-    assert law([(1, 1, 2.0), (2, 2, 2.5)]) == pytest.approx((1.5, 0.0, 0.5))
-    assert law([(1, 1, 6.5), (2, 2, 5.0), (4, 4, 5.0)]) == pytest.approx((2.0, 4.0, 0.5)), "2 + 4/n + n/2"
-    assert law([(2, 2, 3.0), (2, 2, 4.0)]) == pytest.approx((3.5, 0.0, 0.0)), (
+def test_fitted_phase_times_by_hand():
+    assert fitted([(1, 1, 3.0), (2, 2, 2.0)]) == pytest.approx((1.0, 2.0, 0.0))
+    assert fitted([(1, 1, 3.0), (2, 2, 1.5)]) == pytest.approx((0.0, 3.0, 0.0))
+    assert fitted([(1, 1, 2.0), (2, 2, 2.5)]) == pytest.approx((1.5, 0.0, 0.5))
+    assert fitted([(1, 1, 6.5), (2, 2, 5.0), (4, 4, 5.0)]) == pytest.approx((2.0, 4.0, 0.5)), "2 + 4/n + n/2"
+    assert fitted([(2, 2, 3.0), (2, 2, 4.0)]) == pytest.approx((3.5, 0.0, 0.0)), (
         "one number of workers gives a constant"
     )
-    assert law([(2, 2, 3.0), (4, 2, 3.0)]) == pytest.approx((3.0, 0.0, 0.0)), (
-        "and so does one number of lanes"
-    )
-    assert law([(1, 1, 3.0), (2, 1, 2.0)], "fixed_s", "per_worker_s") == pytest.approx((2.5, 0.0, 0.0)), (
+    assert fitted([(2, 2, 3.0), (4, 2, 3.0)]) == pytest.approx((3.0, 0.0, 0.0)), "and so does one parallelism"
+    assert fitted([(1, 1, 3.0), (2, 1, 2.0)], "fixed_s", "per_worker_s") == pytest.approx((2.5, 0.0, 0.0)), (
         "no part is negative"
     )
 
 
-def test_the_fit_finds_the_laws_again():
+def test_the_fit_recovers_the_model_that_made_the_measurements():
     found = fit_pipeline([measured(setting) for setting in GRID] + [measured(Setting(2, 2, 1))])
     for name in ("generation", "learner", "publish", "overhead", "overlapped_overhead"):
         assert vars(getattr(found, name)) == pytest.approx(vars(getattr(MODEL, name)), abs=1e-9), name
     assert found.contention
 
 
-def test_without_sequential_runs_the_laws_are_of_stages_measured_together():
+def test_without_sequential_runs_the_phases_were_measured_while_they_overlapped():
     found = fit_pipeline(
         [measured(Setting(engines, learners, 1)) for engines in (1, 2) for learners in (1, 2)],
         Machine(cores=2),
@@ -131,7 +128,7 @@ def test_without_sequential_runs_the_laws_are_of_stages_measured_together():
 
 def test_leave_one_out_by_hand():
     """Two engines halve a generation of 4 s; the learner takes 2 s. A setting follows from the other three if
-    they hold its stages."""
+    they show its phases."""
     model = PipelineModel(
         PhaseTimeModel(0.0, 4.0),
         PhaseTimeModel(2.0),
@@ -149,8 +146,8 @@ def test_leave_one_out_by_hand():
 
 
 def test_left_out_settings_are_predicted_under_noise():
-    """With 5 % noise on each of four settings, in 300 draws: the median error is ordinarily below 6 %, and
-    rarely above 15 %."""
+    """With 5 % noise on each of four settings, over 300 draws, the typical median error is below 6 %, and it
+    is rarely above 15 %."""
 
     def error(noise: np.ndarray) -> float:
         runs = [

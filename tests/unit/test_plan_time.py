@@ -42,8 +42,9 @@ def test_the_stated_model_by_hand(tmp_path: Path):
     assert stated(
         tmp_path, activation_checkpointing=True, mini_batches=2
     ).learner.parallel_s == pytest.approx(5.184 * 10 / 6)
-    stages = model.step_times(Setting(8, 4))
-    assert stages.step_s == pytest.approx(5.0 + 3.2 + 1.296 + 0.4) and stages.bottleneck == "generation"
+    times = model.step_times(Setting(8, 4))
+    assert times.step_s == pytest.approx(5.0 + 3.2 + 1.296 + 0.4)
+    assert times.bottleneck == "generation"
 
 
 def test_plan_says_seconds_or_what_to_state(
@@ -57,15 +58,15 @@ def test_plan_says_seconds_or_what_to_state(
     assert main(["plan", str(path), "hardware.learner_tflops=1"]) == 0
     said = capsys.readouterr().out
     assert (
-        "time          unknown: for seconds per step and the best split state hardware.utilization, hardware.engine_tokens_per_s"
-        in said
+        "time          unknown: for seconds per step and the best split state "
+        "hardware.utilization, hardware.engine_tokens_per_s" in said
     )
     path.write_text(json.dumps(values | {"hardware": STATED | {"engine_tokens_per_s": 10.0}}))
     assert main(["plan", str(path)]) == 0
     said = capsys.readouterr().out
     assert (
-        "time          80.3 s per step with staleness 0, bound by generation (generation 80.3, learner 0.0, publish 0.0, overhead 0.0)"
-        in said
+        "time          80.3 s per step with staleness 0, bound by generation "
+        "(generation 80.3, learner 0.0, publish 0.0, overhead 0.0)" in said
     )
     assert "best split of 3 devices: 2 engines and 1 learners, 80.3 s per step with staleness 1" in said
     assert main(["plan", str(path), "hardware.utilization=1.5"]) == 2

@@ -196,6 +196,15 @@ def test_nothing_left(tmp_path: Path, tokenizer: Any):
         prepared(tmp_path, tokenizer, MIXED, TokenLimits(1, 20))
 
 
+def test_a_prompt_without_tokens_is_refused(tmp_path: Path, tokenizer: Any):
+    """Nothing stands before its first response token, so that training on it would use another column's logits."""
+    rows = [{"prompt": "p"}, {"prompt": [{"role": "user", "content": ""}]}]
+    with pytest.raises(UserError, match="The prompt of row 2 has no tokens") as caught:
+        prepared(tmp_path, tokenizer, rows, template="{prompt}")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.arrow*"))
+
+
 def test_rows_by_number_are_the_rows_in_reading_order(tmp_path: Path, tokenizer: Any):
     size = 2 * BATCH + 75
     records = [{"prompt": "p" * 30 if n % 7 == 3 else str(n), "answer": str(n)} for n in range(size)]

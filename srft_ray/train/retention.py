@@ -1,0 +1,41 @@
+"""Which checkpoints are kept when a new one has been written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from srft_ray.config.training import TrainerSection
+from srft_ray.observe.journal import read_json_lines
+from srft_ray.train.checkpoint import CheckpointStore
+
+
+def prune(store: CheckpointStore, trainer: TrainerSection) -> None:
+    """Removes the checkpoints that the trainer section does not keep; none if keep_checkpoints is not set."""
+    if trainer.keep_checkpoints is None:
+        return
+    steps = store.steps()
+    newest = set(steps[-trainer.keep_checkpoints :])
+    regular = {step for step in steps if trainer.keep_every and step % trainer.keep_every == 0}
+    best = _best(store.run_dir, trainer.keep_best, steps) if trainer.keep_best else set()
+    for step in set(steps) - newest - regular - best:
+        store.discard(step)
+
+
+def _best(run_dir: Path, name: str, steps: Sequence[int]) -> set[int]:
+    """The step with the highest score, the newest of several; empty if no step has a score."""
+    scores = _scores(run_dir, name, steps)
+    if not scores:
+        return set()
+    return {max(scores, key=lambda step: (scores[step], step))}
+
+
+def _scores(run_dir: Path, name: str, steps: Sequence[int]) -> dict[int, float]:
+    """Of the checkpoints that have one: avg@k of an evaluation set, else a metric of the step before it."""
+    scores = {}
+    for record in read_json_lines(run_dir / "evaluations.jsonl"):
+        if record["set"] == name:
+            scores[record["step"]] = record["avg"]
+    if not scores:
+        for record in read_json_lines(run_dir / "metrics.jsonl"):
+            if name in record:
+                scores[record["step"] + 1] = record[name]
+    return {step: scores[step] for step in steps if step in scores}

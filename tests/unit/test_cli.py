@@ -1,0 +1,93 @@
+"""The command line where no run is started: help texts, exit codes, and where overrides may stand."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srft_ray.commands import cli
+from srft_ray.commands.arguments import EVALUATION_OPTIONS, evaluation_config
+from srft_ray.errors import RunFailed, UserError
+
+COMMANDS = ("train", "evaluate", "compare", "scale", "plan", "data", "algorithms")
+
+
+def options_of(command: str) -> list[argparse.Action]:
+    commands = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return [action for action in commands.choices[command]._actions if action.dest != "help"]
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
+def test_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and "usage: srft-ray" in out and "%%" not in out
+    if not words:
+        assert all(f"\n    {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_has_a_help_text_and_every_option_a_default(command: str):
+    for action in options_of(command):
+        assert action.help, action.dest
+        if action.option_strings:
+            assert "(default" in action.help or "(required)" in action.help, action.option_strings
+
+
+def test_stated_defaults_of_evaluate_are_those_of_the_config():
+    options = cli.parser().parse_args(["evaluate", "m", "--data", "d"])
+    config = evaluation_config(options)
+    for key, kind, text in EVALUATION_OPTIONS.values():
+        section, _, leaf = key.partition(".")
+        stated = text.rpartition("(default ")[2].rstrip(")")
+        value = getattr(getattr(config, section), leaf)
+        if key != "data.path" and value is not None:
+            assert kind(stated) == value, key
+    assert config.evaluation.max_prompts is None and config.data.size == 256
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (UserError("bad\n  config"), 2, "srft-ray: bad config\n"),
+        (RunFailed("the engines are gone"), 1, "srft-ray: run failed: the engines are gone\n"),
+        (
+            OSError("disk full"),
+            1,
+            "srft-ray: run failed: the operating system reported an error: disk full\n",
+        ),
+        (KeyboardInterrupt(), 130, "srft-ray: interrupted; every finished step is kept"),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def command(options: Any) -> int:
+        raise raised
+
+    monkeypatch.setattr(cli, "train", command)
+    assert cli.main(["train", "config.yaml"]) == code
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1
+
+
+def test_overrides_may_stand_before_and_after_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def command(options: argparse.Namespace) -> int:
+        seen.append((options.config, options.steps, sorted(options.overrides)))
+        return 0
+
+    monkeypatch.setattr(cli, "scale", command)
+    assert cli.main(["scale", "c.yaml", "a.b=1", "--steps", "9", "c.d=2"]) == 0
+    assert seen == [("c.yaml", 9, ["a.b=1", "c.d=2"])]
+    for words in (["scale", "c.yaml", "--stepz", "9"], ["scale", "c.yaml", "--steps", "9", "word"], []):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2

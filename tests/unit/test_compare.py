@@ -1,0 +1,164 @@
+"""`compare` without a run: labels and directories, names and instances, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from algorithms import GRPO, SFT, SRFT, Algorithm
+from srft_ray.commands import compare as module
+from srft_ray.commands import variants
+from srft_ray.commands.compare import compare, labels, planned_runs
+from srft_ray.config.schema import Config, make_config, to_yaml
+from srft_ray.errors import UserError
+from tests.conftest import base_config
+
+SECTIONS = {"evaluation": {"data": {"heldout": {}}}, "algorithm": {"name": "srft", "sft_scale": 0.125}}
+
+
+@pytest.fixture
+def values(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
+    return base_config(tmp_path, tiny_model, **SECTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(GRPO):
+    """A user's own method."""
+
+    name = "own"
+
+
+def test_labels_are_names_and_then_numbered():
+    first, second, third = SRFT(), SRFT(), SRFT(sft_scale=0.25)
+    found = labels(["srft", "sft", first, "srft", Own(), second, third])
+    assert found == {
+        "srft": "srft",
+        "sft": "sft",
+        "srft-2": first,
+        "own": Own(),
+        "srft-3": second,
+        "srft-4": third,
+    }
+    assert list(labels([first, "srft"])) == ["srft", "srft-2"], "the order of the list decides"
+    assert list(labels([third])) == ["srft"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        (SRFT, r"instances of algorithms, not classes: pass SRFT\(\)"),
+        (3, "names and instances of algorithms.Algorithm, not 3"),
+        (Algorithm(), "Algorithm has no name"),
+        (type("Slashed", (GRPO,), {"name": "a/b"})(), "Slashed has no name that can be part"),
+    ],
+)
+def test_what_is_no_algorithm_is_refused(entry: Any, wanted: str):
+    with pytest.raises(UserError, match=wanted):
+        labels([entry])
+
+
+def test_every_algorithm_runs_with_every_seed(values: dict[str, Any]):
+    config = make_config(values)
+    before = to_yaml(config)
+    instance = SRFT(sft_scale=0.25)
+    planned = planned_runs(config, ["srft", "sft", instance], [3, 4, 3])
+    runs = [comparison.run for comparison in planned]
+    assert [run.config.run.name for run in runs] == [
+        f"{label}-seed{seed}" for seed in (3, 4) for label in ("srft", "sft", "srft-2")
+    ]
+    assert {run.config.run.dir for run in runs} == {f"{config.run.dir}/run-compare"}
+    assert [run.config.run.seed for run in runs] == [3, 3, 3, 4, 4, 4]
+    assert [run.algorithm for run in runs[:3]] == [None, None, instance]
+    assert runs[0].config.algorithm == {"name": "srft", "sft_scale": 0.125}, "the settings of the config"
+    assert runs[1].config.algorithm == {"name": "sft"}, "the defaults"
+    assert all(run.config.trainer.evaluate_every == config.trainer.steps for run in runs)
+    assert to_yaml(config) == before
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "seeds", "sections", "wanted"),
+    [
+        ([], [0], {}, "compare needs at least one algorithm"),
+        (["sft"], [], {}, "compare needs at least one seed"),
+        (["sft"], [0], {"evaluation": {"data": {}}}, "compare needs evaluation sets"),
+        (["sft", "grp"], [0], {}, "did you mean 'grpo'?"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    values: dict[str, Any], algorithms: list[str], seeds: list[int], sections: dict[str, Any], wanted: str
+):
+    config = make_config(values | sections)
+    with pytest.raises(UserError) as caught:
+        compare(config, algorithms, seeds)
+    assert wanted in str(caught.value)
+    assert not Path(config.run.dir).exists()
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Replaces training and Ray. Returns (run name, algorithm's name) of every run that was trained."""
+    calls: list[tuple[str, str]] = []
+
+    def fit(config: Config, algorithm: Algorithm | None = None) -> None:
+        calls.append((config.run.name, algorithm.name if algorithm else "by name"))
+        scale = config.algorithm.get("sft_scale", 0.0)
+        steps = (0, config.trainer.steps)
+        evaluations = [
+            {"set": "heldout", "step": step, "samples": 8, "avg": 50.0 + 4 * scale * step, "entropy": 0.5}
+            for step in steps
+        ]
+        summary = {"tokens_generated": 1000, "tokens": 2000, "evaluations": evaluations}
+        config.run_dir.mkdir(parents=True)
+        (config.run_dir / "summary.json").write_text(json.dumps(summary))
+        (config.run_dir / "metrics.jsonl").write_text('{"time/step": 0.5}\n')
+        (config.run_dir / "config.yaml").write_text(to_yaml(config))
+
+    monkeypatch.setattr(variants, "fit", fit)
+    monkeypatch.setattr(module, "start_ray", lambda *_: False)
+    return calls
+
+
+def test_a_file_and_instances_are_compared_and_finished_runs_are_not_repeated(
+    tmp_path: Path, values: dict[str, Any], trained: list[tuple[str, str]]
+):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    algorithms = ["srft", SFT(), SRFT(sft_scale=0.25)]
+    text = compare(path, algorithms, [0])
+    assert trained == [("srft-seed0", "by name"), ("sft-seed0", "sft"), ("srft-2-seed0", "srft")]
+    rows = [line.split("|")[1:3] for line in text.splitlines()]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["algorithm (1 seed)", "heldout avg@8, %"],
+        ["---", "---"],
+        ["(before)", "50.0 ± 0.0"],
+        ["srft", "51.0 ± 0.0"],
+        ["sft", "50.0 ± 0.0"],
+        ["srft-2", "52.0 ± 0.0"],
+    ]
+    folder = tmp_path / "runs/run-compare"
+    assert (folder / "compare.md").read_text() == text + "\n"
+    assert [row["algorithm"] for row in json.loads((folder / "compare.json").read_text())][1::2] == [
+        "srft",
+        "sft",
+        "srft-2",
+    ]
+    assert compare(str(path), algorithms, [0]) == text and len(trained) == 3
+    assert compare(make_config(values), algorithms, [0]) == text and len(trained) == 3
+
+
+def test_another_algorithm_under_the_same_label_is_refused(
+    values: dict[str, Any], trained: list[tuple[str, str]]
+):
+    compare(make_config(values), [SRFT(sft_scale=0.25)], [0])
+    with pytest.raises(UserError, match="already holds a different run"):
+        compare(make_config(values), [SRFT(sft_scale=0.75)], [0])
+    assert len(trained) == 1
+
+
+def test_instances_do_not_need_the_algorithm_section(values: dict[str, Any], trained: list[tuple[str, str]]):
+    config = make_config(values | {"algorithm": {"name": "none"}})
+    assert "| grpo |" in compare(config, [GRPO(clip_high=0.28)], [0])
+    assert trained == [("grpo-seed0", "grpo")]
