@@ -1,6 +1,7 @@
 """Evaluation of a model on disk by the engine and the verifier that training uses."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from srft_ray.config.schema import Config
 from srft_ray.data.blocks import groups_of
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model_config, resolve_dtype
-from srft_ray.observe import metrics
+from srft_ray.observe.evaluation import Scored, evaluation_record
 from srft_ray.run.cluster import placed
 from srft_ray.run.preflight import check_installation, evaluation_sizes, plan_stream, prepare_evaluation
 from srft_ray.run.training_stream import StreamSource
@@ -22,11 +23,14 @@ from srft_ray.sync.coordinator import Coordinator
 BLOCKS_AHEAD = 3  # of each engine, beside the block that it generates
 
 
-def evaluate(config: Config | str | Path) -> list[dict[str, Any]]:
+def evaluate(
+    config: Config | str | Path, *, verifier: Callable[..., Any] | None = None
+) -> list[dict[str, Any]]:
     """Samples `evaluation.samples` responses for each prompt of each set.
 
     Args:
         config: a config, which is not changed, or the path of a YAML file.
+        verifier: as of `fit`.
 
     Returns:
         One record for each set: avg@k and pass@k in percent with their 95 % intervals, mean length, entropy.
@@ -34,9 +38,9 @@ def evaluate(config: Config | str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: bad config, model or data.
     """
-    resolved = resolve(as_config(config), GRPO())
+    resolved = resolve(as_config(config), GRPO(), verifier)
     config = resolved.config
-    check_installation(config)
+    check_installation(config, verifier)
     load_model_config(config.model)
     sets = prepare_evaluation(resolved, load_tokenizer(config.model))
     plan = plan_stream(resolved, evaluation_sizes(config, sets))
@@ -55,18 +59,19 @@ def evaluate(config: Config | str | Path) -> list[dict[str, Any]]:
             coordinator,
             device,
             config.rollout.dtype or resolve_dtype(config.model, device),
+            verifier,
         )
         return ray.get(ray.remote(num_cpus=0)(_collect).remote(source))
 
 
 def _collect(source: StreamSource) -> list[dict[str, Any]]:
     """Runs the stream to its end in a task, so that the driver's process stays free of Ray Data's threads."""
-    scored: dict[str, list[metrics.Scored]] = {name: [] for name in source.evaluation}
+    scored: dict[str, list[Scored]] = {name: [] for name in source.evaluation}
     batches = source.stream(0).iter_batches(
         batch_size=source.plan.block, batch_format="numpy", prefetch_batches=0
     )
     for batch in batches:
         for group in groups_of(batch):
             if group.group_id >= 0:
-                scored[group.dataset].append(metrics.Scored.of(group))
-    return [metrics.evaluation_record(name, 0, found) for name, found in scored.items()]
+                scored[group.dataset].append(Scored.of(group))
+    return [evaluation_record(name, 0, found) for name, found in scored.items()]

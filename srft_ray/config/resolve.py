@@ -5,6 +5,7 @@ What files, models, clusters and earlier runs show to be wrong is refused by `ru
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from srft_ray.config.schedule import stage_size, updates_per_step
 from srft_ray.config.schema import Config, DataSection
 from srft_ray.config.settings import Bounds
 from srft_ray.errors import UserError, first_line, nearest, require
+
+PYTHON_VERIFIER = "python:"  # begins `verifier.name` in the resolved config of a run with a Python callable
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Resolved:
         algorithm: made from the config's section, or given by the caller.
         learners, engines: how many there may be.
         evaluation: the data section of each evaluation set.
+        verifier: given by the caller, in the place of the config's `verifier.name` and `verifier.path`.
     """
 
     config: Config
@@ -46,6 +50,7 @@ class Resolved:
     learners: Bounds
     engines: Bounds
     evaluation: dict[str, DataSection]
+    verifier: Callable[..., Any] | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -63,18 +68,24 @@ class Resolved:
         return TokenLimits(longest - self.config.rollout.max_new_tokens, longest)
 
 
-def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
+def resolve(
+    config: Config, algorithm: Algorithm | None = None, verifier: Callable[..., Any] | None = None
+) -> Resolved:
     """Checks the parts of a config against each other; the caller's config is not changed.
 
     Args:
         algorithm: takes the place of the config's `algorithm` section.
+        verifier: takes the place of `verifier.name` and `verifier.path`; its name is recorded as `verifier.name`.
 
     Raises:
         UserError: one sentence for the first thing that is wrong.
     """
     config = copy.deepcopy(config)
     _make_paths_absolute(config)
-    if config.verifier.path is None and config.verifier.name == "auto":
+    if verifier is not None:
+        config.verifier.path = None
+        config.verifier.name = _recorded_name(verifier)
+    elif config.verifier.path is None and config.verifier.name == "auto":
         config.verifier.name = "tasks" if data_format(config.data) == "tasks" else "math"
     evaluation = {name: _evaluation_section(config, name) for name in config.evaluation.data}
     require(
@@ -86,9 +97,22 @@ def resolve(config: Config, algorithm: Algorithm | None = None) -> Resolved:
     check_terms(algorithm)
     config.algorithm = settings_of(algorithm, section)
     _check_stages(config, algorithm)
-    return Resolved(
-        config, algorithm, learner_bounds(config.learner), engine_bounds(config.rollout), evaluation
+    learners = learner_bounds(config.learner)
+    engines = engine_bounds(config.rollout)
+    return Resolved(config, algorithm, learners, engines, evaluation, verifier)
+
+
+def _recorded_name(verifier: Callable[..., Any]) -> str:
+    """What stands for a callable in the resolved config, so that a run is not continued with another verifier."""
+    require(
+        callable(verifier),
+        f"verifier is {verifier!r}: pass a callable that takes (response, reference, metadata) or "
+        "(response, reference), or name one in the config as verifier.path=file.py:function.",
     )
+    kind = type(verifier)
+    module = getattr(verifier, "__module__", None) or kind.__module__
+    name = getattr(verifier, "__qualname__", kind.__qualname__)
+    return f"{PYTHON_VERIFIER}{module}.{name}"
 
 
 def _absolute(path: str) -> str:

@@ -110,7 +110,7 @@ class _Preparation:
             "prompt": text,
             "prompt_ids": prompt_ids,
             "reference": row.reference,
-            "metadata": json.dumps(row.metadata),
+            "metadata": json.dumps(row.metadata, default=str),
             "demonstrations": demonstrations,
         }
 

@@ -1,4 +1,7 @@
-"""Where metrics also go: TensorBoard and Ray's metrics always; wandb and MLflow if asked for. A logger is called with (step, values)."""
+"""Where learners send metrics beside the run directory: TensorBoard and Ray; wandb and MLflow if asked for.
+
+A logger is called with (step, values), and with (-1, {}) at the end.
+"""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -52,7 +55,9 @@ class LoggerSettings:
 
 
 def make_loggers(run: LoggerSettings) -> list[Logger]:
-    return [_tensorboard(run), ray_metrics(run), *(OPTIONAL[name](run) for name in run.names)]
+    """The loggers of a run, for the process that calls this."""
+    always = [_tensorboard(run), ray_metrics(run)]
+    return always + [OPTIONAL[name](run) for name in run.names]
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
@@ -73,7 +78,7 @@ def _tensorboard(run: LoggerSettings) -> Logger:
 
 
 def ray_metrics(run: LoggerSettings) -> Logger:
-    """Gauges of the Ray process it runs in, tagged with the run's name; a step's record sets those whose keys it has."""
+    """Gauges of the Ray process it runs in, tagged with the run. A record sets those whose keys it has."""
     from ray.util.metrics import Gauge
 
     gauges = {
@@ -90,10 +95,16 @@ def ray_metrics(run: LoggerSettings) -> Logger:
 def _wandb(run: LoggerSettings) -> Logger:
     import wandb
 
-    started = wandb.init(
-        project="srft-ray", name=run.run_name, dir=str(run.run_dir), config=dict(run.settings)
-    )
-    return lambda step, values: started.log(_numbers(values), step=step) if values else started.finish()
+    settings = dict(run.settings)
+    started = wandb.init(project="srft-ray", name=run.run_name, dir=str(run.run_dir), config=settings)
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        if values:
+            started.log(_numbers(values), step=step)
+        else:
+            started.finish()
+
+    return log
 
 
 def _mlflow(run: LoggerSettings) -> Logger:
@@ -101,9 +112,14 @@ def _mlflow(run: LoggerSettings) -> Logger:
 
     mlflow.set_experiment("srft-ray")
     mlflow.start_run(run_name=run.run_name)
-    return lambda step, values: (
-        mlflow.log_metrics(_numbers(values), step=step) if values else mlflow.end_run()
-    )
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        if values:
+            mlflow.log_metrics(_numbers(values), step=step)
+        else:
+            mlflow.end_run()
+
+    return log
 
 
 OPTIONAL = {"wandb": _wandb, "mlflow": _mlflow}

@@ -1,100 +1,106 @@
-"""Live progress of a run, read from its metrics: a table in a terminal, plain lines elsewhere."""
+"""The display of a run: a bar with figures in a terminal, plain lines elsewhere."""
 
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
-from srft_ray.observe.journal import read_json_lines
+from srft_ray.observe.callbacks import Callback
 from srft_ray.observe.report import percent
+from srft_ray.text import sanitize_text
 
-POLL_INTERVAL_S = 0.5
+
+class Output(Console):
+    """A console whose reader may go away (`| head`): the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
-class Progress:
-    """Context manager that follows `metrics.jsonl` and `evaluations.jsonl` in a thread while the run goes on."""
+class Progress(Callback):
+    """Shows what it is told of a run. A context manager: the bar is there for the length of the context."""
 
     def __init__(self, run_dir: Path, steps: int, resume_from: int) -> None:
-        self.run_dir = run_dir
+        """
+        Args:
+            steps: optimizer steps of the whole run.
+            resume_from: those that are done.
+        """
         self.steps = steps
-        self.console = Console(file=sys.stdout)
-        self.shown, self.first = resume_from, resume_from
-        self.evaluated, self.events = (
-            set[tuple[int, str]](),
-            len(read_json_lines(self.run_dir / "events.jsonl")),
+        self.first = resume_from
+        self.console = Output(file=sys.stdout)
+        self.bar = _bar(self.console)
+        self.task = self.bar.add_task(
+            sanitize_text(run_dir.name), total=steps, completed=resume_from, figures=""
         )
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
-        self.bar = Bar(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            refresh_per_second=4,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(run_dir.name, total=steps, completed=resume_from, figures="")
+        begun = f"continuing after step {resume_from}" if resume_from else "starting engines and learners"
+        self._title = f"{run_dir.name}: {begun}; run directory {run_dir}"
 
     def __enter__(self) -> "Progress":
-        begun = f"continuing after step {self.first}" if self.first else "starting engines and learners"
-        self._print(f"{self.run_dir.name}: {begun}; run directory {self.run_dir}")
+        self._print(self._title)
         self.bar.start()
-        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._show()
         self.bar.stop()
 
-    def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+    def on_event(self, event: dict[str, Any]) -> None:
+        self._print(f"{event['kind']}: {event['message']}")
 
-    def _follow(self) -> None:
-        while not self._done.wait(POLL_INTERVAL_S):
-            self._show()
+    def on_evaluation(self, record: dict[str, Any]) -> None:
+        self._print(evaluation_line(record))
 
-    def _show(self) -> None:
-        for event in read_json_lines(self.run_dir / "events.jsonl")[self.events :]:
-            self.events += 1
-            self._print(f"{event['kind']}: {event['message']}")
-        for record in read_json_lines(self.run_dir / "evaluations.jsonl"):
-            if (record["step"], record["set"]) not in self.evaluated:
-                self.evaluated.add((record["step"], record["set"]))
-                self._print(evaluation_line(record))
-        for record in read_json_lines(self.run_dir / "metrics.jsonl"):
-            if record["step"] >= self.shown:
-                self.shown = record["step"] + 1
-                self._show_step(record)
+    def on_step(self, record: dict[str, Any]) -> None:
+        done = record["step"] + 1
+        figures = self._figures(record, self.steps - done)
+        self.bar.update(self.task, completed=done, figures=figures)
+        if not self.console.is_terminal:
+            self._print(f"step {done}/{self.steps}  {figures}")
 
-    def _show_step(self, record: dict[str, Any]) -> None:
-        work = (
-            record["time/step"]
-            if self.shown > self.first + 1
-            else record["time/generation"] + record["time/learner"]
-        )  # not the start-up
+    def _figures(self, record: dict[str, Any], left: int) -> str:
+        """The figures of a step in one line; `left`: steps until the end."""
+        # The first step waits for the start of engines and learners, which the later ones do not.
+        is_first = record["step"] == self.first
+        work_s = record["time/generation"] + record["time/learner"] if is_first else record["time/step"]
         entropy = record["entropy/rollout"] or record["entropy/demo"]
         reward = f"reward {record['reward/mean']:.3f}  " if record["tokens/generated"] else ""
-        figures = (
+        speed = record["tokens"] / record["time/step"]
+        return (
             f"{reward}entropy {entropy:.3f}  loss {record['loss']:+.4f}  "
-            f"{record['tokens'] / record['time/step']:,.0f} tokens/s  ETA {work * (self.steps - self.shown):.0f} s"
+            f"{speed:,.0f} tokens/s  ETA {work_s * left:.0f} s"
         )
-        self.bar.update(self.task, completed=self.shown, figures=figures)
-        if not self.console.is_terminal:
-            self._print(f"step {self.shown}/{self.steps}  {figures}")
+
+    def _print(self, line: str) -> None:
+        """Prints text of the run as it is: without markup, and without control characters."""
+        encoding = self.console.encoding
+        text = sanitize_text(line).encode(encoding, "replace").decode(encoding)
+        with suppress(OSError):  # a terminal that was closed
+            self.console.print(Text(text), soft_wrap=True)
+
+
+def _bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        disable=not console.is_terminal,
+    )
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
+    """An evaluation in one line."""
     k = record["samples"]
     return (
-        f"evaluation after step {record['step']}: {record['set']}  avg@{k} {percent(record, 'avg')}  pass@{k} {percent(record, 'pass')}  "
-        f"({record['prompts']} prompts)"
+        f"evaluation after step {record['step']}: {record['set']}  avg@{k} {percent(record, 'avg')}  "
+        f"pass@{k} {percent(record, 'pass')}  ({record['prompts']} prompts)"
     )

@@ -1,12 +1,17 @@
-"""What a finished run leaves for readers: plots, summary.json, and the before/after table."""
+"""What a finished run leaves for readers: plots, summary.json, and the table of its evaluations."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srft_ray.observe.journal import read_json_lines, write_whole
+from srft_ray.observe.journal import EVALUATIONS, METRICS, read_json_lines, write_whole
 
+Record = dict[str, Any]
+Series = dict[str, list[tuple[float, float]]]  # points (step, value) by name
+
+# Name of the picture: label of its vertical axis, and its metrics. A key that ends in '/' stands for all that
+# begin with it.
 PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reward": ("mean reward of the rollouts", ("reward/mean",)),
     "entropy": ("policy entropy, nats", ("entropy/rollout", "entropy/demo")),
@@ -14,13 +19,15 @@ PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss": ("loss of each term", ("loss/",)),
     "length": ("response length, tokens", ("length/mean",)),
 }
+FEW_POINTS = 5  # a line with fewer is drawn with markers
 
 
-def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, Any]:
+def write(run_dir: Path, steps: int, model: str, seconds: float) -> Record:
     """Writes plots and summary.json of a finished run; returns the summary."""
-    records = read_json_lines(run_dir / "metrics.jsonl")
-    evaluations = read_json_lines(run_dir / "evaluations.jsonl")
+    records = read_json_lines(run_dir / METRICS)
+    evaluations = read_json_lines(run_dir / EVALUATIONS)
     write_plots(run_dir / "plots", records, evaluations)
+    parities = [r["parity/abs_logprob_diff"] for r in records if r["parity/abs_logprob_diff"] is not None]
     summary = {
         "run": run_dir.name,
         "steps": steps,
@@ -29,7 +36,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, An
         "tokens": sum(r["tokens"] for r in records),
         "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
-        "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),
+        "parity_max": max(parities, default=0.0),
         "final": records[-1] if records else {},
         "evaluations": evaluations,
     }
@@ -37,21 +44,17 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, An
     return summary
 
 
-def write_plots(
-    folder: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]
-) -> None:
+def write_plots(folder: Path, records: Sequence[Record], evaluations: Sequence[Record]) -> None:
     """One picture per entry of PLOTS and of the evaluations, and overview.png with all of them."""
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
     panels = {name: (label, _series(records, keys)) for name, (label, keys) in PLOTS.items()}
     if evaluations:
-        series = {
-            name: [(e["step"], e["avg"]) for e in found] for name, found in _by_set(evaluations).items()
-        }
-        panels["evaluation"] = ("accuracy avg@k, %", series)
+        panels["evaluation"] = ("accuracy avg@k, %", _accuracy(evaluations))
     overview = Figure(figsize=(12, 6.5), layout="constrained")
-    for (name, panel), axes in zip(panels.items(), overview.subplots(2, 3).flat, strict=False):
+    places = overview.subplots(2, 3).flat
+    for (name, panel), axes in zip(panels.items(), places, strict=False):
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         _draw(figure.add_subplot(), *panel)
         _draw(axes, *panel)
@@ -59,29 +62,33 @@ def write_plots(
     overview.savefig(folder / "overview.png", dpi=120)
 
 
-def _series(records: Sequence[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
+def _series(records: Sequence[Record], wanted: tuple[str, ...]) -> Series:
     """The metrics that are named, or begin with a key that ends in '/'."""
-    found = sorted(
-        {
-            k
-            for r in records
-            for k in r
-            if any(k == key or (key.endswith("/") and k.startswith(key)) for key in keys)
-        }
-    )
-    return {name: [(r["step"], r[name]) for r in records if name in r] for name in found}
+
+    def is_wanted(key: str) -> bool:
+        return any(key == name or (name.endswith("/") and key.startswith(name)) for name in wanted)
+
+    names = sorted({key for record in records for key in record if is_wanted(key)})
+    return {name: [(r["step"], r[name]) for r in records if name in r] for name in names}
 
 
-def _draw(axes: Any, label: str, series: dict[str, list[tuple[float, float]]]) -> None:
+def _accuracy(evaluations: Sequence[Record]) -> Series:
+    by_set = _by_set(evaluations)
+    return {name: [(record["step"], record["avg"]) for record in found] for name, found in by_set.items()}
+
+
+def _draw(axes: Any, label: str, series: Series) -> None:
     for name, points in series.items():
-        axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 5 else None)
+        marker = "o" if len(points) < FEW_POINTS else None
+        # A dollar sign begins a formula in matplotlib's text. A name is never a formula.
+        axes.plot(*zip(*points, strict=True), label=name.replace("$", r"\$"), marker=marker)
     axes.set(xlabel="optimizer step", ylabel=label)
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend(fontsize="small")
 
 
-def table(evaluations: Sequence[dict[str, Any]]) -> str:
+def table(evaluations: Sequence[Record]) -> str:
     """First and last evaluation of each set side by side, as Markdown."""
     lines = [
         "| set | before: avg@k | after: avg@k | gain | before: pass@k | after: pass@k |",
@@ -89,19 +96,26 @@ def table(evaluations: Sequence[dict[str, Any]]) -> str:
     ]
     for name, found in _by_set(evaluations).items():
         first, last = found[0], found[-1]
-        lines.append(
-            f"| {name} (k = {last['samples']}, {last['prompts']} prompts) | {percent(first, 'avg')} | {percent(last, 'avg')} | "
-            f"{last['avg'] - first['avg']:+z.1f} | {percent(first, 'pass')} | {percent(last, 'pass')} |"
-        )
+        cells = [
+            f"{name} (k = {last['samples']}, {last['prompts']} prompts)",
+            percent(first, "avg"),
+            percent(last, "avg"),
+            f"{last['avg'] - first['avg']:+z.1f}",
+            percent(first, "pass"),
+            percent(last, "pass"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _by_set(evaluations: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    return {
-        name: [e for e in evaluations if e["set"] == name]
-        for name in dict.fromkeys(e["set"] for e in evaluations)
-    }
+def _by_set(evaluations: Sequence[Record]) -> dict[str, list[Record]]:
+    """The evaluations of each set, in the order in which the sets appear."""
+    found: dict[str, list[Record]] = {}
+    for record in evaluations:
+        found.setdefault(record["set"], []).append(record)
+    return found
 
 
-def percent(record: dict[str, Any], key: str) -> str:
+def percent(record: Record, key: str) -> str:
+    """A figure in percent with its interval."""
     return f"{record[key]:.1f} ± {record[key + '_interval']:.1f} %"

@@ -144,6 +144,7 @@ class RolloutWorker:
 
 
 def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | None = None) -> VerifierPool:
+    """The verifier processes of one engine; `function` is a verifier given from Python, in the place of the section's."""
     return VerifierPool(
         section.name,
         section.path,

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, last_line
 from srft_ray.models import resolve_dtype
 from srft_ray.observe import report
+from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
+from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.progress import Progress
 from srft_ray.run.cluster import cluster_address, placed
@@ -59,21 +62,37 @@ class Result:
     model: str
 
 
-def fit(config: Config | str | Path, algorithm: Algorithm | None = None) -> Result:
+def fit(
+    config: Config | str | Path,
+    algorithm: Algorithm | None = None,
+    *,
+    verifier: Callable[..., Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> Result:
     """Trains a model. Call it from the main thread.
 
-    SIGTERM ends the run in order: the learners finish or drop their step and write a checkpoint, and the result says so;
-    the same call goes on from there. Of a run that is finished nothing is repeated.
+    SIGTERM ends the run in order: the learners finish or drop their step and write a checkpoint, and the
+    result says so; the same call goes on from there. Of a run that is finished nothing is repeated.
 
     Args:
         config: a config, which is not changed, or the path of a YAML file.
         algorithm: takes the place of the config's `algorithm` section.
+        verifier: takes the place of `verifier.name` and `verifier.path`: a callable, a lambda too. It takes
+            (response, reference, metadata) or (response, reference) and returns a number, bool or Verdict.
+            It runs in the verifier processes, under the limits of the config's `verifier` section. The run's
+            config.yaml records it as `verifier.name: python:<module>.<name>`, and the run is continued with a
+            callable of that name only. Whether its code is still the same is not checked.
+        callbacks: told of each step, evaluation and checkpoint while the run goes on; see `Callback`.
+        loggers: called in the same way with (step, record of the step) and (step, figures of an evaluation).
 
     Raises:
         UserError: bad config, model or data, before anything is written.
         RunFailed: the run could not finish; its directory is usable.
+        Exception: what a callback or a logger raised, after the run has stopped in order.
     """
-    resolved = resolve(as_config(config), algorithm)
+    listeners = as_callbacks(callbacks, loggers)
+    resolved = resolve(as_config(config), algorithm, verifier)
     if not cluster_address(resolved.config.cluster):
         resolve_device(resolved.config.run.device)  # its error comes before data are prepared
     # The lock is taken before the directory is looked at: what is found there stays true.
@@ -82,7 +101,7 @@ def fit(config: Config | str | Path, algorithm: Algorithm | None = None) -> Resu
         if _is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
         with placed(resolved, resolved.needs_engines) as (device, threads):
-            return _run(prepared, device, threads)
+            return _run(prepared, device, threads, listeners)
 
 
 def _is_finished(prepared: Prepared) -> bool:
@@ -92,7 +111,7 @@ def _is_finished(prepared: Prepared) -> bool:
     return store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps
 
 
-def _run(prepared: Prepared, device: str, threads: int | None) -> Result:
+def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequence[Callback]) -> Result:
     resolved, store = prepared.resolved, prepared.store
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
@@ -103,12 +122,22 @@ def _run(prepared: Prepared, device: str, threads: int | None) -> Result:
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
     coordinator = _start_coordinator(resolved)
     truncate(run_dir, start)
-    with Progress(run_dir, steps, resume_from=start), stopping(coordinator):
+    with (
+        stopping(coordinator) as stop,
+        Progress(run_dir, steps, start) as progress,
+        RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
+    ):
         stopped = _train_until_done(prepared, identity.id, coordinator, device, threads)
-    if store.finished(steps):
+    result = _result(resolved, store, started, stopped)
+    follower.raise_failure()
+    return result
+
+
+def _result(resolved: Resolved, store: CheckpointStore, started: float, stopped: str) -> Result:
+    if store.finished(resolved.config.trainer.steps):
         return _finished(resolved, store, started)
     done = store.latest()
-    return Result(run_dir, done, stopped, {}, store.address(done, "hf"))
+    return Result(resolved.run_dir, done, stopped, {}, store.address(done, "hf"))
 
 
 def _identify(prepared: Prepared, device: str) -> Identity:

@@ -1,20 +1,22 @@
 """Everything that files, models and earlier runs show to be wrong, before anything is started or written."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from transformers import PreTrainedTokenizerBase
 
-from srft_ray.config.resolve import Resolved
-from srft_ray.config.schema import Config, DataSection
+from srft_ray.config.resolve import PYTHON_VERIFIER, Resolved
+from srft_ray.config.schema import Config, DataSection, VerifierSection
 from srft_ray.data.plan import StreamPlan, make_plan
 from srft_ray.data.prepare import prepare, remove
 from srft_ray.data.store import Counts, PreparedData
 from srft_ray.data.tokenize import load_tokenizer
-from srft_ray.errors import UserError, require
+from srft_ray.errors import UserError, first_line, require
 from srft_ray.models import load_model_config
 from srft_ray.observe.loggers import check_loggers
 from srft_ray.run.directory import check_run_directory
@@ -46,7 +48,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
         UserError: one sentence for the first thing that is wrong. What was prepared for this call is removed.
     """
     config = resolved.config
-    check_installation(config)
+    check_installation(config, resolved.verifier)
     _check_reference(resolved, load_model_config(config.model))
     store = open_store(config)
     check_run_directory(resolved, store)
@@ -69,12 +71,35 @@ def prepare_run(resolved: Resolved) -> Prepared:
     return Prepared(resolved, train, evaluation, plan, store)
 
 
-def check_installation(config: Config) -> None:
+def check_installation(config: Config, verifier: Callable[..., Any] | None = None) -> None:
     """Raises UserError unless the verifier, the transport and the loggers that the config names can be used here."""
-    resolve_verifier(config.verifier.name, config.verifier.path)
+    if verifier is None:
+        _check_named_verifier(config.verifier)
+    else:
+        _check_python_verifier(verifier)
     transport_class(config.rollout.transport)
     check_loggers(config.run.loggers)
     check_deepspeed(version("deepspeed"))
+
+
+def _check_named_verifier(section: VerifierSection) -> None:
+    require(
+        not section.name.startswith(PYTHON_VERIFIER),
+        f"verifier.name is {section.name}, a verifier that was given from Python: call fit(config, verifier=…), or set "
+        "verifier.name or verifier.path.",
+    )
+    resolve_verifier(section.name, section.path)
+
+
+def _check_python_verifier(verifier: Callable[..., Any]) -> None:
+    resolve_verifier("", function=verifier)
+    try:
+        cloudpickle.dumps(verifier)
+    except Exception as error:
+        raise UserError(
+            f"The verifier cannot be sent to other processes ({first_line(error)}): let it use no lock, open file or "
+            "connection of this process."
+        ) from error
 
 
 def check_deepspeed(installed: str) -> None:

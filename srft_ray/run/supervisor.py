@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,27 @@ STOP_TIMEOUT_S = 10.0  # without learners, until a stop is not left to them
 
 
 @contextmanager
-def stopping(coordinator: Any) -> Iterator[None]:
-    """For the length of the context, SIGTERM asks the learners to leave with a checkpoint."""
+def stopping(coordinator: Any) -> Iterator[Callable[[str], None]]:
+    """Gives a function that asks the learners to leave with a checkpoint, and says why; SIGTERM does it too."""
     ended = threading.Event()
 
-    def ask() -> None:
+    def ask(why: str) -> None:
         while not ended.wait(1.0):  # again and again: the coordinator may die and forget
             with suppress(RayError):
-                ray.get(coordinator.request_stop.remote("SIGTERM"))
+                ray.get(coordinator.request_stop.remote(why))
 
-    def stop(number: int, frame: object) -> None:
-        threading.Thread(target=ask, daemon=True).start()
+    def stop(why: str) -> None:
+        threading.Thread(target=ask, args=(why,), daemon=True).start()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: stop("SIGTERM"))
     try:
-        yield
+        yield stop
     finally:
         ended.set()
-        signal.signal(signal.SIGTERM, before)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 class RunSupervisor:

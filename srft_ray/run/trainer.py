@@ -74,6 +74,7 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         coordinator,
         device,
         config.rollout.dtype or resolve_dtype(config.model, device),
+        resolved.verifier,
     )
 
 

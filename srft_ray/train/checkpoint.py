@@ -8,6 +8,7 @@ A folder without it is no checkpoint: a crash at any moment leaves the checkpoin
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +101,7 @@ class CheckpointStore:
         steps = sorted(
             int(entry.base_name.removeprefix("step-"))
             for entry in self.files.get_file_info(selector)
-            if entry.type == fs.FileType.Directory and entry.base_name.startswith("step-")
+            if entry.type == fs.FileType.Directory and re.fullmatch(r"step-\d+", entry.base_name)
         )
         markers = self.files.get_file_info([self.path(step, marker) for step in steps])
         return {step: found.type == fs.FileType.File for step, found in zip(steps, markers, strict=True)}

@@ -1,4 +1,4 @@
-"""What learners write of a step to the run directory: metrics, evaluations, and the ledger."""
+"""What learners write of a step to the run directory: metrics, evaluations, checkpoints, and the ledger."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from algorithms import Group
 from srft_ray.data.plan import Segment
-from srft_ray.observe import journal, metrics
+from srft_ray.observe import journal, ledger
+from srft_ray.observe.evaluation import Scored, evaluation_figures, evaluation_record
 from srft_ray.observe.loggers import LoggerSettings, make_loggers
 
 
@@ -24,32 +25,32 @@ class Recorder:
 
     def ledger(self, step: int, groups: Sequence[Group]) -> None:
         """Writes this rank's rows of the ledger."""
-        self._write(step, lambda: metrics.write_ledger(self.run_dir, step, self.rank, groups))
+        self._write(step, lambda: ledger.write(self.run_dir, step, self.rank, groups))
 
     def step(self, record: dict[str, float]) -> None:
         """Writes the metrics of a step, which rank 0 holds, and tells them to the loggers."""
         step = int(record["step"])
-        self._write(
-            step, lambda: self.rank == 0 and journal.append_json(self.run_dir / "metrics.jsonl", record)
-        )
+        path = self.run_dir / journal.METRICS
+        self._write(step, lambda: self.rank == 0 and journal.append_json(path, record))
         for logger in self.loggers:
             logger(step, record)
 
     def evaluation(self, segment: Segment, groups: Sequence[Group]) -> None:
         """Gathers the evaluation groups of all ranks and writes the figures of the set."""
-        mine = [metrics.Scored.of(group) for group in groups if group.group_id >= 0]
-        shares: list[list[metrics.Scored]] = [[] for _ in range(self.world_size)]
+        mine = [Scored.of(group) for group in groups if group.group_id >= 0]
+        shares: list[list[Scored]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(shares, mine)
         every = [scored for share in shares for scored in share]
-        record = metrics.evaluation_record(segment.dataset, segment.step, every)
-        path = self.run_dir / "evaluations.jsonl"
+        record = evaluation_record(segment.dataset, segment.step, every)
+        path = self.run_dir / journal.EVALUATIONS
         self._write(segment.step, lambda: self.rank == 0 and journal.append_json(path, record))
-        figures = {
-            f"eval/{segment.dataset}/avg@{record['samples']}": record["avg"],
-            f"eval/{segment.dataset}/entropy": record["entropy"],
-        }
+        figures = evaluation_figures(record)
         for logger in self.loggers:
             logger(segment.step, figures)
+
+    def checkpoint(self, step: int, path: str) -> None:
+        """Records that the checkpoint of `step` is complete, unless it is recorded already."""
+        self._write(step, lambda: self.rank == 0 and journal.record_checkpoint(self.run_dir, step, path))
 
     def close(self) -> None:
         """Tells the loggers that there is no more; not a collective."""

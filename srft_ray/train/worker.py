@@ -77,6 +77,8 @@ class LearnerWorker:
         dist.barrier()
         if step > 0:
             self.saver.load(step)
+            # The process may have died between the checkpoint and its record.
+            self.recorder.checkpoint(step, self.job.store.address(step))
         self._publish(step)
         return step
 
@@ -205,6 +207,7 @@ class LearnerWorker:
             }
             if self.saver.save(self.step, final, about):
                 self.saved = self.step
+                self.recorder.checkpoint(self.step, self.job.store.address(self.step))
 
     def close(self) -> None:
         self.recorder.close()

@@ -184,6 +184,15 @@ def test_python_api_example():
     assert "trained 2 steps" in done.stdout
 
 
+def test_everything_in_one_file_example():
+    """An algorithm, a verifier as a lambda, and a callback."""
+    example = ROOT / "examples/everything_in_one_file.py"
+    assert len(example.read_text().splitlines()) <= 40
+    done = subprocess.run([sys.executable, example, "2"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "reward of step 0: " in done.stdout and "reward of step 1: " in done.stdout
+
+
 @pytest.mark.full
 def test_custom_algorithm_example():
     done = subprocess.run(

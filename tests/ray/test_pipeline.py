@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from srft_ray import RunFailed, fit, make_config
+from srft_ray import Callback, RunFailed, fit, make_config
+from srft_ray.observe import metrics_reference
 from tests.conftest import base_config
 from tests.ray.conftest import Run
 
@@ -35,6 +36,30 @@ NUMBERED = {
 }
 
 
+class Told(Callback):
+    """Keeps what it is told; raises at a step if it is to."""
+
+    def __init__(self, raises_at=None):
+        self.steps, self.evaluations, self.checkpoints = [], [], []
+        self.raises_at = raises_at
+
+    def on_step(self, record):
+        self.steps.append(record)
+        if record["step"] == self.raises_at:
+            raise ValueError("not this step")
+
+    def on_evaluation(self, record):
+        self.evaluations.append(record)
+
+    def on_checkpoint(self, step, path):
+        self.checkpoints.append((step, path))
+
+
+def check_documented(table, records):
+    keys = {key for record in records for key in record}
+    assert [key for key in keys if metrics_reference.find_entry(table, key) is None] == []
+
+
 def hf_logprobs(folder: Path, row: dict, temperature: float) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
@@ -57,7 +82,8 @@ def test_srft_on_policy_with_two_learners_zero_3_and_untied_embeddings(tmp_path,
             evaluation={"samples": 2, "data": {"held": {}}},
         )
     )
-    result = fit(config)
+    told = Told()
+    result = fit(config, callbacks=[told])
     run = Run(result.run_dir)
     run.check_exactly_once(steps=3, groups_per_step=4)
     assert all(row["policy_version"] == row["step"] for row in run.rollouts)
@@ -68,6 +94,10 @@ def test_srft_on_policy_with_two_learners_zero_3_and_untied_embeddings(tmp_path,
     assert [e["step"] for e in run.evaluations] == [0, 2, 3] and all(
         e["prompts"] == 8 for e in run.evaluations
     )
+    check_documented(metrics_reference.METRICS, run.metrics)
+    check_documented(metrics_reference.EVALUATIONS, run.evaluations)
+    assert told.steps == run.metrics and told.evaluations == run.evaluations
+    assert told.checkpoints == [(step, str(run.dir / f"checkpoints/step-{step}")) for step in (1, 2, 3)]
     assert {
         "config.yaml",
         "metrics.jsonl",
@@ -113,6 +143,22 @@ def test_an_engine_loads_the_checkpoint_and_repeats_the_run(tmp_path, tiny_model
         torch.testing.assert_close(
             torch.tensor(generation.logprobs), torch.tensor(row["logprobs"]), atol=1e-4, rtol=0
         )
+
+
+def test_a_callback_that_raises_stops_the_run_in_order_and_it_can_be_continued(tmp_path, tiny_model):
+    values = base_config(tmp_path, tiny_model, trainer={"steps": 30})
+    bad, good = Told(raises_at=1), Told()
+    with pytest.raises(ValueError, match="not this step"):
+        fit(make_config(values), callbacks=[bad, good])
+    run = Run(make_config(values).run_dir)
+    done = len(run.metrics)
+    assert 2 <= done < 30 and good.steps == run.metrics and len(bad.steps) == 2
+    assert good.checkpoints == [(done, str(run.dir / f"checkpoints/step-{done}"))]
+    continued = Told()
+    values["trainer"]["steps"] = done + 1
+    fit(make_config(values), callbacks=[continued])
+    assert [record["step"] for record in continued.steps] == [done]
+    Run(run.dir).check_exactly_once(steps=done + 1, groups_per_step=4)
 
 
 def test_staleness_is_used_and_bounded(tmp_path, tiny_model):

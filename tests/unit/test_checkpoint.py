@@ -144,3 +144,13 @@ def test_a_password_in_the_path_is_refused_and_not_repeated(tmp_path):
 def test_storage_that_cannot_be_reached_is_named(tmp_path):
     with pytest.raises(UserError, match=r"trainer\.checkpoint_path=nowhere://x cannot be reached"):
         open_store(config_for(tmp_path, checkpoint_path="nowhere://x"))
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
+    store = open_store(config_for(tmp_path))
+    write(store, 4)
+    for name in ("step-4-backup", "step-", "step-new", "step--1"):
+        (tmp_path / "run/checkpoints" / name).mkdir()
+    assert store.steps() == [4] and store.latest() == 4
+    store.discard_after(0)
+    assert store.steps() == [] and (tmp_path / "run/checkpoints/step-4-backup").exists()

@@ -333,3 +333,16 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path):
         f"{preparing_few=:.0f} {preparing_many=:.0f} {reading_few=:.0f} {reading_many=:.0f} {stored=:.0f} MiB"
     )
     assert preparing_many - preparing_few < 8 and reading_many - reading_few < 8 < stored / 2
+
+
+def test_dates_in_the_metadata_of_parquet_rows(tmp_path, tokenizer):
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    day = datetime.datetime(2026, 11, 21)
+    rows = [{"prompt": "p", "answer": "1", "demonstration": "d", "metadata": {"day": day}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    found = prepare(section(tmp_path / "d.parquet"), tokenizer, WIDE, tmp_path / "prepared", 0)
+    assert found.row(0)["metadata"] == {"day": "2026-11-21 00:00:00"}

@@ -1,0 +1,100 @@
+"""The ledger: every sequence that entered an update, one row each, in `groups/*.parquet`.
+
+There is one file per step and rank, and files are not merged. Readers list the folder, and no file system
+replaces several names at once: between the appearance of a merged file and the removal of its last part
+a reader would find rows twice, and in the other order rows would be missing. So would one after a crash.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from algorithms import Completion, Group
+
+FOLDER = "groups"
+FILE_NAME = re.compile(r"step-(?P<step>\d+)-\d+\.(parquet|part)$")
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("group_id", pa.int64()),
+        ("sample", pa.int32()),
+        ("origin", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("reward", pa.float64()),
+        ("verdict", pa.string()),
+        ("answer", pa.string()),
+        ("reference", pa.string()),
+        ("advantage", pa.float64()),
+        ("policy_version", pa.int64()),
+        ("seed", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("prefix", pa.int32()),
+        ("attempt", pa.int32()),
+    ]
+)
+
+
+def write(run_dir: Path, step: int, rank: int, groups: Sequence[Group]) -> None:
+    """Writes the rows of a step's groups to one file per step and rank, which is complete or absent."""
+    target = run_dir / FOLDER / f"step-{step:06d}-{rank:04d}.parquet"
+    part = target.with_suffix(".part")
+    table = pa.Table.from_pylist(rows(groups), SCHEMA)
+    pq.write_table(table, part)
+    part.replace(target)
+
+
+def truncate(run_dir: Path, step: int) -> None:
+    """Removes the rows of steps >= `step`."""
+    for file in (run_dir / FOLDER).glob("step-*"):
+        found = FILE_NAME.match(file.name)
+        if found and int(found["step"]) >= step:
+            file.unlink()
+
+
+def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One row for each completion that is trained on."""
+    return [_row(group, completion) for group in groups for completion in group.trained]
+
+
+def _row(group: Group, completion: Completion) -> dict[str, Any]:
+    return {
+        "step": group.step,
+        "group_id": group.group_id,
+        "sample": completion.sample,
+        "origin": completion.origin,
+        "prompt": _encodable(group.prompt),
+        "response": _encodable(completion.text),
+        "prompt_ids": group.prompt_ids,
+        "response_ids": completion.ids,
+        "logprobs": _logprobs(completion),
+        "reward": completion.reward,
+        "verdict": completion.verdict,
+        "answer": _encodable(completion.answer),
+        "reference": _encodable(group.reference),
+        "advantage": completion.advantage,
+        "policy_version": completion.policy_version,
+        "seed": completion.seed,
+        "finish_reason": completion.finish_reason,
+        "prefix": completion.prefix,
+        "attempt": group.attempt,
+    }
+
+
+def _logprobs(completion: Completion) -> list[float | None] | None:
+    """The engine's log-probs. Tokens of a prefix have none; demonstrations have none at all."""
+    if not completion.logprobs:
+        return completion.logprobs
+    return [None] * completion.prefix + list(completion.logprobs[completion.prefix :])
+
+
+def _encodable(text: str | None) -> str | None:
+    """The text with `?` for each lone surrogate, which no file can hold. Nothing else is changed."""
+    return text and text.encode(errors="replace").decode()

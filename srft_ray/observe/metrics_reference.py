@@ -1,0 +1,179 @@
+"""What every key of a run's records means, as data. docs/metrics.md is made from it.
+
+The tables are dictionaries from a key to its meaning and its unit. A word in angle brackets stands for any
+name: `loss/<term>` is the loss of each term of the algorithm.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """Meaning and unit of a key; the unit of a text, a list or a mere number is empty."""
+
+    meaning: str
+    unit: str = ""
+
+
+Table = Mapping[str, Entry]
+
+METRICS: Table = {
+    "step": Entry("The optimizer step, from 0."),
+    "policy_version": Entry("Optimizer steps behind the weights that the step began with; equal to `step`."),
+    "loss": Entry("Sum of the losses of all terms."),
+    "loss/<term>": Entry(
+        "Loss of a term of the algorithm: its sum over the selected tokens of all ranks, divided by its "
+        "global count."
+    ),
+    "count/<term>": Entry("The global count that divides the term's sum.", "tokens or sequences"),
+    "weight/<term>": Entry("Mean weight of the tokens that the term selects."),
+    "clipped/<term>": Entry("Share of the term's tokens whose importance ratio is clipped.", "0 to 1"),
+    "entropy/rollout": Entry("Mean entropy of the policy on tokens of rollouts.", "nats per token"),
+    "entropy/demo": Entry("Mean entropy of the policy on tokens of demonstrations.", "nats per token"),
+    "ratio/mean": Entry(
+        "Mean importance ratio of sampled tokens between the policy and the one before the step's first "
+        "update. "
+        "Only with several updates a step."
+    ),
+    "ratio/kl_old": Entry(
+        "KL divergence of the policy from the one before the step's first update, estimated by r - 1 - "
+        "log r. "
+        "Only with several updates a step.",
+        "nats per token",
+    ),
+    "parity/abs_logprob_diff": Entry(
+        "Mean absolute difference between the learner's and the engine's log-probs of rollouts that this "
+        "policy "
+        "version sampled. Beyond learner.parity_threshold the run stops.",
+        "nats",
+    ),
+    "parity/abs_logprob_diff_max": Entry("The largest of these differences.", "nats"),
+    "grad_norm": Entry("Norm of the gradient before clipping; the mean over the updates of the step."),
+    "lr": Entry("Learning rate of the step."),
+    "micro_batches": Entry("Micro-batches of each rank in the step."),
+    "tokens": Entry("Response tokens that entered the update.", "tokens"),
+    "tokens/generated": Entry(
+        "Tokens that the engines sampled for the step, those of discarded groups included.", "tokens"
+    ),
+    "tokens/per_second": Entry("`tokens` divided by `time/step`.", "tokens per second"),
+    "reward/mean": Entry("Mean reward of the rollouts; 0 without rollouts."),
+    "length/mean": Entry("Mean length of the rollouts.", "tokens"),
+    "length/truncated": Entry("Share of the rollouts that reached rollout.max_new_tokens.", "0 to 1"),
+    "staleness/mean": Entry(
+        "Mean number of optimizer steps between the policy that sampled a rollout and the one that is "
+        "trained on it.",
+        "steps",
+    ),
+    "groups/all_correct": Entry("Groups whose rollouts all have the same reward, above 0.5.", "groups"),
+    "groups/all_wrong": Entry("Groups whose rollouts all have the same reward, at most 0.5.", "groups"),
+    "groups/discarded": Entry("Groups without signal that other groups took the place of.", "groups"),
+    "verdict/timeout_or_error": Entry("Rollouts whose verdict is `timeout` or `error`.", "rollouts"),
+    "time/step": Entry("Duration of the step, from the wait for its groups to its record.", "seconds"),
+    "time/rollout_wait": Entry("Time in which the learners waited for the step's groups.", "seconds"),
+    "time/learner": Entry("Duration of the update.", "seconds"),
+    "time/publish": Entry("Duration of the publication of the new weights.", "seconds"),
+    "time/generation": Entry(
+        "From the first start to the last end of generation of the step's groups; 0 without rollouts.",
+        "seconds",
+    ),
+    "utilization/learner": Entry("`time/learner` divided by `time/step`.", "0 to 1"),
+    "utilization/engine": Entry("`time/generation` divided by `time/step`, at most 1.", "0 to 1"),
+    "learners": Entry("Learners that did the step."),
+    "engines": Entry("Engines that were heard of in the last seconds."),
+    "queue/depth": Entry("Groups that are ready and not yet taken by a learner.", "groups"),
+}
+
+EVALUATIONS: Table = {
+    "step": Entry("Optimizer steps done before the evaluation; 0 is the model that the run began with."),
+    "set": Entry("Name of the evaluation set, a key of evaluation.data."),
+    "prompts": Entry("Prompts that were evaluated.", "prompts"),
+    "samples": Entry("Responses sampled for each prompt, the k of avg@k and pass@k.", "responses"),
+    "avg": Entry("avg@k: mean reward over all responses.", "percent"),
+    "avg_interval": Entry("Half-width of the 95 % interval of `avg` over prompts.", "percentage points"),
+    "pass": Entry("pass@k: prompts with at least one response whose reward is above 0.5.", "percent"),
+    "pass_interval": Entry("Half-width of the 95 % interval of `pass` over prompts.", "percentage points"),
+    "length": Entry("Mean length of the responses.", "tokens"),
+    "entropy": Entry(
+        "Minus the mean log-prob of the sampled tokens, which estimates the entropy at the evaluation's "
+        "temperature.",
+        "nats per token",
+    ),
+}
+
+CHECKPOINTS: Table = {
+    "step": Entry("Optimizer steps behind the checkpoint."),
+    "path": Entry("Its directory or address. It may have been removed since: see trainer.keep_checkpoints."),
+    "time": Entry("When it was complete.", "seconds since 1970"),
+}
+
+EVENTS: Table = {
+    "time": Entry("When it happened.", "seconds since 1970"),
+    "kind": Entry("What it is about, such as `engine`, `learners`, `coordinator`, `checkpoint`, `callback`."),
+    "message": Entry("One sentence."),
+}
+
+LEDGER: Table = {
+    "step": Entry("The optimizer step that the sequence entered."),
+    "group_id": Entry("Position of the prompt in the seeded order."),
+    "sample": Entry("Number of the sequence within its group."),
+    "origin": Entry("`rollout` or `demo`."),
+    "prompt": Entry("The prompt with its template."),
+    "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
+    "prompt_ids": Entry("Token ids of the prompt."),
+    "response_ids": Entry("Token ids of the response."),
+    "logprobs": Entry(
+        "The engine's log-prob of each response token; null for tokens of a prefix, and for demonstrations.",
+        "nats",
+    ),
+    "reward": Entry("What the verifier gave; 1 for demonstrations."),
+    "verdict": Entry("`match`, `mismatch`, `no_answer`, `timeout` or `error`; `given` for demonstrations."),
+    "answer": Entry("The answer as the verifier extracted it; null if it found none."),
+    "reference": Entry("The reference answer."),
+    "advantage": Entry("The credit of the sequence."),
+    "policy_version": Entry("Optimizer steps behind the weights that sampled it; -1 for demonstrations."),
+    "seed": Entry("Seed of its sampling; -1 for demonstrations."),
+    "finish_reason": Entry("`stop`, or `length` if it was truncated; `given` for demonstrations."),
+    "prefix": Entry("How many leading tokens come from a demonstration.", "tokens"),
+    "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),
+}
+
+# Title, what a record is, and the table of each kind of record.
+TABLES = (
+    ("metrics.jsonl", "One line for each optimizer step. Figures are over all ranks.", METRICS),
+    ("evaluations.jsonl", "One line for each evaluation of a set.", EVALUATIONS),
+    ("checkpoints.jsonl", "One line for each complete checkpoint.", CHECKPOINTS),
+    ("events.jsonl", "One line for each thing that happened to the run besides training.", EVENTS),
+    ("groups/*.parquet (the ledger)", "One row for each sequence that entered an update.", LEDGER),
+)
+
+
+def find_entry(table: Table, key: str) -> Entry | None:
+    """The entry of a key: its own, or that of the pattern that it fits; None if it has none."""
+    if key in table:
+        return table[key]
+    fitting = (entry for pattern, entry in table.items() if _expression(pattern).fullmatch(key))
+    return next(fitting, None)
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """The keys that a pattern stands for. Names of terms have no slash."""
+    return re.compile(re.sub(r"<\w+>", r"[^/]+", pattern))
+
+
+def metrics_markdown() -> str:
+    """The page docs/metrics.md."""
+    lines = [
+        "# What a run records",
+        "",
+        "<!-- Generated from srft_ray/observe/metrics_reference.py: do not edit. -->",
+        "",
+        "The files are in the run directory. A word in angle brackets stands for any name, such as that "
+        "of a term.",
+        "An algorithm of your own may add figures: `<figure>/<term>` is the mean of a term's figure over "
+        "its tokens.",
+    ]
+    for title, record, table in TABLES:
+        lines += ["", f"## {title}", "", record, "", "| key | meaning | unit |", "|---|---|---|"]
+        lines += [f"| `{key}` | {entry.meaning} | {entry.unit} |" for key, entry in table.items()]
+    return "\n".join(lines) + "\n"
