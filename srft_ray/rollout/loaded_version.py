@@ -8,12 +8,12 @@ from contextlib import contextmanager
 class LoadedVersion:
     """Every sequence is sampled by one version: newer weights are loaded only while no block is in flight.
 
-    Blocks enter from several threads. One that needs a newer version than the engine holds waits until the others have
-    left, and loads it.
+    Blocks enter from several threads. One that needs a newer version than the engine holds waits until the
+    others have left, and loads it.
     """
 
     def __init__(self, load: Callable[[], int], timeout_s: float) -> None:
-        """`load` brings the newest version into the engine and returns it; `timeout_s` bounds the wait for it."""
+        """`load` brings the newest version into the engine and returns it, within `timeout_s`."""
         self.version = 0
         self.in_flight = 0
         self.loading = False
@@ -44,7 +44,7 @@ class LoadedVersion:
                 self._changed.notify_all()
 
     def _bring_to(self, needed: int, newest: int) -> None:
-        """Called with the lock: loads a version if the block needs it, or if it is there and the engine is idle."""
+        """Called with the lock: loads a version if the block needs it, or if the engine is idle anyway."""
         while self.version < needed or (self.in_flight == 0 and self.version < newest):
             if self.in_flight == 0:
                 self._replace()

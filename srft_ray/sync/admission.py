@@ -46,8 +46,8 @@ def wait_for_admission(coordinator: Any, step: int, exact: bool, timeout_s: floa
             return answer
         if remaining_s <= 0:
             raise TimeoutError(
-                f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {answer.needed}; the newest is "
-                f"{answer.newest}. The learners are stuck or slower than rollout.timeout_s."
+                f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {answer.needed}; the "
+                f"newest is {answer.newest}. The learners are stuck or slower than rollout.timeout_s."
             )
         if answer.busy:
             time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""The actor that outlives learners and engines: it owns the published versions and passes on what each must know."""
+"""The actor that outlives learners and engines. It owns the published versions."""
 
 import asyncio
 import math
@@ -14,8 +14,9 @@ from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.versions import PublishedVersions
 
-# Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of them, and
-# each only for a short time, so that publications, heartbeats and other admissions always get through.
+# Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
+# them, and each only for a short time, so that publications, heartbeats and other admissions always get
+# through.
 MAX_WAITING_ADMISSIONS = 500
 ADMISSION_WAIT_S = 5.0
 
@@ -23,8 +24,9 @@ ADMISSION_WAIT_S = 5.0
 class Coordinator:
     """Holds one object for each of its jobs and delegates to them; run it as a Ray actor.
 
-    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor itself dies,
-    Ray starts it again without its memory: it admits nobody, and the sending learner publishes again from its copy.
+    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor
+    itself dies, Ray starts it again without its memory: it admits nobody, and the sending learner publishes
+    again from its copy.
     """
 
     def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
@@ -38,28 +40,29 @@ class Coordinator:
         if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
             self.monitor.report(
                 "coordinator",
-                "the actor that holds the weights died and was started again; the learners publish to it anew",
+                "the actor that holds the weights died and was started again; the learners publish to it "
+                "anew",
             )
 
     # Versions
 
     async def restart(self, step: int) -> None:
-        """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights."""
+        """The learners start (again) at the checkpoint of `step`."""
         self.versions.restart(step)
         self.requests.restart()
         self.monitor.restart()
         await self._notify()
 
     async def start_step(self) -> int:
-        """The step that learners and stream begin at. RuntimeError: this actor was started again after `restart`."""
+        """The step that learners and stream begin at; RuntimeError if `restart` was forgotten."""
         return self.versions.start_step
 
     async def put_piece(self, number: int, piece: object) -> None:
-        """Takes one piece of the next version's weights; as its owner, this actor keeps it when a learner dies."""
+        """Takes one piece of the next version's weights; this actor becomes its owner."""
         self.versions.add_piece(number, ray.put(piece))
 
     async def publish(self, version: int, count: int) -> None:
-        """Makes the `count` pieces put so far the weights of `version`. RuntimeError: some were lost with a restart."""
+        """Makes the `count` pieces put so far the weights of `version`; RuntimeError if some are missing."""
         self.versions.publish(version, count)
         await self._notify()
 
@@ -93,7 +96,7 @@ class Coordinator:
             self._health_checks = asyncio.create_task(self._check_health())
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
-        """Living engines, and groups that wait for the learners, who have taken so many since they started."""
+        """Living engines, and groups that wait for the learners, who have taken so many of them."""
         return self.monitor.metrics(groups_taken, time.monotonic())
 
     # Learners
@@ -103,7 +106,7 @@ class Coordinator:
         self.requests.stop(reason)
 
     async def request_leave(self, reason: str, timeout_s: float) -> bool:
-        """The same, to start again at once; waits until they have left. False: they did not within `timeout_s`."""
+        """The same, to start again at once; waits until they have left. False: they did not in time."""
         self.requests.leave(reason)
         return await self._wait_until(lambda: not self.requests.leaving, timeout_s)
 

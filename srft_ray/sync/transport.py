@@ -1,4 +1,4 @@
-"""Weights from the learners to the engines. A transport has two ends: `publish` at the learners, `fetch` at an engine."""
+"""Weights from the learners to the engines: `publish` at the learners, `fetch` at an engine."""
 
 import os
 import shutil
@@ -31,19 +31,19 @@ class WeightTransport(Protocol):
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
         """Makes `weights` policy version `version`.
 
-        Every rank calls it and must exhaust `weights`, which is a collective; one of them is the sender. Version 0 comes
-        without weights: engines start from the model itself.
+        Every rank calls it and must exhaust `weights`, which is a collective; one of them is the sender.
+        Version 0 comes without weights: engines start from the model itself.
         """
 
     def fetch(self, reload: Any) -> int:
-        """Calls `reload(folder)` with a folder of safetensors files of the newest version; returns that version."""
+        """Calls `reload(folder)` with safetensors files of the newest version; returns that version."""
 
 
 class ObjectStoreTransport:
-    """Through Ray's object store, which also spreads the pieces between nodes, and shared memory. Works everywhere.
+    """Through Ray's object store, which spreads the pieces between nodes, and shared memory.
 
-    The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a copy in its
-    memory and publishes it again by itself, while the learners wait for rollouts.
+    The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a
+    copy in its memory and publishes it again by itself, while the learners wait for rollouts.
     """
 
     def __init__(self, coordinator: Any, config: RolloutSection) -> None:
@@ -58,8 +58,8 @@ class ObjectStoreTransport:
         self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
-        # All ranks go through all tensors, because gathering one is a collective. All pieces are made before the first
-        # is sent: the copies must be of this version, whenever they have to be sent again.
+        # All ranks go through all tensors, because gathering one is a collective. All pieces are made before
+        # the first is sent: the copies must be of this version, whenever they have to be sent again.
         pieces = [_serialized(chunk) for chunk in chunks(weights, self.piece_bytes, lambda _: sender)]
         if not sender:
             return
@@ -70,7 +70,7 @@ class ObjectStoreTransport:
         self._start_republisher()
 
     def _send(self) -> None:
-        """Gives the coordinator all pieces, from the first again if it dies between them; called with the lock.
+        """Gives the coordinator all pieces, all of them again if it dies meanwhile; called with the lock.
 
         Raises:
             TimeoutError: the coordinator did not take them.
@@ -171,8 +171,9 @@ def chunks(
 ) -> Iterator[dict[str, Tensor]]:
     """Copies tensors to the CPU and gathers them to chunks of about `limit` bytes, by name.
 
-    It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`. Tied tensors
-    come under each name: an engine that is not given its head keeps the old one without an error.
+    It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`.
+    Tied tensors come under each name: an engine that is not given its head keeps the old one without an
+    error.
     """
     chunk: dict[str, Tensor] = {}
     size = 0

@@ -9,9 +9,10 @@ UNKNOWN = -1  # no version is published: nobody is admitted
 class PublishedVersions:
     """The newest version of the policy and the pieces of its weights; no Ray, no clock, no waiting.
 
-    Version v is the policy after v optimizer steps. A group of step s may start when the newest version is at least
-    s - max_staleness. The version is `UNKNOWN` while the learners have not published yet, and after a restart of the
-    process that holds this object, which forgets everything; then the learners publish again (`transport`).
+    Version v is the policy after v optimizer steps. A group of step s may start when the newest version is at
+    least s - max_staleness. The version is `UNKNOWN` while the learners have not published yet, and after a
+    restart of the process that holds this object, which forgets everything; then the learners publish again
+    (`transport`).
     """
 
     def __init__(self, max_staleness: int) -> None:
@@ -22,7 +23,7 @@ class PublishedVersions:
         self._arriving: dict[int, Any] = {}
 
     def restart(self, step: int) -> None:
-        """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights.
+        """The learners start (again) at the checkpoint of `step`, and have to publish its weights.
 
         Version 0 needs no publication: engines start from the model itself.
         """
@@ -55,7 +56,9 @@ class PublishedVersions:
         self._replace(version, self._arriving)
 
     def needed(self, step: int, exact: bool) -> int:
-        """The oldest version that a group of `step` may be sampled by; `exact` asks for version `step` (evaluation)."""
+        """The oldest version that a group of `step` may be sampled by; `exact` asks for version `step`
+        (evaluation).
+        """
         return max(0, step if exact else step - self.max_staleness)
 
     def admits(self, step: int, exact: bool) -> bool:

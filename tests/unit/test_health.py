@@ -45,7 +45,7 @@ def test_a_hung_engine_is_killed_once(monitor):
 
 
 def test_a_killed_engine_has_time_to_load(monitor):
-    """Between its death and its new process's first heartbeat nothing is asked of it; then it counts again."""
+    """Between its death and its new process's first heartbeat nothing is asked of it; then it counts."""
     monitor.heartbeat(heartbeat(), now=0.0)
     monitor.engines["a"].was_killed()
     assert monitor.problems(500.0) == {} and monitor.metrics(0, now=500.0)["engines"] == 1.0
