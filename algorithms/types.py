@@ -49,6 +49,8 @@ class Group:
         started_at, finished_at: when its rollouts were generated, in seconds since the epoch.
         attempt: how many groups without signal were discarded before this one took their place.
         discarded_tokens: tokens that were sampled for those.
+        engine: the engine that sampled its rollouts; empty if nothing was sampled.
+        weights_fingerprint: of the weights that the engine held.
     """
 
     step: int
@@ -65,6 +67,8 @@ class Group:
     finished_at: float = 0.0
     attempt: int = 0
     discarded_tokens: int = 0
+    engine: str = ""
+    weights_fingerprint: str = ""
 
     @property
     def rewards(self) -> list[float]:

@@ -21,6 +21,8 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, An
     records = read_json_lines(run_dir / "metrics.jsonl")
     evaluations = read_json_lines(run_dir / "evaluations.jsonl")
     write_plots(run_dir / "plots", records, evaluations)
+    # A step without fresh rollouts has no parity.
+    parities = [r["parity/abs_logprob_diff"] for r in records if r["parity/abs_logprob_diff"] is not None]
     summary = {
         "run": run_dir.name,
         "steps": steps,
@@ -29,7 +31,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, An
         "tokens": sum(r["tokens"] for r in records),
         "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
-        "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),
+        "parity_max": max(parities, default=None),
         "final": records[-1] if records else {},
         "evaluations": evaluations,
     }

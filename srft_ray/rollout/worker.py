@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,8 +22,10 @@ from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
 from srft_ray.sync.admission import wait_for_admission
+from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
 from srft_ray.sync.transport import transport_class
+from srft_ray.sync.versions import PolicyWeights
 from srft_ray.verify import VerifierPool
 
 
@@ -49,19 +52,26 @@ class RolloutSettings:
 class RolloutWorker:
     """Turns blocks of positions into groups with rollouts, verdicts and credit. Ray Data calls it from several threads."""
 
-    def __init__(self, settings: RolloutSettings, reader: GroupReader, coordinator: Any) -> None:
+    def __init__(
+        self, settings: RolloutSettings, reader: GroupReader, coordinator: Any, generation: int
+    ) -> None:
+        """`generation`: of the learners' start whose stream this worker belongs to."""
         self.settings = settings
         self.reader = reader
         self.coordinator = coordinator
+        self.generation = generation
+        self.actor_id = ray.get_runtime_context().get_actor_id()
         self.refills = RefillPolicy(reader)
         self.verifiers = make_verifier_pool(settings.verifier, settings.verifier_function)
         self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
-        self.loaded = LoadedVersion(self._load_newest, settings.rollout.timeout_s)
+        self.loaded = LoadedVersion(PolicyWeights(0), self._load_newest, settings.rollout.timeout_s)
         self.finished = 0
         self.engine: Engine | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         self.engine = Engine(settings.model, settings.rollout, settings.seed, settings.device, settings.dtype)
+        self._fingerprint = model_fingerprint(settings.model.path)
+        self.loaded.weights = PolicyWeights(0, self._fingerprint)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.refills.refill_without_rollouts(self.reader.read(block))
@@ -83,7 +93,7 @@ class RolloutWorker:
     def _roll_out(self, groups: list[Group]) -> None:
         """Samples and judges all rollouts of the groups, which belong to one step."""
         requests = [request for group in groups for request in self._requests(group)]
-        with self._admitted(groups[0]) as version:
+        with self._admitted(groups[0]) as weights:
             started = time.time()
             generations = self.engine.generate(
                 [request.prompt_ids for request in requests],
@@ -93,9 +103,11 @@ class RolloutWorker:
             )
         for request, generation in zip(requests, generations, strict=True):
             text = self._text(request, generation)
-            request.group.completions.append(request.completion(generation, text, version))
+            request.group.completions.append(request.completion(generation, text, weights.version))
         for group in groups:
             group.completions.sort(key=lambda completion: completion.sample)
+            group.engine = self.actor_id[:8]
+            group.weights_fingerprint = weights.fingerprint
             group.started_at = started
             group.finished_at = time.time()
         judge_groups(self.verifiers, groups)
@@ -114,24 +126,30 @@ class RolloutWorker:
         return Sampling(source.temperature, source.top_p, self.settings.rollout.max_new_tokens)
 
     def _admitted(self, group: Group) -> Any:
-        """Waits until the coordinator admits the group; a context that gives the version that it is sampled by."""
+        """Waits until the coordinator admits the group; a context that gives the weights that sample it."""
         exact = group.dataset != "train"  # an evaluation is of one version
         timeout_s = self.settings.rollout.timeout_s
         admission = wait_for_admission(self.coordinator, group.step, exact, timeout_s)
-        return self.loaded.hold(admission.needed, admission.newest)
+        return self.loaded.hold(admission.needed, admission.offered, admission.generation)
 
-    def _load_newest(self) -> int:
-        return self.transport.fetch(self.engine.load)
+    def _load_newest(self) -> PolicyWeights:
+        """The version that the transport says it brought, with the fingerprint of what it gave to the engine."""
+        version = self.transport.fetch(self._reload)
+        return PolicyWeights(version, self._fingerprint)
+
+    def _reload(self, folder: Path) -> None:
+        self.engine.load(folder)
+        self._fingerprint = folder_fingerprint(folder)
 
     def _send_heartbeats(self) -> None:
         """Says every second that this engine lives and what it does: one that hangs is killed from outside."""
-        context = ray.get_runtime_context()
-        identity = (context.get_actor_id(), context.get_node_id(), os.getpid())
+        identity = (self.actor_id, ray.get_runtime_context().get_node_id(), os.getpid())
         while True:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
             with suppress(RayError):  # the coordinator is started again if it dies
-                ray.get(self.coordinator.heartbeat.remote(Heartbeat(*identity, steps, busy, self.finished)))
+                heartbeat = Heartbeat(*identity, steps, busy, self.finished, self.generation)
+                ray.get(self.coordinator.heartbeat.remote(heartbeat))
             time.sleep(HEARTBEAT_INTERVAL_S)
 
 

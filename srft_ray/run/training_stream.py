@@ -44,7 +44,8 @@ class StreamSource:
     dtype: str
     verifier_function: Callable[..., Any] | None = None
 
-    def stream(self, start: int) -> Dataset:
+    def stream(self, start: int, generation: int) -> Dataset:
+        """The stream from step `start` on, for the learners' start of that generation."""
         config = self.config
         settings = GroupSettings(
             config.run.seed,
@@ -54,10 +55,12 @@ class StreamSource:
             config.evaluation.samples,
         )
         reader = GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
-        process = SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines)
+        process = (
+            SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines, generation)
+        )
         return make_stream(self.plan, start, process)
 
-    def _pool(self, reader: GroupReader, engines: Bounds) -> ActorPool:
+    def _pool(self, reader: GroupReader, engines: Bounds, generation: int) -> ActorPool:
         config = self.config
         settings = RolloutSettings(
             config.run.seed,
@@ -72,7 +75,7 @@ class StreamSource:
         )
         return ActorPool(
             RolloutWorker,
-            (settings, reader, self.coordinator),
+            (settings, reader, self.coordinator, generation),
             engines,
             self.max_staleness,
             config.rollout.cpus_per_engine,
@@ -93,6 +96,6 @@ class TrainingStream:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
         ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
-        start = self.store.newest_whole()
-        ray.get(self.source.coordinator.restart.remote(start))
-        return self.source.stream(start)
+        step = self.store.newest_whole()
+        start = ray.get(self.source.coordinator.restart.remote(step))
+        return self.source.stream(start.step, start.generation)

@@ -12,7 +12,7 @@ import ray
 from srft_ray.sync.admission import Admission
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
-from srft_ray.sync.versions import PublishedVersions
+from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
 
 # Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
 # them, and each only for a short time, so that publications, heartbeats and other admissions always get
@@ -30,14 +30,15 @@ class Coordinator:
     """
 
     def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
-        self.versions = PublishedVersions(max_staleness)
+        forgot = ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed
+        self.versions = PublishedVersions(max_staleness, forgot)
         self.monitor = monitor or HealthMonitor(math.inf, print)
         self.requests = LearnerRequests()
         self.presence = LearnerPresence(time.monotonic())
         self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
         self._waiting_admissions = 0
         self._health_checks: asyncio.Task[None] | None = None
-        if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
+        if forgot:
             self.monitor.report(
                 "coordinator",
                 "the actor that holds the weights died and was started again; the learners publish to it "
@@ -46,28 +47,29 @@ class Coordinator:
 
     # Versions
 
-    async def restart(self, step: int) -> None:
-        """The learners start (again) at the checkpoint of `step`."""
-        self.versions.restart(step)
+    async def restart(self, step: int) -> LearnerStart:
+        """The learners start (again) at the checkpoint of `step`: what comes from earlier ones is refused."""
+        start = self.versions.restart(step, time.time())
         self.requests.restart()
-        self.monitor.restart()
+        self.monitor.restart(start.generation)
         await self._notify()
+        return start
 
-    async def start_step(self) -> int:
-        """The step that learners and stream begin at; RuntimeError if `restart` was forgotten."""
-        return self.versions.start_step
+    async def learner_start(self) -> LearnerStart:
+        """Where learners and stream begin; RuntimeError if `restart` was forgotten."""
+        return self.versions.start
 
-    async def put_piece(self, number: int, piece: object) -> None:
+    async def put_piece(self, generation: int, number: int, piece: object) -> None:
         """Takes one piece of the next version's weights; this actor becomes its owner."""
-        self.versions.add_piece(number, ray.put(piece))
+        self.versions.add_piece(generation, number, ray.put(piece))
 
-    async def publish(self, version: int, count: int) -> None:
-        """Makes the `count` pieces put so far the weights of `version`; RuntimeError if some are missing."""
-        self.versions.publish(version, count)
+    async def publish(self, generation: int, weights: PolicyWeights, count: int) -> None:
+        """Makes the `count` pieces put so far the newest version; RuntimeError if some are missing."""
+        self.versions.publish(generation, weights, count)
         await self._notify()
 
     async def newest_version(self) -> int:
-        return self.versions.newest
+        return self.versions.offered.version
 
     async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
         """(version, its pieces); there are no pieces for the model that the engines started from."""
@@ -85,7 +87,8 @@ class Coordinator:
             finally:
                 self._waiting_admissions -= 1
         admitted = self.versions.admits(step, exact)
-        return Admission(admitted, self.versions.newest, self.versions.needed(step, exact), busy)
+        needed = self.versions.needed(step, exact)
+        return Admission(admitted, self.versions.offered, self.versions.generation, needed, busy)
 
     # Engines
 

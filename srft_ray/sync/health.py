@@ -23,6 +23,7 @@ class Heartbeat:
         steps: steps of vLLM done by this process.
         in_flight: blocks that are being generated, and a load of weights.
         finished: groups finished by this process.
+        generation: the start of the learners whose stream the engine belongs to.
     """
 
     engine: str
@@ -31,6 +32,7 @@ class Heartbeat:
     steps: int
     in_flight: int
     finished: int
+    generation: int = 0
 
 
 @dataclass
@@ -97,13 +99,17 @@ class HealthMonitor:
         self.report = report
         self.kill = kill
         self.engines: dict[str, EngineHealth] = {}
+        self.generation = 0
 
-    def restart(self) -> None:
-        """The engines known so far belong to a stream that has ended."""
+    def restart(self, generation: int) -> None:
+        """The engines known so far belong to a stream that has ended; their heartbeats are ignored."""
+        self.generation = generation
         self.engines.clear()
 
     def heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         """Takes the heartbeat of an engine at the time `now`."""
+        if heartbeat.generation < self.generation:
+            return
         health = self.engines.setdefault(heartbeat.engine, EngineHealth(heartbeat, now, now))
         last = health.heartbeat
         if (heartbeat.node, heartbeat.pid) != (last.node, last.pid):

@@ -38,7 +38,9 @@ class Learner:
             reference,
         )
 
-    def step(self, groups: Sequence[Group], step: int, stage: Stage, temperature: float) -> dict[str, float]:
+    def step(
+        self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
+    ) -> dict[str, float | None]:
         """Updates the policy and returns the step's metrics, equal on all ranks.
 
         With n mini-batches the groups whose id is i modulo n make update i, wherever they are.
@@ -82,7 +84,7 @@ class Learner:
     @torch.no_grad()
     def _look(
         self, micro_batches: Sequence[MicroBatch], step: int, temperature: float, keep: bool
-    ) -> tuple[dict[str, float], Tensor]:
+    ) -> tuple[dict[str, float | None], Tensor]:
         """A pass before the first update: (parity, mean entropy of all rollout tokens); `keep`s its log-probs as those of π_old."""
         totals, parity_max = self._totals()
         for micro_batch in micro_batches:
@@ -166,16 +168,29 @@ class Learner:
                 ).sum()
         return loss
 
-    def _check_parity(self, sums: Mapping[str, Tensor], parity_max: Tensor, step: int) -> dict[str, float]:
+    def _check_parity(
+        self, sums: Mapping[str, Tensor], parity_max: Tensor, step: int
+    ) -> dict[str, float | None]:
         dist.all_reduce(parity_max, dist.ReduceOp.MAX)
-        mean = float(sums["parity/sum"] / sums["parity/tokens"].clamp(min=1))
+        tokens = float(sums["parity/tokens"])
+        if not tokens:  # nothing was compared, which is no agreement
+            return {
+                "parity/abs_logprob_diff": None,
+                "parity/abs_logprob_diff_max": None,
+                "parity/tokens": 0.0,
+            }
+        mean = float(sums["parity/sum"]) / tokens
         if not mean <= self.parity_threshold:
             raise ParityError(
                 f"Step {step}: log-probs of rollouts that the engines say come from policy version {step} differ from the learner's by "
                 f"{mean:.2e} on average (threshold {self.parity_threshold:.0e}). The engines hold other weights: the publication of "
                 f"version {step} did not reach them, or their model differs. No update was applied."
             )
-        return {"parity/abs_logprob_diff": mean, "parity/abs_logprob_diff_max": float(parity_max)}
+        return {
+            "parity/abs_logprob_diff": mean,
+            "parity/abs_logprob_diff_max": float(parity_max),
+            "parity/tokens": tokens,
+        }
 
 
 def _observe(micro_batch: MicroBatch, policy: PolicyOutput, totals: Totals) -> Tensor:
