@@ -51,6 +51,8 @@ class Group:
         started_at, finished_at: when generation of its rollouts began and ended, in seconds since the epoch.
         attempt: how many groups without signal were discarded for this place in the step before this group.
         discarded_tokens: tokens that were sampled for the discarded groups.
+        engine: the engine that sampled its rollouts; empty if nothing was sampled.
+        weights_fingerprint: of the weights that the engine held.
     """
 
     step: int
@@ -67,6 +69,8 @@ class Group:
     finished_at: float = 0.0
     attempt: int = 0
     discarded_tokens: int = 0
+    engine: str = ""
+    weights_fingerprint: str = ""
 
     @property
     def rewards(self) -> list[float]:

@@ -76,10 +76,10 @@ def pipeline(prepared, warm_up_steps):
     """(tokens/s over the steps after the warm-up, groups of these steps), as a learner would receive them."""
     max_staleness = prepared.resolved.config.rollout.max_staleness
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(max_staleness)
-    ray.get(coordinator.restart.remote(0))
+    start = ray.get(coordinator.restart.remote(0))
     source = stream_source(prepared, coordinator, "cpu")
     groups = []
-    for batch in source.stream(0).iter_batches(
+    for batch in source.stream(0, start.generation).iter_batches(
         batch_size=prepared.plan.block, batch_format="numpy", prefetch_batches=0
     ):
         groups += groups_of(batch)

@@ -47,7 +47,7 @@ def evaluate(
     plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
     with placed(resolved, engines=True) as (device, _):
         coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
-        ray.get(coordinator.restart.remote(0))
+        start = ray.get(coordinator.restart.remote(0))
         source = StreamSource(
             config,
             resolved.algorithm,
@@ -61,13 +61,13 @@ def evaluate(
             config.rollout.dtype or resolve_dtype(config.model, device),
             verifier,
         )
-        return ray.get(ray.remote(num_cpus=0)(_collect).remote(source))
+        return ray.get(ray.remote(num_cpus=0)(_collect).remote(source, start.generation))
 
 
-def _collect(source: StreamSource) -> list[dict[str, Any]]:
+def _collect(source: StreamSource, generation: int) -> list[dict[str, Any]]:
     """Runs the stream to its end in a task, so that the driver's process stays free of Ray Data's threads."""
     scored: dict[str, list[Scored]] = {name: [] for name in source.evaluation}
-    batches = source.stream(0).iter_batches(
+    batches = source.stream(0, generation).iter_batches(
         batch_size=source.plan.block, batch_format="numpy", prefetch_batches=0
     )
     for batch in batches:

@@ -27,6 +27,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> Record:
     records = read_json_lines(run_dir / METRICS)
     evaluations = read_json_lines(run_dir / EVALUATIONS)
     write_plots(run_dir / "plots", records, evaluations)
+    # A step without fresh rollouts has no parity.
     parities = [r["parity/abs_logprob_diff"] for r in records if r["parity/abs_logprob_diff"] is not None]
     summary = {
         "run": run_dir.name,
@@ -36,7 +37,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> Record:
         "tokens": sum(r["tokens"] for r in records),
         "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
-        "parity_max": max(parities, default=0.0),
+        "parity_max": max(parities, default=None),
         "final": records[-1] if records else {},
         "evaluations": evaluations,
     }

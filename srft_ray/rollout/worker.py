@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,8 +22,10 @@ from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
 from srft_ray.sync.admission import Admission, wait_for_admission
+from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
 from srft_ray.sync.transport import transport_class
+from srft_ray.sync.versions import PolicyWeights
 from srft_ray.verify import VerifierPool
 
 
@@ -52,13 +55,17 @@ class RolloutWorker:
     Ray Data calls it from several threads.
     """
 
-    def __init__(self, settings: RolloutSettings, reader: GroupReader, coordinator: Any) -> None:
+    def __init__(
+        self, settings: RolloutSettings, reader: GroupReader, coordinator: Any, generation: int
+    ) -> None:
+        """`generation`: of the learners' start whose stream this worker belongs to."""
         self.settings = settings
         self.reader = reader
         self.coordinator = coordinator
+        self.generation = generation
         self.refills = RefillPolicy(reader)
         self.life = EngineLife(coordinator)
-        self.loaded = LoadedVersion(self._load_newest, settings.rollout.timeout_s)
+        self.loaded = LoadedVersion(PolicyWeights(0), self._load_newest, settings.rollout.timeout_s)
         self.engine: Engine | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
@@ -68,6 +75,8 @@ class RolloutWorker:
             self.engine = Engine(
                 settings.model, settings.rollout, settings.seed, settings.device, settings.dtype
             )
+            self._fingerprint = model_fingerprint(settings.model.path)
+        self.loaded.weights = PolicyWeights(0, self._fingerprint)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.refills.refill_without_rollouts(self.reader.read(block))
@@ -95,7 +104,8 @@ class RolloutWorker:
             judge_groups(self.verifiers, groups)
 
     def _sample(self, groups: list[Group], requests: list[Request], admission: Admission) -> None:
-        with self.loaded.hold(admission.needed, admission.newest) as version:
+        """Samples the rollouts by one version, which the admission allows."""
+        with self.loaded.hold(admission.needed, admission.offered, admission.generation) as weights:
             started = time.time()
             generations = self.engine.generate(
                 [request.prompt_ids for request in requests],
@@ -105,9 +115,11 @@ class RolloutWorker:
             )
         for request, generation in zip(requests, generations, strict=True):
             text = self._text(request, generation)
-            request.group.completions.append(request.completion(generation, text, version))
+            request.group.completions.append(request.completion(generation, text, weights.version))
         for group in groups:
             group.completions.sort(key=lambda completion: completion.sample)
+            group.engine = self.life.process.engine[:8]
+            group.weights_fingerprint = weights.fingerprint
             group.started_at = started
             group.finished_at = time.time()
 
@@ -128,8 +140,14 @@ class RolloutWorker:
         exact = group.dataset != "train"  # an evaluation is of one version
         return wait_for_admission(self.coordinator, group.step, exact, self.settings.rollout.timeout_s)
 
-    def _load_newest(self) -> int:
-        return self.transport.fetch(self.engine.load)
+    def _load_newest(self) -> PolicyWeights:
+        """The version that the transport says it brought, with the fingerprint of what it gave to the engine."""
+        version = self.transport.fetch(self._reload)
+        return PolicyWeights(version, self._fingerprint)
+
+    def _reload(self, folder: Path) -> None:
+        self.engine.load(folder)
+        self._fingerprint = folder_fingerprint(folder)
 
     def _send_heartbeats(self) -> None:
         """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
@@ -137,7 +155,9 @@ class RolloutWorker:
         while True:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
-            heartbeat = Heartbeat(process.engine, process.node, process.pid, steps, busy, self.life.finished)
+            heartbeat = Heartbeat(
+                process.engine, process.node, process.pid, steps, busy, self.life.finished, self.generation
+            )
             with suppress(RayError):  # the coordinator is started again if it dies
                 ray.get(self.coordinator.heartbeat.remote(heartbeat))
             time.sleep(HEARTBEAT_INTERVAL_S)

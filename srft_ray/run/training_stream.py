@@ -46,7 +46,8 @@ class StreamSource:
     dtype: str
     verifier_function: Callable[..., Any] | None = None
 
-    def stream(self, start: int) -> Dataset:
+    def stream(self, start: int, generation: int) -> Dataset:
+        """The stream from step `start` on, for the learners' start of that generation."""
         config = self.config
         settings = GroupSettings(
             config.run.seed,
@@ -56,10 +57,12 @@ class StreamSource:
             config.evaluation.samples,
         )
         reader = GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
-        process = SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines)
+        process = (
+            SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines, generation)
+        )
         return make_stream(self.plan, start, process)
 
-    def _pool(self, reader: GroupReader, engines: Bounds) -> ActorPool:
+    def _pool(self, reader: GroupReader, engines: Bounds, generation: int) -> ActorPool:
         config = self.config
         settings = RolloutSettings(
             config.run.seed,
@@ -74,7 +77,7 @@ class StreamSource:
         )
         return ActorPool(
             RolloutWorker,
-            (settings, reader, self.coordinator),
+            (settings, reader, self.coordinator, generation),
             engines,
             self.max_staleness,
             config.rollout.cpus_per_engine,
@@ -97,9 +100,9 @@ class TrainingStream:
         ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
         try:
-            start = choose_start(self.store, self.store.run_dir, self.run_id)
+            step = choose_start(self.store, self.store.run_dir, self.run_id)
         except RunFailed as failure:
             ray.get(self.source.coordinator.abort.remote(str(failure)))
             raise
-        ray.get(self.source.coordinator.restart.remote(start))
-        return self.source.stream(start)
+        start = ray.get(self.source.coordinator.restart.remote(step))
+        return self.source.stream(start.step, start.generation)

@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 
+from srft_ray.sync.versions import PolicyWeights
+
 FIRST_PAUSE_S = 0.05  # before the coordinator is asked again after it was busy
 LONGEST_PAUSE_S = 2.0
 
@@ -16,13 +18,15 @@ class Admission:
 
     Attributes:
         admitted: whether the group may start.
-        newest: the newest published version.
+        offered: the newest published weights.
+        generation: of the learners' start that published them.
         needed: the oldest version that the group may be sampled by.
         busy: the coordinator did not wait, because too many groups were waiting already.
     """
 
     admitted: bool
-    newest: int
+    offered: PolicyWeights
+    generation: int
     needed: int
     busy: bool = False
 
@@ -46,8 +50,9 @@ def wait_for_admission(coordinator: Any, step: int, exact: bool, timeout_s: floa
             return answer
         if remaining_s <= 0:
             raise TimeoutError(
-                f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {answer.needed}; the newest is "
-                f"{answer.newest}. The learners are stuck or slower than rollout.timeout_s."
+                f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {answer.needed}; the "
+                f"newest is {answer.offered.version}. The learners are stuck or slower than "
+                "rollout.timeout_s."
             )
         if answer.busy:
             time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""The actor that outlives learners and engines: it owns the published versions and passes on what each must know."""
+"""The actor that outlives learners and engines. It owns the published versions."""
 
 import asyncio
 import math
@@ -13,10 +13,11 @@ from srft_ray.sync.admission import Admission
 from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
-from srft_ray.sync.versions import PublishedVersions
+from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
 
-# Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of them, and
-# each only for a short time, so that publications, heartbeats and other admissions always get through.
+# Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
+# them, and each only for a short time, so that publications, heartbeats and other admissions always get
+# through.
 MAX_WAITING_ADMISSIONS = 500
 ADMISSION_WAIT_S = 5.0
 
@@ -24,12 +25,14 @@ ADMISSION_WAIT_S = 5.0
 class Coordinator:
     """Holds one object for each of its jobs and delegates to them; run it as a Ray actor.
 
-    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor itself dies,
-    Ray starts it again without its memory: it admits nobody, and the sending learner publishes again from its copy.
+    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor
+    itself dies, Ray starts it again without its memory: it admits nobody, and the sending learner publishes
+    again from its copy.
     """
 
     def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
-        self.versions = PublishedVersions(max_staleness)
+        forgot = ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed
+        self.versions = PublishedVersions(max_staleness, forgot)
         self.monitor = monitor or HealthMonitor(math.inf, print)
         self.deaths = EngineDeaths(self.monitor.report)
         self.requests = LearnerRequests()
@@ -37,37 +40,39 @@ class Coordinator:
         self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
         self._waiting_admissions = 0
         self._health_checks: asyncio.Task[None] | None = None
-        if ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed:
+        if forgot:
             self.monitor.report(
                 "coordinator",
-                "the actor that holds the weights died and was started again; the learners publish to it anew",
+                "the actor that holds the weights died and was started again; the learners publish to it "
+                "anew",
             )
 
     # Versions
 
-    async def restart(self, step: int) -> None:
-        """The learners start (again) at the checkpoint of `step`; nobody is admitted until they have published its weights."""
-        self.versions.restart(step)
+    async def restart(self, step: int) -> LearnerStart:
+        """The learners start (again) at the checkpoint of `step`: what comes from earlier ones is refused."""
+        start = self.versions.restart(step, time.time())
         self.requests.restart()
-        self.monitor.restart()
+        self.monitor.restart(start.generation)
         await self._notify()
+        return start
 
-    async def start_step(self) -> int:
-        """The step that learners and stream begin at. RuntimeError: this actor was started again after `restart`."""
-        return self.versions.start_step
+    async def learner_start(self) -> LearnerStart:
+        """Where learners and stream begin; RuntimeError if `restart` was forgotten."""
+        return self.versions.start
 
-    async def put_piece(self, number: int, piece: object) -> None:
-        """Takes one piece of the next version's weights; as its owner, this actor keeps it when a learner dies."""
-        self.versions.add_piece(number, ray.put(piece))
+    async def put_piece(self, generation: int, number: int, piece: object) -> None:
+        """Takes one piece of the next version's weights; this actor becomes its owner."""
+        self.versions.add_piece(generation, number, ray.put(piece))
 
-    async def publish(self, version: int, count: int) -> None:
-        """Makes the `count` pieces put so far the weights of `version`. RuntimeError: some were lost with a restart."""
-        self.versions.publish(version, count)
+    async def publish(self, generation: int, weights: PolicyWeights, count: int) -> None:
+        """Makes the `count` pieces put so far the newest version; RuntimeError if some are missing."""
+        self.versions.publish(generation, weights, count)
         self.deaths.published()
         await self._notify()
 
     async def newest_version(self) -> int:
-        return self.versions.newest
+        return self.versions.offered.version
 
     async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
         """(version, its pieces); there are no pieces for the model that the engines started from."""
@@ -85,7 +90,8 @@ class Coordinator:
             finally:
                 self._waiting_admissions -= 1
         admitted = self.versions.admits(step, exact)
-        return Admission(admitted, self.versions.newest, self.versions.needed(step, exact), busy)
+        needed = self.versions.needed(step, exact)
+        return Admission(admitted, self.versions.offered, self.versions.generation, needed, busy)
 
     # Engines
 
@@ -109,7 +115,7 @@ class Coordinator:
         return self.deaths.problem
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
-        """Living engines, and groups that wait for the learners, who have taken so many since they started."""
+        """Living engines, and groups that wait for the learners, who have taken so many of them."""
         return self.monitor.metrics(groups_taken, time.monotonic())
 
     # Learners
@@ -119,7 +125,7 @@ class Coordinator:
         self.requests.stop(reason)
 
     async def request_leave(self, reason: str, timeout_s: float) -> bool:
-        """The same, to start again at once; waits until they have left. False: they did not within `timeout_s`."""
+        """The same, to start again at once; waits until they have left. False: they did not in time."""
         self.requests.leave(reason)
         return await self._wait_until(lambda: not self.requests.leaving, timeout_s)
 

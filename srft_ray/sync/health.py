@@ -1,4 +1,4 @@
-"""Health of the engines. Ray starts an engine that dies again; one that hangs looks alive to Ray and is found here."""
+"""Health of the engines. Ray itself starts an engine that died again; one that hangs is found here."""
 
 import math
 import os
@@ -23,6 +23,7 @@ class Heartbeat:
         steps: steps of vLLM done by this process.
         in_flight: blocks that are being generated, and a load of weights.
         finished: groups finished by this process.
+        generation: the start of the learners whose stream the engine belongs to.
     """
 
     engine: str
@@ -31,6 +32,7 @@ class Heartbeat:
     steps: int
     in_flight: int
     finished: int
+    generation: int = 0
 
 
 @dataclass
@@ -38,8 +40,8 @@ class EngineHealth:
     """What is known of an engine. Times are monotonic seconds.
 
     Attributes:
-        heard_at: when its last heartbeat came; infinity after it was killed, until its next process is heard of.
-        progress_at: when it last did a step or had nothing to do; infinity after it was killed.
+        heard_at: when its last heartbeat came; infinity after a kill, until the next process is heard of.
+        progress_at: when it last did a step or had nothing to do; infinity as above.
         finished_before: groups finished by processes of it that died.
     """
 
@@ -67,7 +69,9 @@ class EngineHealth:
 
 
 def kill_engine(heartbeat: Heartbeat) -> None:
-    """Kills the engine's process from its own node by a signal: a stopped process would not hear Ray's request to end."""
+    """Kills the engine's process from its own node by a signal: a stopped process would not hear Ray's
+    request to end.
+    """
 
     def kill() -> None:
         os.kill(heartbeat.pid, signal.SIGKILL)
@@ -77,10 +81,11 @@ def kill_engine(heartbeat: Heartbeat) -> None:
 
 
 class HealthMonitor:
-    """Decides which engines are healthy, from their heartbeats. `heartbeat` and `check` are called with the time.
+    """Decides which engines are healthy, from their heartbeats. `heartbeat` and `check` are called with the
+    time.
 
-    An engine that is silent or makes no progress for `timeout_s` seconds is killed; Ray starts it again and Ray Data
-    repeats its blocks.
+    An engine that is silent or makes no progress for `timeout_s` seconds is killed; Ray starts it again and
+    Ray Data repeats its blocks.
     """
 
     def __init__(
@@ -94,13 +99,17 @@ class HealthMonitor:
         self.report = report
         self.kill = kill
         self.engines: dict[str, EngineHealth] = {}
+        self.generation = 0
 
-    def restart(self) -> None:
-        """The engines known so far belong to a stream that has ended."""
+    def restart(self, generation: int) -> None:
+        """The engines known so far belong to a stream that has ended; their heartbeats are ignored."""
+        self.generation = generation
         self.engines.clear()
 
     def heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         """Takes the heartbeat of an engine at the time `now`."""
+        if heartbeat.generation < self.generation:
+            return
         health = self.engines.setdefault(heartbeat.engine, EngineHealth(heartbeat, now, now))
         last = health.heartbeat
         if (heartbeat.node, heartbeat.pid) != (last.node, last.pid):
@@ -127,7 +136,9 @@ class HealthMonitor:
             self.kill(health.heartbeat)
 
     def metrics(self, groups_taken: int, now: float) -> dict[str, float]:
-        """Living engines, and groups that wait for the learners, who have taken `groups_taken` since they started."""
+        """Living engines, and groups that wait for the learners, who have taken `groups_taken` since they
+        started.
+        """
         finished = sum(h.finished_before + h.heartbeat.finished for h in self.engines.values())
         alive = sum(now - h.heard_at < ALIVE_S for h in self.engines.values())
         return {"engines": float(alive), "queue/depth": float(max(0, finished - groups_taken))}

@@ -1,8 +1,8 @@
-"""What the coordinator knows of the learners: what they are asked to do between two steps, and whether there are any."""
+"""What the coordinator knows of the learners: what they are asked to do, and whether there are any."""
 
 
 class LearnerRequests:
-    """Requests to the learners to leave, and the reason that ends the run. It survives a restart of the learners."""
+    """Requests to the learners to leave between two steps, and the reason that ends the run."""
 
     def __init__(self) -> None:
         self.stop_reason = ""
@@ -42,14 +42,14 @@ class LearnerRequests:
 
 
 class LearnerPresence:
-    """For how long there have been no learners, and which process is to start them. Times are monotonic seconds."""
+    """Since when there have been no learners, in monotonic seconds, and which process is to start them."""
 
     def __init__(self, now: float) -> None:
         self.controller_pid = 0  # of Ray Train; 0 while it is not known
         self._absent_since: float | None = now
 
     def set(self, present: bool, controller_pid: int, now: float) -> None:
-        """Whether there are learners, which Ray Train may have to wait for, says the process that starts them."""
+        """Whether there are learners, says the process that starts them."""
         self.controller_pid = controller_pid
         if present:
             self._absent_since = None

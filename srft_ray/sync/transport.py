@@ -1,4 +1,4 @@
-"""Weights from the learners to the engines. A transport has two ends: `publish` at the learners, `fetch` at an engine."""
+"""Weights from the learners to the engines: `publish` at the learners, `fetch` at an engine."""
 
 import os
 import shutil
@@ -6,7 +6,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,8 @@ from torch import Tensor
 from srft_ray.config.training import RolloutSection
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
+from srft_ray.sync.fingerprint import FingerprintedWeights
+from srft_ray.sync.versions import OutdatedLearners, PolicyWeights
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
@@ -26,53 +27,58 @@ FOLDER_PREFIX = "srft_ray_weights_"  # of a folder with weights; then comes the 
 
 
 class WeightTransport(Protocol):
-    def __init__(self, coordinator: Any, config: RolloutSection) -> None: ...
+    def __init__(self, coordinator: Any, config: RolloutSection, generation: int = 0) -> None:
+        """`generation`: of the start of the learners that publish through it; engines only fetch."""
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
         """Makes `weights` policy version `version`.
 
-        Every rank calls it and must exhaust `weights`, which is a collective; one of them is the sender. Version 0 comes
-        without weights: engines start from the model itself.
+        Every rank calls it and must exhaust `weights`, which is a collective; one of them is the sender.
+        Version 0 comes without weights: engines start from the model itself.
         """
 
     def fetch(self, reload: Any) -> int:
-        """Calls `reload(folder)` with a folder of safetensors files of the newest version; returns that version."""
+        """Calls `reload(folder)` with safetensors files of the newest version; returns that version."""
 
 
 class ObjectStoreTransport:
-    """Through Ray's object store, which also spreads the pieces between nodes, and shared memory. Works everywhere.
+    """Through Ray's object store, which spreads the pieces between nodes, and shared memory.
 
-    The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a copy in its
-    memory and publishes it again by itself, while the learners wait for rollouts.
+    The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a
+    copy in its memory and publishes it again by itself, while the learners wait for rollouts.
     """
 
-    def __init__(self, coordinator: Any, config: RolloutSection) -> None:
+    def __init__(self, coordinator: Any, config: RolloutSection, generation: int = 0) -> None:
         self.coordinator = coordinator
+        self.generation = generation
         self.piece_bytes = config.transport_chunk_mb * 2**20
         self.timeout_s = config.timeout_s
-        self._version = 0
+        # What was published last, shared by the learner's thread and that of `_republish_loop`.
+        self._weights = PolicyWeights(0)
         self._pieces: list[np.ndarray] = []
-        self._lock = (
-            threading.Lock()
-        )  # of the two above, between the learner's thread and that of `_republish_loop`
+        self._lock = threading.Lock()
         self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
-        # All ranks go through all tensors, because gathering one is a collective. All pieces are made before the first
-        # is sent: the copies must be of this version, whenever they have to be sent again.
-        pieces = [_serialized(chunk) for chunk in chunks(weights, self.piece_bytes, lambda _: sender)]
+        # All ranks go through all tensors, because gathering one is a collective. All pieces are made before
+        # the first is sent: the copies must be of this version, whenever they have to be sent again.
+        # What the learner gives is hashed already while it passes; what a subclass puts in its place is not.
+        is_hashed = isinstance(weights, FingerprintedWeights)
+        sent = weights if is_hashed else FingerprintedWeights(weights, active=sender)
+        pieces = [_serialized(chunk) for chunk in chunks(sent, self.piece_bytes, lambda _: sender)]
         if not sender:
             return
         with self._lock:
-            self._version = version
+            self._weights = PolicyWeights(version, sent.exhaust() if pieces else "")
             self._pieces = pieces
             self._send()
         self._start_republisher()
 
     def _send(self) -> None:
-        """Gives the coordinator all pieces, from the first again if it dies between them; called with the lock.
+        """Gives the coordinator all pieces, all of them again if it dies meanwhile; called with the lock.
 
         Raises:
+            OutdatedLearners: other learners have taken the place of these.
             TimeoutError: the coordinator did not take them.
         """
         deadline = time.monotonic() + self.timeout_s
@@ -80,13 +86,16 @@ class ObjectStoreTransport:
             try:
                 # First the pieces, then the version that they are: engines never see a part of a version.
                 for number, piece in enumerate(self._pieces):
-                    ray.get(self.coordinator.put_piece.remote(number, piece))
-                ray.get(self.coordinator.publish.remote(self._version, len(self._pieces)))
+                    ray.get(self.coordinator.put_piece.remote(self.generation, number, piece))
+                published = self.coordinator.publish.remote(self.generation, self._weights, len(self._pieces))
+                ray.get(published)
                 return
+            except OutdatedLearners:
+                raise
             except (RuntimeError, RayError) as error:
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"The coordinator did not take policy version {self._version} within "
+                        f"The coordinator did not take policy version {self._weights.version} within "
                         f"rollout.timeout_s={self.timeout_s:.0f} s: {error}"
                     ) from error
                 time.sleep(RETRY_INTERVAL_S)
@@ -100,10 +109,14 @@ class ObjectStoreTransport:
         """Publishes again whenever the coordinator has forgotten the version."""
         while True:
             time.sleep(REPUBLISH_INTERVAL_S)
-            # What fails here is tried again: the learner finds out by itself that no rollouts come.
-            with suppress(RayError, TimeoutError), self._lock:
-                if ray.get(self.coordinator.newest_version.remote()) < self._version:
-                    self._send()
+            try:
+                with self._lock:
+                    if ray.get(self.coordinator.newest_version.remote()) < self._weights.version:
+                        self._send()
+            except OutdatedLearners:
+                return
+            except (RayError, TimeoutError):
+                continue  # it is tried again; the learner finds out by itself that no rollouts come
 
     def fetch(self, reload: Any) -> int:
         deadline = time.monotonic() + self.timeout_s
@@ -171,8 +184,9 @@ def chunks(
 ) -> Iterator[dict[str, Tensor]]:
     """Copies tensors to the CPU and gathers them to chunks of about `limit` bytes, by name.
 
-    It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`. Tied tensors
-    come under each name: an engine that is not given its head keeps the old one without an error.
+    It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`.
+    Tied tensors come under each name: an engine that is not given its head keeps the old one without an
+    error.
     """
     chunk: dict[str, Tensor] = {}
     size = 0

@@ -37,7 +37,9 @@ class Learner:
         self.parity_threshold = parity_threshold
         self.reference = reference
 
-    def step(self, groups: Sequence[Group], step: int, stage: Stage, temperature: float) -> dict[str, float]:
+    def step(
+        self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
+    ) -> dict[str, float | None]:
         """Updates the policy and returns the step's metrics, equal on all ranks.
 
         With n mini-batches the groups whose id is i modulo n make update i, whichever rank has them.
@@ -171,10 +173,19 @@ class Learner:
                 sums[f"metrics/{name}/{term.name}"] += figure_BT.sum()
         return loss
 
-    def _check_parity(self, sums: Mapping[str, Tensor], parity_max: Tensor, step: int) -> dict[str, float]:
-        """Metrics of parity, or ParityError; a collective."""
+    def _check_parity(
+        self, sums: Mapping[str, Tensor], parity_max: Tensor, step: int
+    ) -> dict[str, float | None]:
+        """Metrics of parity, None where no token was compared, or ParityError; a collective."""
         dist.all_reduce(parity_max, dist.ReduceOp.MAX)
-        mean = float(sums["parity/sum"] / sums["parity/tokens"].clamp(min=1))
+        tokens = float(sums["parity/tokens"])
+        if not tokens:  # nothing was compared, which is no agreement
+            return {
+                "parity/abs_logprob_diff": None,
+                "parity/abs_logprob_diff_max": None,
+                "parity/tokens": 0.0,
+            }
+        mean = float(sums["parity/sum"]) / tokens
         threshold = self.parity_threshold
         if not mean <= threshold:
             raise ParityError(
@@ -183,4 +194,8 @@ class Learner:
                 f"engines hold other weights: the publication of version {step} did not reach them, or their "
                 "model differs. No update was applied."
             )
-        return {"parity/abs_logprob_diff": mean, "parity/abs_logprob_diff_max": float(parity_max)}
+        return {
+            "parity/abs_logprob_diff": mean,
+            "parity/abs_logprob_diff_max": float(parity_max),
+            "parity/tokens": tokens,
+        }

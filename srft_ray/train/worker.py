@@ -14,10 +14,13 @@ from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model
 from srft_ray.observe import journal, metrics
+from srft_ray.sync.fingerprint import FingerprintedWeights, model_fingerprint
 from srft_ray.sync.transport import transport_class
+from srft_ray.sync.versions import LearnerStart
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
+from srft_ray.train.provenance import Provenance
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.saving import Saver
 
@@ -45,9 +48,12 @@ class LearnerWorker:
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
         self.learner = self._make_learner(dtype)
+        self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.transport = None
         if job.uses_engines:
-            self.transport = transport_class(job.rollout.transport)(job.coordinator, job.rollout)
+            make_transport = transport_class(job.rollout.transport)
+            self.transport = make_transport(job.coordinator, job.rollout, self.start.generation)
+        self.provenance = Provenance(job.rollout.max_staleness, self.engine.device)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
@@ -68,7 +74,7 @@ class LearnerWorker:
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
-        step = ray.get(self.job.coordinator.start_step.remote())
+        step = self.start.step
         # What was recorded after the checkpoint is about to be recorded again. It is removed before any rank
         # goes on, so that nothing new is removed with it.
         if self.rank == 0:
@@ -91,6 +97,9 @@ class LearnerWorker:
             # collective for one that has left.
             if self._leaving(groups is None):
                 return self.save(final=False)
+            # Rollouts of other weights are refused before they are trained on or counted.
+            if self.transport:
+                self.provenance.check(segment.step, groups)
             self.taken += segment.padded
             if segment.dataset == "train":
                 self._train(segment.step, groups, mark)
@@ -184,11 +193,19 @@ class LearnerWorker:
         return every > 0 and self.step % every == 0 and self.step < self.job.trainer.steps
 
     def _publish(self, version: int) -> None:
-        if self.transport:
-            weights = (
-                self.engine.weights() if version else iter(())
-            )  # engines start from version 0 themselves
-            self.transport.publish(version, weights, sender=self.rank == 0)
+        """Gives the engines the weights of a version and remembers their fingerprint; a collective."""
+        if not self.transport:
+            return
+        sender = self.rank == 0
+        from_model = self.start.from_model and version == self.start.step
+        tensors = iter(()) if from_model else self.engine.weights()
+        # The fingerprint is taken here and not in the transport, which may lose or confuse what it is given.
+        weights = FingerprintedWeights(tensors, active=sender)
+        self.transport.publish(version, weights, sender=sender)
+        fingerprint = weights.exhaust()
+        if from_model and sender:
+            fingerprint = model_fingerprint(self.job.model.path)
+        self.provenance.published(version, fingerprint)
 
     def save(self, final: bool, finished: bool = False) -> None:
         """Writes a checkpoint of the steps done so far unless there is one; a collective.

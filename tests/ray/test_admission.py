@@ -9,19 +9,26 @@ import ray
 from srft_ray.sync.admission import wait_for_admission
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import Heartbeat
+from srft_ray.sync.versions import PolicyWeights
 
 WAITING = 2500  # more than the 1,000 calls that Ray runs at a time in an asynchronous actor
+
+
+def publish(coordinator, start):
+    return coordinator.publish.remote(start.generation, PolicyWeights(1, "ab"), 0)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_waiting_groups_do_not_make_the_coordinator_deaf():
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
-    ray.get(coordinator.restart.remote(0))
+    start = ray.get(coordinator.restart.remote(0))
     answers = [coordinator.admit.remote(1) for _ in range(WAITING)]
     started = time.monotonic()
-    ray.get(coordinator.heartbeat.remote(Heartbeat("engine", "node", 1, 0, 0, 0)), timeout=20)
+    ray.get(
+        coordinator.heartbeat.remote(Heartbeat("engine", "node", 1, 0, 0, 0, start.generation)), timeout=20
+    )
     assert ray.get(coordinator.admit.remote(0), timeout=20).admitted
-    ray.get(coordinator.publish.remote(1, 0), timeout=20)
+    ray.get(publish(coordinator, start), timeout=20)
     seconds = time.monotonic() - started
     print(f"heartbeat, admission and publication beside {WAITING} waiting groups: {seconds:.2f} s")
     assert seconds < 4.0, "they were answered while the others waited"
@@ -31,9 +38,9 @@ def test_waiting_groups_do_not_make_the_coordinator_deaf():
 @pytest.mark.usefixtures("local_ray")
 def test_a_group_waits_for_its_version_or_says_what_it_waited_for():
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(1)
-    ray.get(coordinator.restart.remote(0))
+    start = ray.get(coordinator.restart.remote(0))
     with pytest.raises(TimeoutError, match="waited 0 s for policy version 1; the newest is 0"):
         wait_for_admission(coordinator, 2, exact=False, timeout_s=0.2)
-    threading.Timer(0.3, lambda: ray.get(coordinator.publish.remote(1, 0))).start()
+    threading.Timer(0.3, lambda: ray.get(publish(coordinator, start))).start()
     admission = wait_for_admission(coordinator, 2, exact=False, timeout_s=20)
-    assert (admission.newest, admission.needed) == (1, 1)
+    assert (admission.offered.version, admission.needed) == (1, 1)

@@ -1,6 +1,7 @@
 """The whole path on a local Ray cluster with the real vLLM and DeepSpeed."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,11 @@ def test_staleness_is_used_and_bounded(tmp_path, tiny_model):
     run.check_exactly_once(steps=8, groups_per_step=4)
     behind = {row["step"] - row["policy_version"] for row in run.rollouts}
     assert behind <= {0, 1, 2} and behind & {1, 2}
-    assert all(record["parity/abs_logprob_diff_max"] <= 1e-4 for record in run.metrics)
+    for record in run.metrics:
+        if record["parity/tokens"]:
+            assert record["parity/abs_logprob_diff_max"] <= 1e-4
+        else:
+            assert record["parity/abs_logprob_diff"] is record["parity/abs_logprob_diff_max"] is None
 
 
 def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
@@ -220,7 +225,23 @@ def test_parity(tmp_path, request, model, zero_stage, learners, temperature):
 
 
 BROKEN = '''
+from pathlib import Path
+
 from srft_ray.sync.transport import ObjectStoreTransport
+
+
+class Deaf(ObjectStoreTransport):
+    """One of the engines says that it loaded what it did not."""
+
+    deaf = False
+
+    def fetch(self, reload):
+        try:
+            Path(__file__).with_name("deaf").touch(exist_ok=False)
+            self.deaf = True
+        except FileExistsError:
+            pass
+        return super().fetch((lambda folder: None) if self.deaf else reload)
 
 
 class Silent(ObjectStoreTransport):
@@ -232,10 +253,13 @@ class Silent(ObjectStoreTransport):
 
 
 class Headless(ObjectStoreTransport):
-    """Leaves out the head where it is the embedding, as named_parameters() does; the engine keeps its old one without a word."""
+    """Leaves out the head where it is the embedding, as named_parameters() does; the engine keeps its old one
+    without a word.
+    """
 
     def publish(self, version, weights, sender):
-        super().publish(version, ((name, tensor) for name, tensor in weights if name != "lm_head.weight"), sender)
+        super().publish(version, ((name, tensor) for name, tensor in weights if name != "lm_head.weight"),
+        sender)
 '''
 
 
@@ -258,3 +282,49 @@ def test_weights_that_do_not_arrive_stop_the_run_before_the_next_update(
     with pytest.raises(RunFailed, match=rf"Step {version}: .* version {version} did not reach them"):
         fit(config)
     assert [record["step"] for record in Run(config.run_dir).metrics] == list(range(version))
+
+
+REFUSAL = (
+    r"Step (\d+): engine (\w{8}) sampled .* by weights of fingerprint (\w{16}) as policy version (\d+), "
+    r"but the learners published version \4 with fingerprint (\w{16})\."
+)
+
+
+@pytest.mark.parametrize(
+    ("transport", "staleness"),
+    [
+        pytest.param("Silent", 0, marks=pytest.mark.full),
+        ("Silent", 1),
+        pytest.param("Silent", 2, marks=pytest.mark.full),
+        ("Deaf", 0),
+        pytest.param("Deaf", 1, marks=pytest.mark.full),
+    ],
+)
+def test_rollouts_of_other_weights_are_refused(tmp_path, tiny_model, transport, staleness):
+    """At this learning rate the log-probs of neighbouring versions agree to far less than the parity
+    threshold.
+    """
+    (tmp_path / "broken.py").write_text(BROKEN)
+    config = make_config(
+        base_config(
+            tmp_path,
+            tiny_model,
+            rollout={
+                "transport": f"{tmp_path / 'broken.py'}:{transport}",
+                "max_staleness": staleness,
+                "num_engines": 2,
+            },
+            learner={"lr": 1e-6},
+            trainer={"steps": 6},
+        )
+    )
+    with pytest.raises(RunFailed) as failure:
+        fit(config)
+    step, _, held, version, published = re.match(REFUSAL, str(failure.value)).groups()
+    assert held != published
+    run = Run(config.run_dir)
+    # Nothing of the refused version was trained on: Silent's first wrong version is 2, Deaf's is 1.
+    right = range(2) if transport == "Silent" else range(int(step))
+    assert int(version) not in range(2) or transport == "Deaf"
+    assert {row["policy_version"] for row in run.rollouts} <= set(right)
+    assert [record["step"] for record in run.metrics] == list(range(int(step)))

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.async_gain import simulate
 from srft_ray.commands.pipeline_model import StepTimes
 from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.versions import PolicyWeights
 
 DRAWN = [
     (2.0, 2.0, 0.0),
@@ -67,7 +68,7 @@ def test_the_simulation_is_what_the_coordinator_admits(staleness: int, phases: t
 
     async def run() -> list[float]:
         coordinator, ready, published = Coordinator(staleness), asyncio.Queue(), [0.0]
-        await coordinator.restart(0)
+        start = await coordinator.restart(0)
 
         async def engine() -> None:
             for step in range(8):
@@ -80,7 +81,7 @@ def test_the_simulation_is_what_the_coordinator_admits(staleness: int, phases: t
         for step in range(8):
             assert await ready.get() == step
             await asyncio.sleep(learner + publish)
-            await coordinator.publish(step + 1, 0)
+            await coordinator.publish(start.generation, PolicyWeights(step + 1), 0)
             published.append(asyncio.get_running_loop().time())
         await task
         return published

@@ -7,8 +7,8 @@ import pytest
 from srft_ray.sync.health import HealthMonitor, Heartbeat
 
 
-def heartbeat(engine="a", pid=1, steps=0, in_flight=1, finished=0):
-    return Heartbeat(engine, "node", pid, steps, in_flight, finished)
+def heartbeat(engine="a", pid=1, steps=0, in_flight=1, finished=0, generation=0):
+    return Heartbeat(engine, "node", pid, steps, in_flight, finished, generation)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_hung_engine_is_killed_once(monitor):
 
 
 def test_a_killed_engine_has_time_to_load(monitor):
-    """Between its death and its new process's first heartbeat nothing is asked of it; then it counts again."""
+    """Between its death and its new process's first heartbeat nothing is asked of it; then it counts."""
     monitor.heartbeat(heartbeat(), now=0.0)
     monitor.engines["a"].was_killed()
     assert monitor.problems(500.0) == {} and monitor.metrics(0, now=500.0)["engines"] == 1.0
@@ -60,7 +60,7 @@ def test_a_new_process_is_a_restart(monitor):
     now = time.monotonic()
     monitor.heartbeat(heartbeat(pid=2, finished=3), now)
     assert monitor.metrics(groups_taken=5, now=now) == {"engines": 1.0, "queue/depth": 2.0}
-    monitor.restart()
+    monitor.restart(generation=1)
     assert monitor.metrics(0, now)["engines"] == 0.0
 
 
@@ -68,3 +68,11 @@ def test_a_silent_engine_is_not_counted(monitor):
     monitor.heartbeat(heartbeat(), now=0.0)
     assert monitor.metrics(0, now=9.0)["engines"] == 1.0
     assert monitor.metrics(0, now=11.0)["engines"] == 0.0
+
+
+def test_engines_of_an_earlier_start_are_not_heard(monitor):
+    monitor.heartbeat(heartbeat("old", generation=1), now=0.0)
+    monitor.restart(generation=2)
+    monitor.heartbeat(heartbeat("old", generation=1), now=1.0)
+    monitor.heartbeat(heartbeat("new", generation=2), now=1.0)
+    assert set(monitor.engines) == {"new"}

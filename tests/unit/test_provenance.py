@@ -1,0 +1,57 @@
+"""Rollouts are refused unless they come from weights that the learners published."""
+
+import pytest
+import torch
+
+from algorithms import Completion, Group
+from srft_ray.train.provenance import Provenance
+
+
+def group(version, fingerprint, dataset="train"):
+    rollout = Completion(0, "rollout", "text", [1], [0.0], policy_version=version)
+    demonstration = Completion(1, "demo", "text", [1])
+    return Group(
+        step=5,
+        group_id=9,
+        prompt="",
+        prompt_ids=[1],
+        reference="",
+        completions=[rollout, demonstration],
+        dataset=dataset,
+        engine="abcd1234",
+        weights_fingerprint=fingerprint,
+    )
+
+
+@pytest.fixture
+def provenance():
+    made = Provenance(1, torch.device("cpu"))
+    made.fingerprints = {4: "four", 5: "five", 6: "six"}
+    return made
+
+
+def test_published_weights_within_the_bound_are_accepted(provenance):
+    assert provenance.problem(5, group(5, "five")) == ""
+    assert provenance.problem(5, group(4, "four")) == ""
+    assert provenance.problem(5, Group(5, 9, "", [1], "", [Completion(0, "demo", "", [1])])) == ""
+
+
+@pytest.mark.parametrize("version", [3, 6])
+def test_versions_outside_the_bound_are_refused(provenance, version):
+    provenance.fingerprints[3] = "three"
+    problem = provenance.problem(5, group(version, {3: "three", 6: "six"}[version]))
+    assert f"engine abcd1234 sampled group 9 of train by policy version {version}" in problem
+    assert "only versions 4 to 5 are allowed (rollout.max_staleness=1)" in problem
+
+
+def test_other_weights_are_refused_with_both_fingerprints(provenance):
+    problem = provenance.problem(5, group(5, "four"))
+    assert "engine abcd1234" in problem and "fingerprint four as policy version 5" in problem
+    assert "published version 5 with fingerprint five" in problem
+    del provenance.fingerprints[4]
+    assert "published version 4 with fingerprint none" in provenance.problem(5, group(4, "four"))
+
+
+def test_an_evaluation_is_of_one_version(provenance):
+    assert provenance.problem(5, group(5, "five", dataset="held")) == ""
+    assert "only versions 5 to 5" in provenance.problem(5, group(4, "four", dataset="held"))
