@@ -1,18 +1,23 @@
 """What the stream holds, as arithmetic.
 
-Which groups each step trains on and evaluates, and how they are cut into blocks.
+Which groups each step trains on and evaluates, and how they are cut into blocks. Nothing here is a list of
+steps, so that a plan of a million steps costs what one of ten costs.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 from algorithms import Algorithm
 from srft_ray.config.schedule import stage_size
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
 from srft_ray.errors import UserError, require
+
+# Ray Data holds the inputs of all tasks of an execution from its start on. A stream of more blocks ends after
+# a step, the learners write a checkpoint, and the next stream begins.
+STREAM_BLOCKS = 20_000
 
 
 @dataclass(frozen=True)
@@ -35,39 +40,112 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class StepSize:
+    """Steps from `first_step` on, up to the next of these, hold so many groups each."""
+
+    first_step: int
+    groups: int
+
+
+@dataclass(frozen=True)
 class StreamPlan:
-    """The order of the stream. Learners and stream derive it alike, so that nothing needs to be sent."""
+    """The order of the stream. Learners and stream derive it alike, so that nothing needs to be sent.
+
+    Attributes:
+        steps: training steps of the run.
+        sizes: groups of the steps of each stage, in the order of the stages.
+        block: groups of a block.
+        evaluate_every: steps between evaluations; 0 never evaluates.
+        evaluation_sizes: prompts of each evaluation set.
+        learner_multiple: evaluation sets are padded to a multiple of so many blocks.
+        first_group: position in the seeded order of prompts where step 0 begins.
+        stream_blocks: most blocks of one stream, unless a single step has more.
+    """
 
     steps: int
-    sizes: tuple[int, ...]  # groups of each step
+    sizes: tuple[StepSize, ...]
     block: int
     evaluate_every: int
     evaluation_sizes: dict[str, int]
     learner_multiple: int
-    first_group: int = 0  # position in the seeded order where step 0 begins
+    first_group: int = 0
+    stream_blocks: int = STREAM_BLOCKS
 
-    def positions(self) -> list[int]:
-        """Where the groups of each step begin in the seeded order."""
-        return list(accumulate(self.sizes[:-1], initial=self.first_group))
+    def size(self, step: int) -> int:
+        """Groups that `step` trains on."""
+        index = bisect_right(self.sizes, step, key=lambda size: size.first_step) - 1
+        return self.sizes[index].groups
 
     def position(self, step: int) -> int:
-        """Where the groups of `step` begin, also of the one after the last."""
-        return self.first_group + sum(self.sizes[:step])
-
-    def segments(self, start: int) -> Iterator[Segment]:
-        for step in range(start, self.steps):
-            yield from self._evaluations(step)
-            yield Segment("train", step, self.sizes[step], self.sizes[step])
-        yield from self._evaluations(self.steps)
+        """Where the groups of `step`, or of the one after the last, begin in the seeded order."""
+        ends = [size.first_step for size in self.sizes[1:]] + [self.steps]
+        done = 0
+        for size, end in zip(self.sizes, ends, strict=True):
+            done += size.groups * max(0, min(step, end) - size.first_step)
+        return self.first_group + done
 
     def evaluates(self, step: int) -> bool:
         return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.steps)
 
+    def segments(self, start: int, stop: int | None = None) -> Iterator[Segment]:
+        """The segments of the steps from `start` to before `stop`; by default to the end of the run."""
+        stop = self.steps if stop is None else stop
+        for step in range(start, stop):
+            yield from self._segments_of(step)
+        if stop == self.steps:
+            yield from self._evaluations(stop)
+
+    def stream_stop(self, start: int) -> int:
+        """The step before which a stream that begins at step `start` ends."""
+        longest = self.stream_blocks * self.block
+        if self.length(start, self.steps) <= longest:
+            return self.steps
+        return max(start + 1, self._step_at(self._stream_position(start) + longest))
+
+    def length(self, start: int, stop: int) -> int:
+        """Groups of a stream of the steps from `start` to before `stop`, with evaluation and padding."""
+        end = self._stream_position(stop)
+        if stop == self.steps and self.evaluates(stop):
+            end += self._evaluation_length()
+        return end - self._stream_position(start)
+
+    def locate(self, start: int, position: int) -> tuple[Segment, int]:
+        """The segment at a position of the stream that begins at step `start`, and the place in it."""
+        target = self._stream_position(start) + position
+        step = self._step_at(target)
+        offset = target - self._stream_position(step)
+        for segment in self._segments_of(step):
+            if offset < segment.padded:
+                return segment, offset
+            offset -= segment.padded
+        raise IndexError(f"The stream from step {start} on has no position {position}.")
+
+    def _stream_position(self, step: int) -> int:
+        """Groups of the whole stream before the first segment of `step`."""
+        evaluations = math.ceil(step / self.evaluate_every) if self.evaluate_every else 0
+        return self.position(step) - self.first_group + evaluations * self._evaluation_length()
+
+    def _step_at(self, target: int) -> int:
+        """The last step whose segments begin at or before a position of the whole stream."""
+        return bisect_right(range(self.steps + 1), target, key=self._stream_position) - 1
+
+    def _segments_of(self, step: int) -> Iterator[Segment]:
+        yield from self._evaluations(step)
+        if step < self.steps:
+            groups = self.size(step)
+            yield Segment("train", step, groups, groups)
+
     def _evaluations(self, step: int) -> Iterator[Segment]:
         if self.evaluates(step):
-            unit = self.block * self.learner_multiple
             for name, size in self.evaluation_sizes.items():
-                yield Segment(name, step, size, math.ceil(size / unit) * unit)
+                yield Segment(name, step, size, self._padded(size))
+
+    def _evaluation_length(self) -> int:
+        return sum(map(self._padded, self.evaluation_sizes.values()))
+
+    def _padded(self, size: int) -> int:
+        unit = self.block * self.learner_multiple
+        return math.ceil(size / unit) * unit
 
 
 def make_plan(
@@ -87,26 +165,44 @@ def make_plan(
     Raises:
         UserError: the groups of a step cannot be shared by the learners, or not in such blocks.
     """
-    steps = trainer.steps
-    sizes = tuple(stage_size(trainer, algorithm.stage(step, steps)) for step in range(steps))
-    for size in sorted(set(sizes)):
+    sizes = _step_sizes(trainer, algorithm)
+    counts = sorted({size.groups for size in sizes})
+    for groups in counts:
         for workers in learners:
             require(
-                size % workers == 0,
-                f"A stage with {size} groups per step cannot be shared by {workers} learners "
+                groups % workers == 0,
+                f"A stage with {groups} groups per step cannot be shared by {workers} learners "
                 f"(learner.num_workers): choose a multiple.",
             )
-    per_learner = math.gcd(*(size // workers for workers in learners for size in set(sizes)))
-    block = _block_size(groups_per_block, per_learner, min(sizes), engines.high)
+    per_learner = math.gcd(*(groups // workers for workers in learners for groups in counts))
+    block = _block_size(groups_per_block, per_learner, min(counts), engines.high)
     return StreamPlan(
-        steps,
+        trainer.steps,
         sizes,
         block,
         trainer.evaluate_every,
         evaluation_sizes,
         math.lcm(*learners),
         trainer.first_group,
+        STREAM_BLOCKS,
     )
+
+
+def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize, ...]:
+    """Groups of the steps of each stage; only the first step of each stage is asked for."""
+    sizes = []
+    step = 0
+    while step < trainer.steps:
+        stage = algorithm.stage(step, trainer.steps)
+        sizes.append(StepSize(step, stage_size(trainer, stage)))
+        end = stage.start + stage.steps
+        require(
+            end > step,
+            f"{algorithm.name} gives step {step} a stage that ends at step {end}, before it: correct "
+            "its `stage`.",
+        )
+        step = end
+    return tuple(sizes)
 
 
 def _block_size(given: int | None, per_learner: int, groups: int, engines: int) -> int:

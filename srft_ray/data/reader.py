@@ -45,19 +45,17 @@ class GroupReader:
         """`start`: the step at which the stream begins."""
         self.settings = settings
         self.algorithm = algorithm
-        self.total_steps = plan.steps
+        self.plan = plan
+        self.start = start
         self.train = train
         self.evaluation = evaluation
-        self.segments = list(plan.segments(start))
-        self.ends = np.cumsum([segment.padded for segment in self.segments])
-        self.first_groups = plan.positions()
 
     def read(self, block: Mapping[str, np.ndarray]) -> list[Group]:
         """The groups of a block of positions in the stream."""
         return [self._read_position(int(position)) for position in block["position"]]
 
     def stage(self, step: int) -> Stage:
-        return self.algorithm.stage(step, self.total_steps)
+        return self.algorithm.stage(step, self.plan.steps)
 
     def training_group(self, step: int, group_id: int) -> Group:
         """The group of `step` at position `group_id` of the seeded order of prompts, without rollouts."""
@@ -80,11 +78,9 @@ class GroupReader:
         return group
 
     def _read_position(self, position: int) -> Group:
-        index = int(np.searchsorted(self.ends, position, side="right"))
-        segment = self.segments[index]
-        offset = position - int(self.ends[index]) + segment.padded
+        segment, offset = self.plan.locate(self.start, position)
         if segment.dataset == "train":
-            return self.training_group(segment.step, self.first_groups[segment.step] + offset)
+            return self.training_group(segment.step, self.plan.position(segment.step) + offset)
         return self._evaluation_group(segment, offset)
 
     def _evaluation_group(self, segment: Segment, offset: int) -> Group:

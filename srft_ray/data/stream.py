@@ -45,11 +45,15 @@ def execution_options() -> ExecutionOptions:
 def make_stream(
     plan: StreamPlan, start: int, process: ActorPool | Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Dataset:
-    """The stream from step `start` on; `process` turns a block of positions into a block of groups."""
+    """The stream from step `start` on, as far as `plan.stream_stop` lets it go.
+
+    Args:
+        process: turns a block of positions into a block of groups.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options = execution_options()
-    total = sum(segment.padded for segment in plan.segments(start))
+    total = plan.length(start, plan.stream_stop(start))
     blocks = [
         pa.table({"position": np.arange(first, first + plan.block)}) for first in range(0, total, plan.block)
     ]
@@ -60,7 +64,7 @@ def make_stream(
 
 
 def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset:
-    blocks_per_step = max(plan.sizes) // plan.block
+    blocks_per_step = max(size.groups for size in plan.sizes) // plan.block
     # At staleness 0 no task waits for the coordinator while others run: Ray Data's loop would look for
     # results only every 0.1 s.
     in_flight = math.ceil(blocks_per_step * (pool.max_staleness + 1) / pool.size.low)

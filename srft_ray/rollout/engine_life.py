@@ -1,7 +1,8 @@
 """Start and end of an engine's process, as the coordinator is told of them.
 
-An engine that raises ends its process, as one that crashes does: Ray starts the actor again and Ray Data repeats
-its blocks. An exception that left the actor would end the stream, and so count as a failure of the learners.
+An engine that raises ends its process, as one that crashes does: Ray starts the actor again and Ray Data
+repeats its blocks. An exception that left the actor would end the stream, and so count as a failure of the
+learners.
 """
 
 import os

@@ -7,9 +7,9 @@ import threading
 
 
 class EndWithActor:
-    """Mixed into vLLM's workers (`worker_extension_cls`), so that the engine can call it in each of them.
+    """Mixed into vLLM's workers (`worker_extension_cls`), where the engine can call it by name.
 
-    vLLM's core ends when the process that started it tells it to. One that is killed cannot tell, and its core
+    vLLM's core ends when the process that started it tells it to. One that is killed cannot, and its core
     would hold the GPU for ever.
     """
 

@@ -219,8 +219,9 @@ def _train(prepared: Prepared, run_id: str, coordinator: Any, device: str, threa
     except Exception as error:
         if supervisor.stopped:
             return
-        if supervisor.problem:
-            raise RunFailed(f"{supervisor.problem} (after {store.latest()} saved steps)") from None
+        problem = supervisor.problem or supervisor.engine_problem()
+        if problem:
+            raise RunFailed(f"{problem} (after {store.latest()} saved steps)") from None
         with suppress(OSError):  # on a full disk
             text = f"{time.time() - started:.0f} s after the start:\n{error}\n"
             (run_dir / "failure.txt").write_text(text)

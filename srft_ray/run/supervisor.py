@@ -69,6 +69,12 @@ class RunSupervisor:
     def __exit__(self, *error: object) -> None:
         self._done.set()
 
+    def engine_problem(self) -> str:
+        """Why no engine is to be started any more; empty if nothing is known of a reason."""
+        with suppress(RayError):
+            return ray.get(self.coordinator.engine_problem.remote(), timeout=self.silence_s)
+        return ""
+
     def _watch(self) -> None:
         while not self._done.wait(POLL_INTERVAL_S):
             try:

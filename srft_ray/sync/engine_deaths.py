@@ -45,8 +45,8 @@ class EngineDeath:
 class EngineDeaths:
     """Tells deaths that repeat at the same point from bad luck. Times are monotonic seconds.
 
-    Deaths are at the same point if an engine finished no group in between, or if a process that started after a
-    death dies of the same cause before the learners have published a new version.
+    Deaths are at the same point if an engine finished no group in between, or if a process that started after
+    a death dies of the same cause before the learners have published a new version.
 
     Attributes:
         problem: why no engine is to be started any more; empty while there is no reason.

@@ -91,7 +91,8 @@ class LearnerWorker:
     def run(self) -> None:
         """Trains until the last step, or until the learners are to leave; then they leave a checkpoint."""
         mark = time.perf_counter()
-        for segment in self.job.plan.segments(self.step):
+        stop = self.job.plan.stream_stop(self.step)
+        for segment in self.job.plan.segments(self.step, stop):
             groups = self._wait_for(segment)
             # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
             # collective for one that has left.
@@ -106,6 +107,9 @@ class LearnerWorker:
             else:
                 self.recorder.evaluation(segment, groups)
             mark = time.perf_counter()
+        if stop < self.job.plan.steps:
+            # The stream of a very long run ends here; the next start builds the next one from this checkpoint.
+            return self.save(final=False)
         if self.step > self.saved:
             return self.save(final=True, finished=True)
         return self.saver.finish(self.step)

@@ -1,10 +1,11 @@
 """The plan of the stream: which groups each step holds, and blocks that no two steps or learners share."""
 
+import pickle
 from typing import Any
 
 import pytest
 
-from algorithms import SRFT
+from algorithms import SRFT, Schedule, TwoStage
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
 from srft_ray.data.plan import Segment, StreamPlan, make_plan
@@ -130,3 +131,53 @@ def test_groups_per_task_is_taken_as_given():
 def test_groups_per_task_must_divide_a_learners_share(per_task: int, learners: Any, share: int):
     with pytest.raises(UserError, match=f"rollout.groups_per_task={per_task} must divide the {share} groups"):
         plan(per_task=per_task, learners=learners, steps=1, groups_per_step=16)
+
+
+def unequal(every: int = 3, sets: dict[str, int] | None = None) -> StreamPlan:
+    """Two stages of different sizes, the second from step 4 on, with evaluations of two sets."""
+    trainer = TrainerSection(steps=11, groups_per_step=4, evaluate_every=every, first_group=100)
+    stages = TwoStage(
+        first_steps=4, first_schedule=Schedule(groups_per_step=8), second_schedule=Schedule(groups_per_step=4)
+    )
+    sets = {"a": 3, "b": 5} if sets is None else sets
+    return make_plan(trainer, stages, Bounds(1, 2), Bounds(1, 1), 2, sets)
+
+
+@pytest.mark.parametrize("every", [0, 1, 3, 4, 11, 50])
+@pytest.mark.parametrize("start", [0, 1, 4, 10, 11])
+def test_positions_by_formula_are_those_of_the_list(every: int, start: int):
+    stream = unequal(every)
+    sizes = [8] * 4 + [4] * 7
+    assert [stream.size(step) for step in range(11)] == sizes
+    assert [stream.position(step) for step in range(12)] == [100 + sum(sizes[:step]) for step in range(12)]
+    listed = [(segment, offset) for segment in stream.segments(start) for offset in range(segment.padded)]
+    assert stream.length(start, stream.steps) == len(listed)
+    assert [stream.locate(start, place) for place in range(len(listed))] == listed
+    with pytest.raises(IndexError):
+        stream.locate(start, len(listed))
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 10, 1000])
+def test_streams_follow_each_other_without_a_gap(most: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", most)
+    stream = unequal()
+    found, start, stops = [], 0, []
+    while not stops or stops[-1] < stream.steps:
+        stops.append(stream.stream_stop(start))
+        part = list(stream.segments(start, stops[-1]))
+        length = sum(segment.padded for segment in part)
+        assert stream.length(start, stops[-1]) == length
+        assert length <= most * stream.block or stops[-1] in (start + 1, stream.steps)
+        found += part
+        start = stops[-1]
+    assert found == list(stream.segments(0))
+    assert (len(stops) > 1) == (most < 1000)
+
+
+def test_a_plan_of_a_million_steps_costs_what_a_small_one_costs():
+    stream = plan({"a": 3}, learners=2, steps=10**6, groups_per_step=8, evaluate_every=10)
+    assert len(stream.sizes) == 1 and len(pickle.dumps(stream)) < 2000
+    assert stream.position(10**6) == 8 * 10**6
+    segment, offset = stream.locate(0, stream.length(0, 10**6) - stream.length(10**6, 10**6) - 1)
+    assert (segment.step, offset) == (10**6 - 1, 7)
+    assert stream.length(0, stream.stream_stop(0)) <= 20_000 * stream.block

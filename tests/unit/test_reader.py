@@ -42,7 +42,7 @@ def reader(tmp_path, tiny_model, tokenizer):
 
 
 def read(reader):
-    groups = reader.read({"position": np.arange(reader.ends[-1])})
+    groups = reader.read({"position": np.arange(reader.plan.length(0, reader.plan.steps))})
     return RefillPolicy(reader).refill_without_rollouts(groups)
 
 
