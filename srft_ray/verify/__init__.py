@@ -1,4 +1,7 @@
-"""Verifiers, and the judge that runs them on model output in bounded processes of their own."""
+"""Verifiers, and the pool of bounded processes in which they judge what a model wrote.
+
+It may import `models`, `config`, `plugins` and `errors`, but neither `data` nor `sync`.
+"""
 
 from srft_ray.verify.pool import VerifierPool
 from srft_ray.verify.verifier import Item, Verdict, resolve
