@@ -1,5 +1,6 @@
 """The documentation: generated pages are current, links resolve, and the named files exist."""
 
+import ast
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -7,14 +8,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
-from srft_ray.config.load import all_keys
+from srft_ray.config.load import all_keys, make_config
 from srft_ray.config.settings import setting
+from srft_ray.verify.verifier import Verdict, as_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 WRITTEN = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.glob("*.md")))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+KEY = re.compile(
+    r"`((?:run|cluster|model|data|rollout|learner|trainer|evaluation|verifier|hardware)\.[a-z_]+)"
+)
 CODE = re.compile(r"```.*?```", re.DOTALL)
 SOURCE_FILE = re.compile(r"`((?:srft_ray|algorithms)/[\w/]+\.py)`")
 
@@ -104,3 +110,57 @@ def test_the_way_of_one_prompt_names_each_file_once():
     assert all(SOURCE_FILE.match(step) for step in steps)
     assert 10 <= len(files) <= 20
     assert len(set(files)) == len(files)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_the_keys_that_pages_name_exist(page):
+    assert set(KEY.findall(page.read_text())) <= set(all_keys())
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "getting-started.md"], ids=lambda page: page.name
+)
+def test_the_configs_on_the_pages_are_valid(page):
+    configs = [block for block in blocks(page, "yaml") if block.startswith("run:")]
+    assert len(configs) == 1
+    make_config(yaml.safe_load(configs[0]))
+
+
+def test_the_verifier_on_the_page():
+    source = next(block for block in blocks(DOCS / "getting-started.md", "python") if "def judge" in block)
+    scope: dict = {}
+    exec(source, scope)
+    assert as_verdict(scope["judge"]("Answer: 4", "4", {})).verdict == "match"
+    assert as_verdict(scope["judge"]("Answer: 5", "4", {})).reward == 0.0
+    assert scope["judge"]("Answer: ", "4", {}) == Verdict("no_answer", 0.0, None)
+
+
+FOREIGN_MESSAGES = ("Missing authentication token", "operator torchvision::nms does not exist")
+
+
+def messages() -> list[str]:
+    """The texts of the code; what is filled in is shown as …"""
+    found = [(ROOT / "Makefile").read_text()]
+    for file in ROOT.glob("srft_ray/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_on_the_page_are_those_of_the_code():
+    known = messages()
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 25
+    quoted = [text for row in rows for text in re.findall(r"`([^`]*)`", row)]
+    for sentence in (text for text in quoted if " " in text):
+        parts = [part.strip() for part in sentence.split("…") if len(part.strip()) > 3]
+        said = any(all(part in text for part in parts) for text in known)
+        assert said or sentence in FOREIGN_MESSAGES, f"no message of the code is {sentence!r}"
