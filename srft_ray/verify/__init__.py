@@ -1,6 +1,6 @@
 """Verifiers, and the pool of bounded processes in which they judge what a model wrote.
 
-It may import `models`, `config`, `plugins` and `errors`, but neither `data` nor `sync`.
+It may import `models`, `config` and what these may import, but neither `data` nor `sync`.
 """
 
 from srft_ray.verify.pool import VerifierPool
