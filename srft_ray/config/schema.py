@@ -14,9 +14,11 @@ from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSect
 class RunSection:
     """The run's name, its directory, and its seed."""
 
-    name: str = setting("srft", "Name of the run; its directory is `run.dir`/`run.name`.", may_change=True)
+    name: str = setting(
+        "srft", "Name of the run; its run directory is `run.dir`/`run.name`.", may_change=True
+    )
     dir: str = setting("runs", "Directory that holds the run directories.", may_change=True)
-    seed: int = setting(0, "Seed of everything random: the order of prompts, sampling, built-in tasks.")
+    seed: int = setting(0, "Seed of everything random: order of the prompts, sampling, built-in tasks.")
     resume: str = setting(
         "auto",
         "What to do if the run directory holds a run: `auto` continues it, `never` is an error, `from_scratch` starts "
@@ -31,7 +33,7 @@ class RunSection:
     )
     loggers: list[str] = setting(
         list,
-        "Further loggers, `wandb` or `mlflow`; TensorBoard and Ray's metrics are always written.",
+        "Additional loggers: `wandb`, `mlflow`. TensorBoard and Ray's metrics are always written.",
         may_change=True,
     )
 
@@ -42,12 +44,14 @@ class ClusterSection:
 
     address: str | None = setting(
         None,
-        "Address of the Ray cluster. Without it RAY_ADDRESS is used, else Ray is started on this machine.",
+        "Address of the Ray cluster; by default that of RAY_ADDRESS. Without either, Ray is started on this "
+        "machine.",
         may_change=True,
     )
     num_cpus: int | None = setting(
         None,
-        "Logical CPUs of a Ray that is started on this machine; by default as many as the run asks for.",
+        "Logical CPUs of the Ray that is started on this machine; by default as many as it has or the run "
+        "asks for, whichever is more.",
         may_change=True,
     )
 
@@ -61,13 +65,15 @@ class ModelSection:
     )
     dtype: str = setting(
         "auto",
-        "Number format of learners and engines. `auto` is bfloat16 on CUDA and float32 on CPU.",
+        "Number format of learners and engines; `auto` is bfloat16 on CUDA and float32 on CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_length: int = setting(2048, "Longest sequence, prompt and response together, in tokens.", least=2)
-    trust_remote_code: bool = setting(False, "Whether code in the model directory may be executed.")
+    trust_remote_code: bool = setting(False, "Whether Python code in the model directory may be executed.")
     num_parameters: int | None = setting(
-        None, "Number of parameters, for the estimates of `plan` where the model is not at hand."
+        None,
+        "Number of parameters, for the estimates of `srft-ray plan` on a machine that does not have the "
+        "model.",
     )
 
 
@@ -80,46 +86,55 @@ class DataSection:
     )
     format: str = setting(
         "auto",
-        "Format of the source. `auto` tells it from the name.",
+        "Format of the data; `auto` derives it from the file name. `tasks` are built-in tasks, which need "
+        "no file.",
         choices=("auto", "jsonl", "json", "parquet", "hf", "tasks"),
     )
     prompt_field: str | None = setting(
-        None, "Field of the prompt; dotted names reach into records. By default prompt, question or problem."
+        None,
+        "Field that holds the prompt; `extra.question` is a field of a nested record. By default prompt, "
+        "question or problem.",
     )
     answer_field: str | None = setting(
-        None, "Field of the reference answer. By default answer, reference or ground_truth."
+        None, "Field that holds the reference answer. By default answer, reference or ground_truth."
     )
     demonstration_field: str | None = setting(
         None,
-        "Field of the demonstrations: a text or a list of texts. By default demonstration, demonstrations, "
-        "solution or response.",
+        "Field that holds the demonstrations, a text or a list of texts. By default demonstration, "
+        "demonstrations, solution or response.",
     )
     template: str = setting(
         "auto",
-        "How a prompt is rendered: `chat` is the tokenizer's chat template, `auto` uses it if there is one; else a "
-        "text that contains {prompt} and, if it is set, {system_prompt}.",
+        "How a prompt is rendered: `chat` uses the tokenizer's chat template; `auto` uses it if there is "
+        "one. Any other value is a text with {prompt}, and with {system_prompt} if a system prompt is set.",
     )
-    system_prompt: str | None = setting(None, "System prompt.")
+    system_prompt: str | None = setting(None, "System prompt; it becomes part of every prompt.")
     overlong: str = setting(
         "drop",
-        "What happens to rows that are too long for model.max_length.",
+        "What to do with rows that are too long for model.max_length: leave them out, or refuse the data.",
         choices=("drop", "error"),
     )
     max_demonstrations: int = setting(
-        1, "Demonstrations used for each prompt and step; of more, each epoch takes the next ones.", least=1
+        1,
+        "Demonstrations used for each prompt and step. If a prompt has more, each epoch uses the next ones.",
+        least=1,
     )
-    size: int = setting(4096, "Number of rows of built-in tasks.", least=1)
-    split: str = setting("train", "Split of built-in tasks.", choices=("train", "heldout"))
+    size: int = setting(4096, "Number of rows that built-in tasks generate.", least=1)
+    split: str = setting(
+        "train", "Split of built-in tasks; the two have no question in common.", choices=("train", "heldout")
+    )
 
 
 @dataclass
 class EvaluationSection:
     """Evaluation sets and how they are sampled."""
 
-    data: dict[str, Any] = setting(dict, "Name of each set, with the keys of the data section that differ.")
-    samples: int = setting(8, "Samples of each prompt: k of avg@k and pass@k.", least=1)
+    data: dict[str, Any] = setting(
+        dict, "Evaluation sets by name; of each, the keys that differ from the data section."
+    )
+    samples: int = setting(8, "Responses sampled for each prompt, the k of avg@k and pass@k.", least=1)
     max_prompts: int | None = setting(
-        None, "Prompts used of each set, the first ones; by default all.", least=1
+        None, "Number of prompts used of each set, from its beginning; by default all.", least=1
     )
     temperature: float = setting(1.0, "Sampling temperature.", above=0)
     top_p: float = setting(1.0, "Probability mass of nucleus sampling, in (0, 1].")
@@ -127,49 +142,58 @@ class EvaluationSection:
 
 @dataclass
 class VerifierSection:
-    """What judges rollouts."""
+    """The function that gives a response its verdict and reward, and the processes that it runs in."""
 
     name: str = setting(
-        "auto", "`math`, or `tasks` for built-in tasks; `auto` chooses between the two by the data."
+        "auto",
+        "`math` compares mathematical answers, `tasks` scores built-in tasks; `auto` chooses by the data.",
     )
     path: str | None = setting(
         None, "A verifier of your own, `file.py:function`; see docs/getting-started.md."
     )
     timeout_s: float = setting(
-        2.0, "Time limit of one response, in seconds; then its verdict is `timeout`.", above=0
+        2.0,
+        "Time limit for the verification of one response, in seconds; after it the verdict is `timeout`.",
+        above=0,
     )
     num_workers: int = setting(1, "Verifier processes of each engine.", may_change=True, least=1)
     memory_mb: int = setting(
-        2048, "Memory of a verifier process on top of its imports, in MiB.", may_change=True, least=256
+        2048,
+        "Memory that a verifier process may use in addition to its imports, in MiB.",
+        may_change=True,
+        least=256,
     )
 
 
 @dataclass
 class HardwareSection:
-    """Figures that the user states for `plan`; training does not look at them."""
+    """Figures of your hardware for the time estimates of `srft-ray plan`; training does not use them."""
 
     learner_tflops: float | None = setting(
         None,
-        "Peak of one learner's device in model.dtype, in 1e12 operations per second.",
+        "Peak speed of one learner's device in model.dtype, in 1e12 operations per second.",
         may_change=True,
         above=0,
     )
     utilization: float | None = setting(
         None,
-        "Share of that peak that the learner's passes reach (MFU), in (0, 1].",
+        "Share of that peak that the learner reaches (model FLOPs utilization, MFU).",
         may_change=True,
         above=0,
         most=1,
     )
     engine_tokens_per_s: float | None = setting(
-        None, "Tokens per second of one engine with a full batch.", may_change=True, above=0
+        None, "Tokens per second that one engine generates with a full batch.", may_change=True, above=0
     )
     engine_token_ms: float | None = setting(
-        None, "Time between two tokens of one sequence, in milliseconds.", may_change=True, above=0
+        None,
+        "Time between two tokens of one sequence in an engine, in milliseconds.",
+        may_change=True,
+        above=0,
     )
     network_gb_per_s: float | None = setting(
         None,
-        "Speed of weights from the learners to the engines, in 1e9 bytes per second.",
+        "Rate at which weights travel from the learners to the engines, in 1e9 bytes per second.",
         may_change=True,
         above=0,
     )

@@ -10,17 +10,19 @@ from srft_ray.config.settings import setting
 class RolloutSection:
     """The vLLM engines and how they sample."""
 
-    num_engines: Any = setting(1, "Number of engines, or [min, max] for an elastic pool.", may_change=True)
-    num_rollouts: int = setting(8, "Rollouts of each prompt.", least=1)
+    num_engines: Any = setting(1, "Number of engines; [min, max] makes the pool elastic.", may_change=True)
+    num_rollouts: int = setting(8, "Rollouts sampled for each prompt.", least=1)
     max_new_tokens: int = setting(512, "Longest response, in tokens.", least=1)
     temperature: float = setting(
-        1.0, "Sampling temperature; the learner divides its logits by the same.", above=0
+        1.0, "Sampling temperature; the learner divides its logits by it too.", above=0
     )
-    top_p: float = setting(1.0, "Must be 1: training rollouts are sampled from the whole distribution.")
+    top_p: float = setting(
+        1.0, "Must be 1: log-probs of a truncated distribution are not those of the policy that is trained."
+    )
     max_staleness: int = setting(
         0,
-        "Versions that a rollout may be behind when it starts. 0 is on-policy; with more, engines sample ahead "
-        "while learners train.",
+        "Number of versions by which the policy of a rollout may be older than the one that is trained. 0 is "
+        "on-policy; above 0, engines sample for later steps while learners train.",
         least=0,
     )
     dtype: str | None = setting(
@@ -30,20 +32,20 @@ class RolloutSection:
     )
     tensor_parallel: int = setting(1, "GPUs of one engine.", may_change=True, least=1)
     gpus_per_engine: float = setting(
-        1.0, "Share of a GPU that an engine takes with tensor_parallel=1.", may_change=True, above=0
+        1.0, "Share of a GPU that an engine reserves when tensor_parallel is 1.", may_change=True, above=0
     )
     gpu_memory_utilization: float = setting(
-        0.85, "Share of the GPU's memory that vLLM may use, for weights and KV cache.", may_change=True
+        0.85, "Share of the GPU's memory that vLLM may use for weights and KV cache.", may_change=True
     )
-    cpus_per_engine: float = setting(1.0, "Logical CPUs of an engine.", may_change=True, above=0)
+    cpus_per_engine: float = setting(1.0, "Logical CPUs that an engine reserves.", may_change=True, above=0)
     max_num_seqs: int = setting(
-        256, "Sequences that an engine generates at a time.", may_change=True, least=1
+        256, "Sequences that an engine generates at the same time.", may_change=True, least=1
     )
     kv_cache_gib: int = setting(1, "KV cache of an engine on CPU, in GiB.", may_change=True, least=1)
     groups_per_task: int | None = setting(
         None,
-        "Groups of a block, which an engine takes at a time; by default so few that each engine has a block in "
-        "every step.",
+        "Number of groups in a block; an engine processes a block as a whole. By default small enough that "
+        "every engine has a block in every step.",
         may_change=True,
         least=1,
     )
@@ -53,24 +55,28 @@ class RolloutSection:
         may_change=True,
     )
     transport_chunk_mb: int = setting(
-        512, "Size of a piece of the weights on its way, in MiB.", may_change=True, least=1
+        512, "Size of the pieces in which weights are sent, in MiB.", may_change=True, least=1
     )
-    resources: dict[str, float] = setting(dict, "Custom Ray resources of an engine.", may_change=True)
+    resources: dict[str, float] = setting(
+        dict, "Custom Ray resources that an engine reserves.", may_change=True
+    )
     timeout_s: float = setting(
         1800.0,
-        "Deadline of everything that waits for rollouts, for the coordinator or for weights, in seconds.",
+        "Deadline for every wait for rollouts, for the coordinator or for weights, in seconds.",
         may_change=True,
         above=0,
     )
     stall_timeout_s: float = setting(
         300.0,
-        "An engine that makes no progress, or a silent coordinator, is killed after so many seconds.",
+        "Seconds without progress of an engine, or without an answer of the coordinator, after which it is "
+        "killed.",
         may_change=True,
         above=0,
     )
     max_restarts: int = setting(
         10,
-        "Restarts of each engine; after them the stream starts anew, which counts as a failure of the learners.",
+        "Restarts of each engine. After them the learners start again, which counts for "
+        "trainer.max_failures.",
         may_change=True,
         least=0,
     )
@@ -80,15 +86,19 @@ class RolloutSection:
 class LearnerSection:
     """The DeepSpeed learners and their optimizer (AdamW)."""
 
-    num_workers: Any = setting(1, "Number of learners, or [min, max] for elastic training.", may_change=True)
+    num_workers: Any = setting(1, "Number of learners; [min, max] makes training elastic.", may_change=True)
     zero_stage: int = setting(2, "ZeRO stage of DeepSpeed.", may_change=True, choices=(0, 1, 2, 3))
     offload_optimizer: bool = setting(
-        False, "Whether the optimizer's state is kept in CPU memory.", may_change=True
+        False,
+        "Whether the optimizer state is kept in CPU memory; needs zero_stage 1, 2 or 3.",
+        may_change=True,
     )
     micro_batch_tokens: int = setting(
-        16384, "Tokens of a micro-batch, padding included.", may_change=True, least=1
+        16384, "Largest number of tokens in a micro-batch, including padding.", may_change=True, least=1
     )
-    mini_batches: int = setting(1, "Updates per step; it must divide the groups of a step.", least=1)
+    mini_batches: int = setting(
+        1, "Updates per step; it must divide the number of groups of a step.", least=1
+    )
     reference: str | None = setting(
         None, "Frozen model for algorithms that use a reference; by default model.path."
     )
@@ -96,36 +106,45 @@ class LearnerSection:
     lr_schedule: str = setting(
         "constant", "Learning rate after the warm-up.", choices=("constant", "linear", "cosine")
     )
-    warmup_steps: int = setting(0, "Steps in which the learning rate rises linearly.", least=0)
+    warmup_steps: int = setting(0, "Number of steps in which the learning rate rises linearly.", least=0)
     min_lr_ratio: float = setting(
-        0.0, "Learning rate at the end of a linear or cosine schedule, as a share of lr.", least=0
+        0.0, "Learning rate at the end of a linear or cosine schedule, as a fraction of lr.", least=0
     )
-    betas: list[float] = setting([0.9, 0.999], "Adam's decay rates of the first and second moment.")
+    betas: list[float] = setting(
+        [0.9, 0.999], "Adam's decay rates of the first and the second moment, each in [0, 1)."
+    )
     eps: float = setting(1e-8, "Adam's epsilon.", above=0)
-    weight_decay: float = setting(0.0, "Decoupled weight decay.", least=0)
+    weight_decay: float = setting(0.0, "Weight decay, decoupled from the gradient (AdamW).", least=0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.", above=0)
     activation_checkpointing: bool = setting(
-        False, "Whether activations are recomputed in the backward pass to save memory.", may_change=True
+        False,
+        "Whether activations are recomputed in the backward pass, which saves memory and costs time.",
+        may_change=True,
     )
     logit_chunk_mb: int = setting(
-        64, "Logits that exist at a time, in MiB of float32.", may_change=True, least=1
+        64, "Memory of the float32 logits that exist at the same time, in MiB.", may_change=True, least=1
     )
     parity_threshold: float | None = setting(
         None,
-        "Largest mean difference of log-probs between learner and engine on fresh rollouts, in nats. By default 1e-3 "
-        "in float32, 0.1 in bfloat16 and float16.",
+        "Largest allowed mean difference between the log-probs of learner and engine on rollouts of the "
+        "current version, in nats. By default 1e-3 in float32, 0.1 in bfloat16 and float16.",
         may_change=True,
     )
-    cpus_per_worker: float = setting(1.0, "Logical CPUs of a learner.", may_change=True, above=0)
-    resources: dict[str, float] = setting(dict, "Custom Ray resources of a learner.", may_change=True)
+    cpus_per_worker: float = setting(1.0, "Logical CPUs that a learner reserves.", may_change=True, above=0)
+    resources: dict[str, float] = setting(
+        dict, "Custom Ray resources that a learner reserves.", may_change=True
+    )
     timeout_s: float = setting(
-        1800.0, "Deadline of a collective between learners, in seconds.", may_change=True, above=0
+        1800.0, "Deadline of a collective operation of the learners, in seconds.", may_change=True, above=0
     )
     start_timeout_s: float = setting(
-        600.0, "Deadline for learners to be placed and to start, in seconds.", may_change=True, above=0
+        600.0, "Time in which learners must be placed and start, in seconds.", may_change=True, above=0
     )
     resize_interval_s: float = setting(
-        60.0, "How often elastic training looks for nodes that joined, in seconds.", may_change=True, above=0
+        60.0,
+        "Time between two checks for nodes that joined, in seconds; only for elastic training.",
+        may_change=True,
+        above=0,
     )
 
 
@@ -134,44 +153,64 @@ class TrainerSection:
     """Steps, checkpoints, evaluation, and how much may fail."""
 
     steps: int = setting(
-        100, "Number of steps. A run may be lengthened if the steps done do not depend on it.", least=1
+        100, "Number of steps. A run may be lengthened if the steps done so far do not depend on it.", least=1
     )
-    groups_per_step: int = setting(16, "Groups (prompts) of each step.", least=1)
+    groups_per_step: int = setting(
+        16,
+        "Groups (prompts with their completions) of each step; a multiple of every number of learners.",
+        least=1,
+    )
     first_group: int = setting(
-        0, "Position in the seeded order of prompts where step 0 begins: where an earlier run ended.", least=0
+        0,
+        "Position in the seeded order of prompts where step 0 begins, for a run that goes on where another "
+        "ended.",
+        least=0,
     )
     checkpoint_every: int = setting(
-        0, "Steps between checkpoints; 0 writes one after the last step only.", may_change=True, least=0
+        0,
+        "Steps between checkpoints; with 0 only the last step is followed by one.",
+        may_change=True,
+        least=0,
     )
     checkpoint_path: str | None = setting(
         None,
-        "Directory or URI (s3://, gs://, …) that holds a folder of checkpoints named `run.name`; by default the run "
-        "directory.",
+        "Directory or URI (s3://, gs://, …) that holds a folder of checkpoints named `run.name`; by default "
+        "the run directory.",
     )
     keep_checkpoints: int | None = setting(
-        None, "Newest checkpoints that are kept; by default all.", may_change=True, least=1
+        None, "Number of newest checkpoints that are kept; by default all.", may_change=True, least=1
     )
     keep_every: int | None = setting(
-        None, "Checkpoints of steps that are a multiple of this are kept too.", may_change=True, least=1
+        None,
+        "Checkpoints after a multiple of this number of steps are kept too; needs keep_checkpoints.",
+        may_change=True,
+        least=1,
     )
     keep_best: str | None = setting(
         None,
-        "The best checkpoint by this metric (such as reward/mean) or evaluation set (its avg@k) is kept too; higher "
-        "is better.",
+        "The checkpoint with the highest value of this metric (such as reward/mean), or the highest avg@k "
+        "of this evaluation set, is kept too; needs keep_checkpoints.",
         may_change=True,
     )
     max_checkpoint_failures: int = setting(
-        2, "Failed writes of checkpoints in a row that are only reported.", may_change=True, least=0
+        2,
+        "Failed checkpoints in a row that are only reported; one more ends the run.",
+        may_change=True,
+        least=0,
     )
     evaluate_every: int = setting(
         0,
-        "Steps between evaluations, also before the first and after the last step; 0 never evaluates.",
+        "Steps between evaluations; there is also one before the first and one after the last step. 0 never "
+        "evaluates.",
         least=0,
     )
-    max_failures: int = setting(3, "Restarts of the learners after failures.", may_change=True, least=0)
+    max_failures: int = setting(
+        3, "Restarts of the learners after failures; one more failure ends the run.", may_change=True, least=0
+    )
     resize_timeout_s: float = setting(
         300.0,
-        "How long a change of the number of learners waits for their checkpoint, in seconds.",
+        "How long a change of the number of learners waits for the checkpoint of the present ones, in "
+        "seconds.",
         may_change=True,
         above=0,
     )

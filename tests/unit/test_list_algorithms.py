@@ -109,7 +109,7 @@ def test_the_resolved_config_has_every_setting_and_makes_the_same_algorithm():
 
 
 def readme_block(language, needle):
-    text = (ROOT / "README.md").read_text()
+    text = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/getting-started.md"))
     return next(
         block.split("\n", 1)[1]
         for block in text.split("```")
