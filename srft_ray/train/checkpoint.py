@@ -279,6 +279,8 @@ def _scores(run_dir: Path, name: str, steps: Iterable[int]) -> dict[int, float]:
     evaluations = {
         r["step"]: r["avg"] for r in read_json_lines(run_dir / "evaluations.jsonl") if r["set"] == name
     }
-    metrics = {r["step"] + 1: r[name] for r in read_json_lines(run_dir / "metrics.jsonl") if name in r}
+    metrics = {
+        r["step"] + 1: r[name] for r in read_json_lines(run_dir / "metrics.jsonl") if r.get(name) is not None
+    }
     found = evaluations or metrics
     return {step: found[step] for step in steps if step in found}
