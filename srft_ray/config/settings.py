@@ -28,10 +28,10 @@ def setting(default: Any, doc: str, *, may_change: bool = False, **limits: Any) 
 def check_limits(key: str, value: Any, limits: dict[str, Any]) -> None:
     """Raises UserError if the value of a key is outside its limits. NaN is within no limit."""
     choices, least, above, most = (limits.get(name) for name in ("choices", "least", "above", "most"))
-    if choices and value not in choices:
-        raise UserError(f"{key} is {value!r}: {nearest(value, choices)}")
     if value is None:
         return
+    if choices and value not in choices:
+        raise UserError(f"{key} is {value!r}: {nearest(value, choices)}")
     require(least is None or value >= least, f"{key} must be at least {least}, not {value}.")
     require(above is None or value > above, f"{key} must be above {above}, not {value}.")
     require(most is None or value <= most, f"{key} must be at most {most}, not {value}.")

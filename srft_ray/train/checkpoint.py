@@ -236,3 +236,44 @@ def _flush_to_disk(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+<<<<<<< HEAD
+=======
+
+
+def write_hf(
+    store: CheckpointStore, step: int, model: Any, tokenizer: Any, weights: Mapping[str, "Tensor"]
+) -> dict[str, Any]:
+    """Writes the model as safetensors with its tokenizer; returns the entries of its files for the manifest."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=dict(weights))
+        tokenizer.save_pretrained(folder)
+        return {
+            f"hf/{file.name}": store.write(step, f"hf/{file.name}", file.read_bytes())
+            for file in sorted(Path(folder).iterdir())
+        }
+
+
+def prune(store: CheckpointStore, trainer: TrainerSection) -> None:
+    """Keeps the newest, those of every m-th step, and the best, as the trainer section says; None and nothing set: all."""
+    steps = store.steps()
+    if trainer.keep_checkpoints is None:
+        return
+    kept = set(steps[-trainer.keep_checkpoints :])
+    kept |= {step for step in steps if trainer.keep_every and step % trainer.keep_every == 0}
+    scores = _scores(store.run_dir, trainer.keep_best, steps) if trainer.keep_best else {}
+    kept |= {max(scores, key=lambda step: (scores[step], step))} if scores else set()
+    for step in set(steps) - kept:
+        store.discard(step)
+
+
+def _scores(run_dir: Path, name: str, steps: Iterable[int]) -> dict[int, float]:
+    """Of the checkpoints that have one: avg@k of an evaluation set after that step, or a metric of the step that led to it."""
+    evaluations = {
+        r["step"]: r["avg"] for r in read_json_lines(run_dir / "evaluations.jsonl") if r["set"] == name
+    }
+    metrics = {
+        r["step"] + 1: r[name] for r in read_json_lines(run_dir / "metrics.jsonl") if r.get(name) is not None
+    }
+    found = evaluations or metrics
+    return {step: found[step] for step in steps if step in found}
+>>>>>>> sync

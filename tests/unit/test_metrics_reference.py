@@ -39,7 +39,7 @@ def test_every_column_of_the_ledger_is_documented_in_its_order():
 def test_every_key_of_a_step_that_is_taken_from_groups_and_times_is_documented(one_rank):
     found = group_metrics([GROUP], 0, torch.device("cpu"))
     times = {"time/step": 1.0, "time/learner": 1.0, "tokens": 1.0}
-    keys = [*found, *utilization(found | times), *HealthMonitor(1.0, print).figures(0)]
+    keys = [*found, *utilization(found | times), *HealthMonitor(1.0, print).metrics(0, 0.0)]
     assert not undocumented(reference.METRICS, keys)
 
 
@@ -48,7 +48,7 @@ def test_every_key_of_a_step_that_the_learner_writes_is_documented():
     sources = [ROOT / "srft_ray/train" / name for name in ("learner.py", "step_metrics.py", "worker.py")]
     text = "".join(source.read_text() for source in sources)
     keys = re.findall(
-        r'"((?:loss|count|weight|entropy|ratio|time|grad_norm|lr|micro_batches|tokens)(?:/\w+)?)":', text
+        r'"((?:loss|count|weight|entropy|ratio|time|grad_norm|lr|micro_batches|tokens)(?:/\w+)?)"\]?(?::| =)', text
     )
     assert {"lr", "grad_norm", "time/step"} <= set(keys)
     assert not undocumented(reference.METRICS, keys)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from algorithms import Completion, Group
-from srft_ray.train.provenance import Provenance
+from srft_ray.train.provenance import Provenance, ProvenanceError
 
 
 def group(version, fingerprint, dataset="train"):
@@ -55,3 +55,23 @@ def test_other_weights_are_refused_with_both_fingerprints(provenance):
 def test_an_evaluation_is_of_one_version(provenance):
     assert provenance.problem(5, group(5, "five", dataset="held")) == ""
     assert "only versions 5 to 5" in provenance.problem(5, group(4, "four", dataset="held"))
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_the_ranks_agree_on_what_was_published():
+    provenance = Provenance(1, torch.device("cpu"))
+    for version, fingerprint in enumerate(("0" * 16, "f" * 16, "8" + "0" * 15, "7" + "f" * 15)):
+        provenance.published(version, fingerprint)
+    assert provenance.fingerprints == {1: "f" * 16, 2: "8" + "0" * 15, 3: "7" + "f" * 15}
+    provenance.check(3, [group(3, "7" + "f" * 15)])
+    with pytest.raises(ProvenanceError, match=r"^Step 3: engine abcd1234 .* No update was applied\.$"):
+        provenance.check(3, [group(3, "7" + "f" * 15), group(3, "f" * 16)])

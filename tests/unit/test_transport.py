@@ -1,0 +1,137 @@
+"""Weights on their way from the learners through the coordinator to an engine, without Ray's processes."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srft_ray.config.training import RolloutSection
+from srft_ray.sync import coordinator as coordinator_module
+from srft_ray.sync import transport as transport_module
+from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.fingerprint import FingerprintedWeights, fingerprint, folder_fingerprint
+from srft_ray.sync.transport import ObjectStoreTransport
+from srft_ray.sync.versions import OutdatedLearners, PolicyWeights
+
+WEIGHTS = {"embed": torch.arange(12.0).view(3, 4), "norm": torch.ones(4)}
+
+
+class Handle:
+    """Calls a coordinator in this process as if it were an actor; it can lose its memory."""
+
+    def __init__(self):
+        self.coordinator = Coordinator(0)
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            return asyncio.run(getattr(self.coordinator, name)(*arguments))
+
+        return SimpleNamespace(remote=call)
+
+    def forget(self):
+        self.coordinator = Coordinator(0)
+
+
+@pytest.fixture
+def handle(monkeypatch):
+    monkeypatch.setattr(coordinator_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(transport_module.ray, "get", lambda value: value)
+    # The thread that publishes again is stepped by hand.
+    monkeypatch.setattr(ObjectStoreTransport, "_start_republisher", lambda self: None)
+    return Handle()
+
+
+def make_transport(handle, generation=0):
+    return ObjectStoreTransport(handle, RolloutSection(transport_chunk_mb=1, timeout_s=0.1), generation)
+
+
+def fetch(handle):
+    """What an engine finds: (version, fingerprint of the files, tensors)."""
+    found = []
+
+    def reload(folder):
+        files = sorted(folder.glob("*.safetensors"))
+        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        found.extend([folder_fingerprint(folder), tensors])
+
+    return make_transport(handle).fetch(reload), *found
+
+
+def test_the_engine_has_the_fingerprint_that_was_published(handle):
+    start = handle.restart.remote(3)
+    learner = make_transport(handle, start.generation)
+    weights = FingerprintedWeights(WEIGHTS.items())
+    learner.publish(3, weights, sender=True)
+    expected = fingerprint(WEIGHTS.items())
+    assert weights.exhaust() == expected
+    assert handle.admit.remote(3).offered == PolicyWeights(3, expected)
+    version, found, tensors = fetch(handle)
+    assert (version, found) == (3, expected)
+    assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_a_transport_that_replaces_the_weights_cannot_replace_the_learners_fingerprint(handle):
+    start = handle.restart.remote(3)
+    first = [(name, tensor + 1) for name, tensor in WEIGHTS.items()]
+    weights = FingerprintedWeights(WEIGHTS.items())
+    make_transport(handle, start.generation).publish(3, iter(first), sender=True)
+    assert weights.exhaust() == fingerprint(WEIGHTS.items()) != fetch(handle)[1] == fingerprint(first)
+
+
+def test_only_the_sender_publishes_but_all_go_through_the_weights(handle):
+    start = handle.restart.remote(3)
+    weights = iter(WEIGHTS.items())
+    make_transport(handle, start.generation).publish(3, FingerprintedWeights(weights, active=False), False)
+    assert next(weights, None) is None and handle.newest_version.remote() == -1
+
+
+def test_learners_of_an_earlier_start_cannot_publish(handle):
+    old = make_transport(handle, handle.restart.remote(0).generation)
+    new = make_transport(handle, handle.restart.remote(0).generation)
+    with pytest.raises(OutdatedLearners):
+        old.publish(1, iter(WEIGHTS.items()), sender=True)
+    new.publish(0, iter(WEIGHTS.items()), sender=True)
+    assert handle.admit.remote(0).offered == PolicyWeights(0, fingerprint(WEIGHTS.items()))
+
+
+def test_a_coordinator_that_forgot_is_given_the_weights_again(handle, monkeypatch):
+    start = handle.restart.remote(3)
+    learner = make_transport(handle, start.generation)
+    learner.publish(3, iter(WEIGHTS.items()), sender=True)
+    handle.forget()
+    assert handle.newest_version.remote() == -1
+
+    class Enough(Exception):
+        """Ends the loop after its second round."""
+
+    rounds = iter([None, None])
+
+    def pause(seconds):
+        if next(rounds, Enough) is Enough:
+            raise Enough
+
+    monkeypatch.setattr(transport_module.time, "sleep", pause)
+    with pytest.raises(Enough):
+        learner._republish_loop()
+    assert handle.newest_version.remote() == 3 and fetch(handle)[1] == fingerprint(WEIGHTS.items())
+    # Learners that others have replaced end their loop instead.
+    handle.restart.remote(2)
+    rounds = iter([None, None])
+    learner._republish_loop()
+
+
+def test_a_publication_that_nobody_takes_is_an_error(handle):
+    class Incomplete(Handle):
+        def __getattr__(self, name):
+            if name == "put_piece":
+                return SimpleNamespace(remote=lambda *arguments: None)
+            return super().__getattr__(name)
+
+    broken = Incomplete()
+    learner = make_transport(broken, broken.restart.remote(3).generation)
+    with pytest.raises(
+        TimeoutError, match=r"did not take policy version 3 within rollout.timeout_s=0 s: 0 of 1"
+    ):
+        learner.publish(3, iter(WEIGHTS.items()), sender=True)
