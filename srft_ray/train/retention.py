@@ -36,6 +36,6 @@ def _scores(run_dir: Path, name: str, steps: Sequence[int]) -> dict[int, float]:
             scores[record["step"]] = record["avg"]
     if not scores:
         for record in read_json_lines(run_dir / "metrics.jsonl"):
-            if name in record:
+            if record.get(name) is not None:
                 scores[record["step"] + 1] = record[name]
     return {step: scores[step] for step in steps if step in scores}
