@@ -25,7 +25,8 @@ def main(steps: int = 4) -> None:
     # One step of SFT, then SRFT whose weight on demonstrations is halved.
     result = fit(config, algorithm=TwoStage(first=SFT(), second=SRFT(sft_scale=0.25), first_steps=1))
     print(
-        f"trained {result.summary['steps']} steps; reward {result.summary['final']['reward/mean']:.2f}; model in {result.model}"
+        f"trained {result.summary['steps']} steps; reward {result.summary['final']['reward/mean']:.2f}; "
+        f"model in {result.model}"
     )
 
 

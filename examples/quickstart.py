@@ -40,7 +40,8 @@ def main() -> int:
     print(f"model    {result.model}")
     print(f"ledger   {result.run_dir / 'groups'} (every sequence that was trained on)")
     print(
-        f"{result.summary['steps']} steps in {result.summary['seconds']:.0f} s with engines' and learners' start"
+        f"{result.summary['steps']} steps in {result.summary['seconds']:.0f} s with engines' and learners' "
+        "start"
     )
     return 0
 

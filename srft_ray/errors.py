@@ -1,4 +1,5 @@
-"""Errors that the command line turns into one sentence and an exit code, and what their sentences are made of."""
+"""Errors that the command line turns into one sentence and an exit code, and what their sentences are made
+of."""
 
 import difflib
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ def first_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of the error's message, where a remote error names its cause; the error's type if it has no message."""
+    """The last line of the error's message, where a remote error names its cause; the error's type if it has
+    no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

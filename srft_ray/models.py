@@ -29,7 +29,8 @@ def load_model_config(section: ModelSection, key: str = "model.path") -> Any:
         key: the config key that named the model, for messages.
 
     Raises:
-        UserError: the directory is missing or holds no model, or model.max_length is above the model's positions.
+        UserError: the directory is missing or holds no model, or model.max_length is above the model's
+            positions.
     """
     name = section.path
     path = Path(name).expanduser()
@@ -69,9 +70,9 @@ def load_model(
 ) -> Any:
     """The policy to train, or the model in `path`.
 
-    It is in evaluation mode: with dropout learner and engine would be different policies. (transformers recomputes
-    activations in training mode only, so with `activation_checkpointing` the mode is training; models that use dropout
-    by default are not supported then.)
+    It is in evaluation mode: with dropout learner and engine would be different policies. (transformers
+    recomputes activations in training mode only, so with `activation_checkpointing` the mode is training;
+    models that use dropout by default are not supported then.)
     """
     model = AutoModelForCausalLM.from_pretrained(
         path or section.path, dtype=dtype, trust_remote_code=section.trust_remote_code, use_safetensors=True

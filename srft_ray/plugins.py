@@ -9,12 +9,14 @@ from srft_ray.errors import UserError
 
 
 def load_object(spec: str, key: str, kind: str = "") -> Any:
-    """What `file.py:name` names, a class or a function; `key` is the config key it was given in. UserError where it cannot be had."""
+    """What `file.py:name` names, a class or a function; `key` is the config key it was given in. UserError
+    where it cannot be had."""
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
-            f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name it as "
+            f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name "
+            "it as "
             f"file.py:{kind or 'name'}."
         )
     source = importlib.util.spec_from_file_location(f"srft_ray_plugin_{path.stem}", path.absolute())

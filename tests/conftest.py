@@ -1,4 +1,5 @@
-"""A tiny model, and the rows and configs that tests are made of. transformers is imported where a fixture needs it."""
+"""A tiny model, and the rows and configs that tests are made of. transformers is imported where a fixture
+needs it."""
 
 import contextlib
 import json
@@ -32,7 +33,8 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def base_config(tmp_path: Path, tiny_model: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    """Values for `make_config` of a small CPU run in `tmp_path`, whose data are `ROWS`; `sections` change single keys."""
+    """Values for `make_config` of a small CPU run in `tmp_path`, whose data are `ROWS`; `sections` change
+    single keys."""
     data = tmp_path / "data.jsonl"
     if not data.exists():
         write_jsonl(data, ROWS)
@@ -65,7 +67,8 @@ def make_tokenizer(eos: bool = True, chat_template: str | None = None) -> Any:
 
 
 def write_model(folder: Path, tied: bool = True, hidden: int = 64, layers: int = 2) -> Path:
-    """A Qwen2, of 80,000 parameters unless said otherwise (heads of 32 as vLLM needs), with its tokenizer, in float32."""
+    """A Qwen2, of 80,000 parameters unless said otherwise (heads of 32 as vLLM needs), with its tokenizer, in
+    float32."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -1,4 +1,5 @@
-"""Figures of the source's shape: `python tools/code_figures.py` prints them, and `tests/unit/test_layout.py` limits them."""
+"""Figures of the source's shape: `python tools/code_figures.py` prints them, and `tests/unit/test_layout.py`
+limits them."""
 
 import ast
 import statistics
@@ -64,9 +65,9 @@ def code_line_numbers(source: str, tree: ast.Module) -> set[int]:
     """Numbers of the lines that hold code: no blank line, comment or docstring."""
     documented = set[int]()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node):
-                documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        may_have_one = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if may_have_one and ast.get_docstring(node):
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return {
         number
         for number, line in enumerate(source.splitlines(), start=1)

@@ -39,8 +39,8 @@ def install_torch(requirement: str) -> None:
 
 
 def main(stack: str) -> None:
-    """The lock is complete, so nothing is resolved here (--no-deps). DeepSpeed is built from source, without its CUDA kernels,
-    beside the torch that it is built for."""
+    """The lock is complete, so nothing is resolved here (--no-deps). DeepSpeed is built from source, without
+    its CUDA kernels, beside the torch that it is built for."""
     pins = [
         line
         for line in (ROOT / "requirements" / f"{stack}.txt").read_text().splitlines()

@@ -81,7 +81,8 @@ def make_batches(encode: Callable[[str], list[int]], steps: int, rng: random.Ran
 
 
 def batch_loss(model: Qwen2ForCausalLM, batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """Mean cross-entropy of the response tokens; padding is on the right, where causal attention never looks."""
+    """Mean cross-entropy of the response tokens; padding is on the right, where causal attention never
+    looks."""
     width = max(len(prompt) + len(response) for prompt, response in batch)
     ids_BT = torch.full((len(batch), width), PAD)
     labels_BT = torch.full((len(batch), width), -100)

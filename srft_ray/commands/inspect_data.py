@@ -1,4 +1,5 @@
-"""`srft-ray data`: what a data set holds, what would be dropped and why, and what the verifier says of its demonstrations."""
+"""`srft-ray data`: what a data set holds, what would be dropped and why, and what the verifier says of its
+demonstrations."""
 
 from collections import Counter
 from contextlib import closing
@@ -42,7 +43,8 @@ def _lines(config: Config, counts: Counts, limits: TokenLimits) -> list[str]:
         f"{counts.overlong_demonstrations} demonstrations that end above {limits.sequence} tokens",
         f"without answer    {counts.without_answer} rows",
         f"prompt tokens     mean {prompt:.0f}, longest {counts.longest_prompt}",
-        f"demonstration     mean {demonstration:.0f} tokens, longest with its prompt {counts.longest_demonstration}",
+        f"demonstration     mean {demonstration:.0f} tokens, longest with its prompt "
+        f"{counts.longest_demonstration}",
     ]
 
 
@@ -61,7 +63,8 @@ def _verdicts(config: Config, data: PreparedData) -> list[str]:
                 verdicts[verdict.verdict] += 1
                 if verdict.verdict != "match" and len(rejected) < 3:
                     rejected.append(
-                        f"  {verdict.verdict}: reference {item.reference!r}, found {verdict.answer!r}, in …{item.response[-60:]!r}"
+                        f"  {verdict.verdict}: reference {item.reference!r}, found {verdict.answer!r}, in "
+                        f"…{item.response[-60:]!r}"
                     )
     total = verdicts.total()
     if not total:
@@ -70,7 +73,8 @@ def _verdicts(config: Config, data: PreparedData) -> list[str]:
         f"; {count} {verdict}" for verdict, count in verdicts.most_common() if verdict != "match"
     )
     return [
-        f"verifier          {config.verifier.path or config.verifier.name} accepts {verdicts['match']} of {total} demonstrations "
+        f"verifier          {config.verifier.path or config.verifier.name} accepts {verdicts['match']} of "
+        f"{total} demonstrations "
         f"({100 * verdicts['match'] / total:.2f} %){others}",
         *rejected,
     ]

@@ -19,8 +19,8 @@ from srft_ray.run.preflight import check_installation, prepare_run
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: its resolved config, and the algorithm if it is an instance rather than the config's `algorithm`
-    section."""
+    """One run: its resolved config, and the algorithm if it is an instance rather than the config's
+    `algorithm` section."""
 
     resolved: Resolved
     algorithm: Algorithm | None = None

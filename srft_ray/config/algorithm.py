@@ -41,8 +41,8 @@ def make_algorithm(section: Mapping[str, Any], key: str = "algorithm") -> Algori
 
 
 def settings_of(algorithm: Algorithm, section: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of an algorithm as a config section, so that the resolved config holds every number that enters the
-    update. `section` is the one that it was made from, or empty for an instance."""
+    """All settings of an algorithm as a config section, so that the resolved config holds every number that
+    enters the update. `section` is the one that it was made from, or empty for an instance."""
     if section.get("path"):
         found: dict[str, Any] = {"path": section["path"]}
     else:

@@ -18,7 +18,8 @@ def data_format(section: DataSection) -> str:
     known = SUFFIXES.get(path.suffix.lower())
     require(
         known is not None,
-        f"The format of data.path {path} cannot be told from its name: set data.format to jsonl, json, parquet, hf or "
+        f"The format of data.path {path} cannot be told from its name: set data.format to jsonl, json, "
+        "parquet, hf or "
         "tasks.",
     )
     return known

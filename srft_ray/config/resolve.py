@@ -38,7 +38,8 @@ class Resolved:
     """A config whose parts fit together.
 
     Attributes:
-        config: a copy of the caller's with absolute paths, the verifier's name, and all settings of the algorithm.
+        config: a copy of the caller's with absolute paths, the verifier's name, and all settings of the
+            algorithm.
         algorithm: made from the config's section, or given by the caller.
         learners, engines: how many there may be.
         evaluation: the data section of each evaluation set.
@@ -75,7 +76,8 @@ def resolve(
 
     Args:
         algorithm: takes the place of the config's `algorithm` section.
-        verifier: takes the place of `verifier.name` and `verifier.path`; its name is recorded as `verifier.name`.
+        verifier: takes the place of `verifier.name` and `verifier.path`; its name is recorded as
+            `verifier.name`.
 
     Raises:
         UserError: one sentence for the first thing that is wrong.
@@ -103,7 +105,8 @@ def resolve(
 
 
 def _recorded_name(verifier: Callable[..., Any]) -> str:
-    """What stands for a callable in the resolved config, so that a run is not continued with another verifier."""
+    """What stands for a callable in the resolved config, so that a run is not continued with another
+    verifier."""
     require(
         callable(verifier),
         f"verifier is {verifier!r}: pass a callable that takes (response, reference, metadata) or "
@@ -162,13 +165,15 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             stage.start == 0
             or "reference" not in stage.algorithm.needs
             or config.learner.reference is not None,
-            f"The second stage, {name}, uses a reference model, and it would be the model before the first stage: "
+            f"The second stage, {name}, uses a reference model, and it would be the model before the first "
+            "stage: "
             "set learner.reference.",
         )
 
 
 def _evaluation_section(config: Config, name: str) -> DataSection:
-    """The `data` section with the keys that the evaluation set changes; its format is told anew if its path differs."""
+    """The `data` section with the keys that the evaluation set changes; its format is told anew if its path
+    differs."""
     given: Any = config.evaluation.data[name]
     where = f"evaluation.data.{name}"
     keys = [item.name for item in dataclasses.fields(DataSection)]

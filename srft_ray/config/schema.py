@@ -21,7 +21,8 @@ class RunSection:
     seed: int = setting(0, "Seed of everything random: order of the prompts, sampling, built-in tasks.")
     resume: str = setting(
         "auto",
-        "What to do if the run directory holds a run: `auto` continues it, `never` is an error, `from_scratch` starts "
+        "What to do if the run directory holds a run: `auto` continues it, `never` is an error, "
+        "`from_scratch` starts "
         "anew and keeps what is there under another name.",
         may_change=True,
         choices=("auto", "never", "from_scratch"),

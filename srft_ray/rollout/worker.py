@@ -141,7 +141,8 @@ class RolloutWorker:
         return wait_for_admission(self.coordinator, group.step, exact, self.settings.rollout.timeout_s)
 
     def _load_newest(self) -> PolicyWeights:
-        """The version that the transport says it brought, with the fingerprint of what it gave to the engine."""
+        """The version that the transport says it brought, with the fingerprint of what it gave to the
+        engine."""
         version = self.transport.fetch(self._reload)
         return PolicyWeights(version, self._fingerprint)
 
@@ -164,7 +165,8 @@ class RolloutWorker:
 
 
 def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | None = None) -> VerifierPool:
-    """The verifier processes of one engine; `function` is a verifier given from Python, in the place of the section's."""
+    """The verifier processes of one engine; `function` is a verifier given from Python, in the place of the
+    section's."""
     return VerifierPool(
         section.name,
         section.path,

@@ -28,8 +28,9 @@ def cluster_address(cluster: ClusterSection) -> str | None:
 def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | None = None) -> bool:
     """Connects to the cluster, or starts Ray on this machine; True if it was started here.
 
-    A Ray that is started here offers the logical CPUs and custom resources that the run asks for: with only the
-    machine's own, learners, engines and Ray Data's tasks would wait for each other for ever on a small machine.
+    A Ray that is started here offers the logical CPUs and custom resources that the run asks for: with only
+    the machine's own, learners, engines and Ray Data's tasks would wait for each other for ever on a small
+    machine.
     """
     os.environ.setdefault("RAY_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -53,13 +54,15 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
 
 @contextmanager
 def placed(resolved: Resolved, engines: bool) -> Iterator[tuple[str, int | None]]:
-    """Ray with room for the run, for the length of the context: (device, CPU threads of a learner; None on GPUs).
+    """Ray with room for the run, for the length of the context: (device, CPU threads of a learner; None on
+    GPUs).
 
     Args:
         engines: whether the run samples at all.
 
     Raises:
-        UserError: CUDA is asked for and absent, the cluster can never place the run, or not all of its nodes see the
+        UserError: CUDA is asked for and absent, the cluster can never place the run, or not all of its nodes
+            see the
             run's files.
     """
     config = resolved.config

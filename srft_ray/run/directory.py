@@ -23,7 +23,8 @@ RECORD = "config.yaml"
 
 
 def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
-    """Refuses a directory that the run cannot use. One that holds the same run, or its first steps, is continued.
+    """Refuses a directory that the run cannot use. One that holds the same run, or its first steps, is
+    continued.
 
     Raises:
         UserError: a file is in the way, or the directory or the checkpoints are of another run.
@@ -32,7 +33,8 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
     for path in (folder, *folder.parents):
         require(
             path.is_dir() or not path.exists(),
-            f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another run.dir or "
+            f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
+            "run.dir or "
             "run.name.",
         )
     if resolved.config.run.resume == "from_scratch":
@@ -47,7 +49,8 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
         return
     require(
         resolved.config.run.resume == "auto",
-        f"The run directory {folder} already holds a run, and run.resume=never: choose another run.name or delete it.",
+        f"The run directory {folder} already holds a run, and run.resume=never: choose another run.name or "
+        "delete it.",
     )
     before = _recorded(folder / RECORD)
     changed = changes(before, dataclasses.asdict(resolved.config))
@@ -55,13 +58,15 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
         return
     require(
         not changed,
-        f"The run directory {folder} already holds a different run ({', '.join(changed)} changed): choose another "
+        f"The run directory {folder} already holds a different run ({', '.join(changed)} changed): choose "
+        "another "
         "run.name or delete it.",
     )
 
 
 def _check_new(folder: Path, store: CheckpointStore) -> None:
-    """A directory without a run holds at most what a start leaves that was interrupted before it wrote the config."""
+    """A directory without a run holds at most what a start leaves that was interrupted before it wrote the
+    config."""
     left_by_a_start = {LOCK, "groups", identity.RECORD, f"{identity.RECORD}.part", f"{RECORD}.part"}
     require(
         not folder.exists() or {path.name for path in folder.iterdir()} <= left_by_a_start,
@@ -124,14 +129,16 @@ def same_steps(resolved: Resolved, before: int, done: int) -> bool:
 
 
 def _content(config: Config, algorithm: Algorithm, step: int, steps: int) -> tuple[str, int, int, float]:
-    """What a step of a run of `steps` steps does: its method and where it began, its groups and its learning rate."""
+    """What a step of a run of `steps` steps does: its method and where it began, its groups and its learning
+    rate."""
     stage = algorithm.stage(step, steps)
     rate = learning_rate(config.learner, stage, step)
     return stage.algorithm.name, stage.start, stage_size(config.trainer, stage), rate
 
 
 def archive(run_dir: Path, store: CheckpointStore) -> None:
-    """Moves what the run directory and the folder of checkpoints hold to folders beside them, for a start from scratch."""
+    """Moves what the run directory and the folder of checkpoints hold to folders beside them, for a start
+    from scratch."""
     suffix = time.strftime(".archived-%Y%m%d-%H%M%S")
     if store.files.get_file_info(store.root).type == fs.FileType.Directory and not _is_inside(store, run_dir):
         store.files.move(store.root, f"{store.root}{suffix}")
@@ -152,7 +159,8 @@ def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
     """The step of the newest whole checkpoint, at which the run goes on; 0 without one.
 
     Raises:
-        RunFailed: the run has saved steps that the storage does not hold any more, or holds damaged, or the checkpoint is
+        RunFailed: the run has saved steps that the storage does not hold any more, or holds damaged, or the
+            checkpoint is
             of another run. Nothing is removed.
     """
     recorded = max((record["step"] for record in read_json_lines(run_dir / CHECKPOINTS)), default=0)
@@ -161,12 +169,14 @@ def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
     if lost:
         raise RunFailed(
             f"The run in {run_dir} has saved {recorded} steps, but {store.scheme}{store.root} holds "
-            f"{f'{start} of them' if start else 'no whole checkpoint'}: mount or restore that storage, or start anew with "
+            f"{f'{start} of them' if start else 'no whole checkpoint'}: mount or restore that storage, or "
+            "start anew with "
             "run.resume=from_scratch, which keeps what is there under another name"
         )
     owner = store.manifest(start).get("run_id", run_id) if start else run_id
     if owner != run_id:
         raise RunFailed(
-            f"The checkpoint {store.scheme}{store.path(start)} is of another run ({owner}): nothing was loaded"
+            f"The checkpoint {store.scheme}{store.path(start)} is of another run ({owner}): nothing was "
+            "loaded"
         )
     return start

@@ -1,4 +1,5 @@
-"""Learners that come and go: they leave a checkpoint before Ray Train changes their number, so that nothing is repeated.
+"""Learners that come and go: they leave a checkpoint before Ray Train changes their number, so that nothing
+is repeated.
 
 The only file that touches Ray's internals.
 """
@@ -26,7 +27,8 @@ WAIT_S = 1.0  # between two looks for nodes
 
 
 class CheckpointBeforeResize(ControllerCallback):
-    """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers: it may change."""
+    """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers: it may
+    change."""
 
     def __init__(self, coordinator: Any, timeout_s: float, run_dir: Path) -> None:
         self.coordinator = coordinator

@@ -1,7 +1,7 @@
 """Who a run is: its id, and fingerprints of the files that its updates depend on.
 
-They are recorded in `run.json` when the run starts, and compared when it is continued. The folder of its checkpoints
-names its owner, so that two runs never load or delete each other's.
+They are recorded in `run.json` when the run starts, and compared when it is continued. The folder of its
+checkpoints names its owner, so that two runs never load or delete each other's.
 """
 
 import json
@@ -67,7 +67,8 @@ def check_fingerprints(run_dir: Path, now: dict[str, str]) -> None:
     changed = [name for name, value in identity.fingerprints.items() if now.get(name, value) != value]
     require(
         not changed,
-        f"The run in {run_dir} was started with other content of {', '.join(changed)}: restore it, or choose another "
+        f"The run in {run_dir} was started with other content of {', '.join(changed)}: restore it, or choose "
+        "another "
         "run.name.",
     )
 
@@ -94,7 +95,8 @@ def check_owner(store: CheckpointStore, identity: Identity | None) -> None:
     if owner is None or (identity and owner["run_id"] == identity.id):
         return
     raise UserError(
-        f"{store.scheme}{store.root} holds checkpoints of another run, that in {owner['run_dir']}: choose another "
+        f"{store.scheme}{store.root} holds checkpoints of another run, that in {owner['run_dir']}: choose "
+        "another "
         "run.name or trainer.checkpoint_path."
     )
 

@@ -24,8 +24,8 @@ class Owner:
     """The process that holds a lock.
 
     Attributes:
-        started: start time of the process in clock ticks since the machine's boot; a process id may be used again.
-        boot: id of the machine's boot.
+        started: start time of the process in clock ticks since the machine's boot; a process id may be used
+        again. boot: id of the machine's boot.
         beats: number of heartbeats so far.
     """
 
@@ -54,9 +54,10 @@ class Owner:
 def claimed(run_dir: Path) -> Iterator[None]:
     """Makes the run directory this process's own for the length of the context.
 
-    The file system's lock decides where it works, and is released by the system however the process ends. Some network
-    file systems grant it twice: so the file also names its owner, who writes a heartbeat into it. If the context ends with
-    a UserError, the file and directories that were made for the lock are removed again.
+    The file system's lock decides where it works, and is released by the system however the process ends.
+    Some network file systems grant it twice: so the file also names its owner, who writes a heartbeat into
+    it. If the context ends with a UserError, the file and directories that were made for the lock are removed
+    again.
 
     Raises:
         UserError: another process trains in the directory.
@@ -90,7 +91,8 @@ def _make_directory(run_dir: Path) -> list[Path]:
     except (FileExistsError, NotADirectoryError):
         in_the_way = next(path for path in (run_dir, *run_dir.parents) if path.exists() and not path.is_dir())
         raise UserError(
-            f"{in_the_way} is not a directory, so that the run directory {run_dir} cannot be made: choose another "
+            f"{in_the_way} is not a directory, so that the run directory {run_dir} cannot be made: choose "
+            "another "
             "run.dir or run.name."
         ) from None
     return made
@@ -121,7 +123,8 @@ def _take(file: IO[str], run_dir: Path) -> None:
 def _is_active(file: IO[str], owner: Owner) -> bool:
     """Whether the owner that the file names still lives.
 
-    Of one on another machine only its heartbeats are seen: two looks tell, whatever the clocks of the machines say.
+    Of one on another machine only its heartbeats are seen: two looks tell, whatever the clocks of the
+        machines say.
     """
     if owner.is_here:
         return owner.pid != os.getpid() and owner.is_alive

@@ -53,20 +53,21 @@ def learner_resources(learner: LearnerSection, device: str) -> dict[str, float]:
 
 
 def resolve_device(wanted: str) -> str:
-    """cpu or cuda, for run.device; looks at the Ray cluster if this process is connected to one, else at this machine.
+    """cpu or cuda, for run.device; looks at the Ray cluster if this process is connected to one, else at this
+    machine.
 
     Raises:
         UserError: CUDA is asked for and absent.
     """
     if wanted == "cpu":
         return "cpu"
-    if ray.is_initialized():
-        present = ray.cluster_resources().get("GPU", 0) > 0
-    else:
-        present = torch.cuda.is_available()
+    in_cluster = ray.is_initialized()
+    num_gpus = ray.cluster_resources().get("GPU", 0) if in_cluster else torch.cuda.device_count()
+    present = num_gpus > 0
     require(
         present or wanted == "auto",
-        "run.device=cuda, but no CUDA GPU is visible here or in the Ray cluster: set run.device=cpu or use a machine "
+        "run.device=cuda, but no CUDA GPU is visible here or in the Ray cluster: set run.device=cpu or use a "
+        "machine "
         "that has one.",
     )
     return "cuda" if present else "cpu"
@@ -81,6 +82,7 @@ def check_placement(needed: Demand) -> None:
     plural = {"CPU": "CPUs", "GPU": "GPUs"}
     has = " and ".join(f"{present.get(name, 0.0):g} {plural.get(name, name)}" for name in asked)
     raise UserError(
-        f"The run asks for {needed}, but the Ray cluster has {has}: lower learner.num_workers or rollout.num_engines (or "
+        f"The run asks for {needed}, but the Ray cluster has {has}: lower learner.num_workers or "
+        "rollout.num_engines (or "
         "their cpus_per_… and resources), or add nodes."
     )

@@ -72,7 +72,8 @@ def prepare_run(resolved: Resolved) -> Prepared:
 
 
 def check_installation(config: Config, verifier: Callable[..., Any] | None = None) -> None:
-    """Raises UserError unless the verifier, the transport and the loggers that the config names can be used here."""
+    """Raises UserError unless the verifier, the transport and the loggers that the config names can be used
+    here."""
     if verifier is None:
         _check_named_verifier(config.verifier)
     else:
@@ -85,7 +86,8 @@ def check_installation(config: Config, verifier: Callable[..., Any] | None = Non
 def _check_named_verifier(section: VerifierSection) -> None:
     require(
         not section.name.startswith(PYTHON_VERIFIER),
-        f"verifier.name is {section.name}, a verifier that was given from Python: call fit(config, verifier=…), or set "
+        f"verifier.name is {section.name}, a verifier that was given from Python: call fit(config, "
+        "verifier=…), or set "
         "verifier.name or verifier.path.",
     )
     resolve_verifier(section.name, section.path)
@@ -97,7 +99,8 @@ def _check_python_verifier(verifier: Callable[..., Any]) -> None:
         cloudpickle.dumps(verifier)
     except Exception as error:
         raise UserError(
-            f"The verifier cannot be sent to other processes ({first_line(error)}): let it use no lock, open file or "
+            f"The verifier cannot be sent to other processes ({first_line(error)}): let it use no lock, open "
+            "file or "
             "connection of this process."
         ) from error
 
@@ -107,7 +110,8 @@ def check_deepspeed(installed: str) -> None:
     release = tuple(int(part) for part in installed.split(".")[:2])
     require(
         release >= (0, 19),
-        f"DeepSpeed {installed} loses gradients with ZeRO-1/2 and optimizer offload: install deepspeed>=0.19.",
+        f"DeepSpeed {installed} loses gradients with ZeRO-1/2 and optimizer offload: install "
+        "deepspeed>=0.19.",
     )
 
 
@@ -135,7 +139,8 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     created: list[Path] | None = None,
 ) -> PreparedData:
-    """Prepares a data set in the folder that runs beside each other share; new paths are added to `created`."""
+    """Prepares a data set in the folder that runs beside each other share; new paths are added to
+    `created`."""
     folder = Path(resolved.config.run.dir) / ".data"
     return prepare(section, tokenizer, resolved.token_limits, folder, resolved.config.run.seed, created)
 
@@ -176,13 +181,16 @@ def _check_data(resolved: Resolved, counts: Counts) -> None:
     path, room = config.data.path, config.learner.micro_batch_tokens
     require(
         counts.demonstrations > 0 or not algorithm.uses_demonstrations,
-        f"No demonstrations: {algorithm.name} needs them and none of the {counts.kept} rows of {path} has one that fits "
-        f"({counts.overlong_demonstrations} are too long for model.max_length). Set data.demonstration_field, or "
+        f"No demonstrations: {algorithm.name} needs them and none of the {counts.kept} rows of {path} has "
+        "one that fits "
+        f"({counts.overlong_demonstrations} are too long for model.max_length). Set "
+        "data.demonstration_field, or "
         "algorithm.name=grpo.",
     )
     require(
         not (algorithm.uses_rollouts and counts.without_answer),
-        f"{counts.without_answer} of {counts.kept} rows of {path} have no reference answer, so that rollouts could not be "
+        f"{counts.without_answer} of {counts.kept} rows of {path} have no reference answer, so that rollouts "
+        "could not be "
         "judged: set data.answer_field.",
     )
     longest_rollout = counts.longest_prompt + config.rollout.max_new_tokens if algorithm.uses_rollouts else 0
@@ -190,6 +198,7 @@ def _check_data(resolved: Resolved, counts: Counts) -> None:
     longest = max(longest_rollout, longest_demonstration)
     require(
         longest <= room,
-        f"learner.micro_batch_tokens={room} is below the longest sequence of {longest} tokens: set it to at least "
+        f"learner.micro_batch_tokens={room} is below the longest sequence of {longest} tokens: set it to at "
+        "least "
         f"{longest}.",
     )

@@ -19,7 +19,8 @@ WRITTEN_KEYS = ("run.dir", "trainer.checkpoint_path")
 
 
 def shared_paths(config: Config) -> dict[str, str]:
-    """Absolute paths that learners and engines read or write, by config key; the id of a model on a hub is none."""
+    """Absolute paths that learners and engines read or write, by config key; the id of a model on a hub is
+    none."""
     plugins = {
         "verifier.path": config.verifier.path,
         "rollout.transport": config.rollout.transport,
@@ -38,9 +39,9 @@ def shared_paths(config: Config) -> dict[str, str]:
 def check_shared(paths: Mapping[str, str]) -> None:
     """Raises UserError if a node that can hold learners or engines does not see one of the paths.
 
-    `paths` are absolute, by config key. Where the run writes, a node must see a file that this process makes there: a
-    job's working directory is no shared storage, since every node unpacks what was submitted for itself, under one name,
-    so that it has the files but sees nothing that another node writes.
+    `paths` are absolute, by config key. Where the run writes, a node must see a file that this process makes
+    there: a job's working directory is no shared storage, since every node unpacks what was submitted for
+    itself, under one name, so that it has the files but sees nothing that another node writes.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
@@ -57,7 +58,8 @@ def check_shared(paths: Mapping[str, str]) -> None:
             for key, path in paths.items():
                 require(
                     probes[key] not in unseen,
-                    f"Node {node['NodeManagerAddress']} of the Ray cluster does not see {key}={path} of this node: put "
+                    f"Node {node['NodeManagerAddress']} of the Ray cluster does not see {key}={path} of this "
+                    "node: put "
                     "it on storage that all nodes see at the same path.",
                 )
 
@@ -68,7 +70,8 @@ def _answer_of(address: str, answer: ray.ObjectRef) -> list[str]:
         return ray.get(answer, timeout=ANSWER_TIMEOUT_S)
     except GetTimeoutError:
         raise UserError(
-            f"Node {address} of the Ray cluster did not say within {ANSWER_TIMEOUT_S:.0f} s what it sees: end what keeps "
+            f"Node {address} of the Ray cluster did not say within {ANSWER_TIMEOUT_S:.0f} s what it sees: "
+            "end what keeps "
             "it busy, or take it out."
         ) from None
     except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError):

@@ -19,7 +19,8 @@ STOP_TIMEOUT_S = 10.0  # without learners, until a stop is not left to them
 
 @contextmanager
 def stopping(coordinator: Any) -> Iterator[Callable[[str], None]]:
-    """Gives a function that asks the learners to leave with a checkpoint, and says why; SIGTERM does it too."""
+    """Gives a function that asks the learners to leave with a checkpoint, and says why; SIGTERM does it
+    too."""
     ended = threading.Event()
 
     def ask(why: str) -> None:
@@ -44,8 +45,8 @@ def stopping(coordinator: Any) -> Iterator[Callable[[str], None]]:
 class RunSupervisor:
     """Kills processes beside the driver that do not end by themselves.
 
-    These are Ray Train's controller, if there are no learners for too long or none to hear that the run is to stop (it
-    would wait for elastic learners for ever), and a coordinator that hangs, which Ray starts again.
+    These are Ray Train's controller, if there are no learners for too long or none to hear that the run is to
+    stop (it would wait for elastic learners for ever), and a coordinator that hangs, which Ray starts again.
 
     Attributes:
         problem: why the controller was killed; empty if it was not.
@@ -53,7 +54,8 @@ class RunSupervisor:
     """
 
     def __init__(self, coordinator: Any, run_dir: Path, silence_s: float, absence_s: float) -> None:
-        """`silence_s`: of the coordinator (rollout.stall_timeout_s); `absence_s`: of learners (learner.start_timeout_s)."""
+        """`silence_s`: of the coordinator (rollout.stall_timeout_s); `absence_s`: of learners
+        (learner.start_timeout_s)."""
         self.coordinator = coordinator
         self.run_dir = run_dir
         self.silence_s = silence_s
@@ -98,7 +100,8 @@ class RunSupervisor:
             self._kill(controller_pid)
         elif self.stopped or absent_s > self.absence_s:
             self.problem = (
-                f"No learners could be placed for learner.start_timeout_s={self.absence_s:.0f} s: add nodes, or lower "
+                f"No learners could be placed for learner.start_timeout_s={self.absence_s:.0f} s: add nodes, "
+                "or lower "
                 "learner.num_workers, and run the same command again"
             )
             self._kill(controller_pid)
@@ -114,7 +117,8 @@ class RunSupervisor:
         self._coordinator_pid = 0  # of the next one it is not known yet
 
     def _kill(self, pid: int) -> bool:
-        """Kills a process on this node by a signal: one that is stopped or busy does not answer Ray's request to end."""
+        """Kills a process on this node by a signal: one that is stopped or busy does not answer Ray's request
+        to end."""
         if not pid or self._done.is_set():
             return False
         with suppress(ProcessLookupError):

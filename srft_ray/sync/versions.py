@@ -31,9 +31,9 @@ class PolicyWeights:
     """Identity of weights: whoever holds the same version with the same fingerprint holds the same tensors.
 
     Attributes:
-        version: optimizer steps behind them. fingerprint: of all tensors (`sync.fingerprint`); empty for the
-        model that the engines start from, whose
-            fingerprint the coordinator does not know.
+        version: optimizer steps behind them.
+        fingerprint: of all tensors (`sync.fingerprint`); empty for the model that the engines start from,
+            whose fingerprint the coordinator does not know.
     """
 
     version: int

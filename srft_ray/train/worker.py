@@ -108,7 +108,8 @@ class LearnerWorker:
                 self.recorder.evaluation(segment, groups)
             mark = time.perf_counter()
         if stop < self.job.plan.steps:
-            # The stream of a very long run ends here; the next start builds the next one from this checkpoint.
+            # The stream of a very long run ends here; the next start builds the next one from this
+            # checkpoint.
             return self.save(final=False)
         if self.step > self.saved:
             return self.save(final=True, finished=True)

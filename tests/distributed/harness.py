@@ -1,4 +1,5 @@
-"""Runs optimizer steps on the real DeepSpeed engine with several ranks, and the same steps in float64 in one process."""
+"""Runs optimizer steps on the real DeepSpeed engine with several ranks, and the same steps in float64 in one
+process."""
 
 import copy
 import os
@@ -34,8 +35,9 @@ class Case:
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
-        """An eps of the size of the gradient's elements: the update is about proportional to the gradient, so that errors of the
-        gradient are seen in the parameters, and rounding noise of zero gradients is not made large by Adam."""
+        """An eps of the size of the gradient's elements: the update is about proportional to the gradient, so
+        that errors of the gradient are seen in the parameters, and rounding noise of zero gradients is not
+        made large by Adam."""
         norm = self.norm / 2 if self.clip else self.norm
         return LearnerSection(
             lr=self.lr,
@@ -118,8 +120,8 @@ def calibrated(model_path: str, case: Case) -> Case:
 
 
 def reference(model_path: str, case: Case, norms: list[float] | None = None) -> dict[str, torch.Tensor]:
-    """The parameters after the case's steps: float64, one process, all sequences of an update in one batch, nothing of the engine.
-    Gradient norms before clipping are added to `norms`."""
+    """The parameters after the case's steps: float64, one process, all sequences of an update in one batch,
+    nothing of the engine. Gradient norms before clipping are added to `norms`."""
     model, frozen = (m.double() for m in load(model_path))
     learner = case.learner()
     for step in range(case.steps):
@@ -193,7 +195,8 @@ def _losses(model, old, frozen, case, stage, everything, groups):
 
 
 def forward(model, pairs, temperature):
-    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time, without padding."""
+    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time, without
+    padding."""
     longest = max(len(c.ids) for _, c in pairs)
     logprobs, entropies = [], []
     for group, c in pairs:
@@ -240,7 +243,8 @@ def _steps(rank, world, case, model, frozen):
 def run(
     model_path: str, world: int, cases: list[Case], faults: Sequence[Callable] = ()
 ) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    """(parameters, last metrics) of every case, all on `world` ranks; `faults[i](model)` is a context that breaks something in case i."""
+    """(parameters, last metrics) of every case, all on `world` ranks; `faults[i](model)` is a context that
+    breaks something in case i."""
     return spawn(world, _cases, str(model_path), cases, faults)
 
 
@@ -274,7 +278,8 @@ def _in_group(rank, world, port, function, arguments, results):
 
 
 def difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Largest difference of any parameter relative to the largest value of its tensor; infinite if a tensor is missing."""
+    """Largest difference of any parameter relative to the largest value of its tensor; infinite if a tensor
+    is missing."""
     if actual.keys() != expected.keys():
         return float("inf")
     return max(

@@ -1,4 +1,5 @@
-"""Runs that are disturbed: the command line as a user types it, whose processes are killed at chosen moments."""
+"""Runs that are disturbed: the command line as a user types it, whose processes are killed at chosen
+moments."""
 
 import contextlib
 import os
@@ -26,7 +27,8 @@ KINDS = {
 
 
 class Nodes:
-    """A Ray cluster of several local nodes whose processes carry the token; the head takes no learners or engines."""
+    """A Ray cluster of several local nodes whose processes carry the token; the head takes no learners or
+    engines."""
 
     def __init__(self, token: str, **head: object) -> None:
         from ray.cluster_utils import Cluster

@@ -1,4 +1,5 @@
-"""A cluster that is there: `ray job submit`, with relative paths; `ray job stop`; metrics that Ray exports; a node with folders of its own."""
+"""A cluster that is there: `ray job submit`, with relative paths; `ray job stop`; metrics that Ray exports; a
+node with folders of its own."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Runs that can be compared: bitwise repeatable, the same prompts, seeds and evaluation for every algorithm, stages like runs."""
+"""Runs that can be compared: bitwise repeatable, the same prompts, seeds and evaluation for every algorithm,
+stages like runs."""
 
 import math
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_two_runs_are_bitwise_equal(tmp_path, srft):
 
 
 def check_same_data(run: Run, other: Run) -> None:
-    """The same prompts in the same places, the same seeds, and at the beginning the same rollouts and the same evaluation."""
+    """The same prompts in the same places, the same seeds, and at the beginning the same rollouts and the
+    same evaluation."""
     kept = [row for row in run.ledger if row["attempt"] == 0]
     assert {(row["step"], row["group_id"], row["prompt"]) for row in kept} <= prompts(other)
     seeds = {(row["step"], row["group_id"], row["sample"]): row["seed"] for row in other.rollouts}
@@ -151,7 +153,8 @@ def test_one_and_two_learners_agree_after_ten_steps(tmp_path):
 
 @pytest.mark.full
 def test_two_stages_equal_two_runs(tmp_path):
-    """SFT then GRPO in one run equals an SFT run and a GRPO run that starts from its model where its prompts ended."""
+    """SFT then GRPO in one run equals an SFT run and a GRPO run that starts from its model where its prompts
+    ended."""
     both = train(
         tmp_path, "both", {"name": "two_stage", "first_steps": 3}, trainer={"steps": 6, "evaluate_every": 0}
     )

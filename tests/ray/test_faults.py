@@ -1,4 +1,5 @@
-"""Real processes are killed at chosen moments of a step; the run ends as if nothing had happened: every sequence once, every figure the same."""
+"""Real processes are killed at chosen moments of a step; the run ends as if nothing had happened: every
+sequence once, every figure the same."""
 
 import random
 import shutil
@@ -43,7 +44,8 @@ def undisturbed(tmp_path_factory):
 
 
 def strike(run, kind, moment, rng):
-    """Kills one process of the kind in the coming step; how much longer than ordinary ones the next steps took, seconds.
+    """Kills one process of the kind in the coming step; how much longer than ordinary ones the next steps
+    took, seconds.
 
     Of the three, the first may have had its rollouts already.
     """
@@ -56,7 +58,8 @@ def strike(run, kind, moment, rng):
 
 
 def disturb(folder, strikes):
-    """A run with (step, kind, moment) strikes; it must end well and leave nothing. Returns it with the seconds that each strike cost."""
+    """A run with (step, kind, moment) strikes; it must end well and leave nothing. Returns it with the
+    seconds that each strike cost."""
     run, rng, lost = Watched(folder / "run", *words(folder, "run")), random.Random(0), []
     try:
         for step, kind, moment in strikes:
@@ -152,7 +155,8 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_with_other_learners(tmp
 
 @pytest.mark.full
 def test_a_run_that_ended_or_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbed):
-    """Lengthened from 7 steps to 16, and then again from the checkpoint of step 7, although it had gone further."""
+    """Lengthened from 7 steps to 16, and then again from the checkpoint of step 7, although it had gone
+    further."""
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.steps=7"))
     code, out, error = run.finish()
     assert code == 0 and "finished 7 steps" in out, error
@@ -170,7 +174,8 @@ def test_a_run_that_ended_or_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbe
 
 @pytest.mark.full
 def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
-    """Which policy samples a repeated block may differ then; each sequence still enters once, within the bound."""
+    """Which policy samples a repeated block may differ then; each sequence still enters once, within the
+    bound."""
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.max_staleness=1"))
     for step, kind in ((3, "engine"), (7, "learner"), (11, "coordinator")):
         run.wait_for_step(step)
@@ -185,7 +190,8 @@ def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
 
 @pytest.mark.full
 def test_what_hangs_is_killed(tmp_path, undisturbed):
-    """A stopped process looks alive to the system: an engine and the coordinator are found by their silence, a learner by Ray Train's health check."""
+    """A stopped process looks alive to the system: an engine and the coordinator are found by their silence,
+    a learner by Ray Train's health check."""
     run = Watched(
         tmp_path / "run", *words(tmp_path, "run", "rollout.stall_timeout_s=8", "learner.timeout_s=20")
     )

@@ -1,4 +1,5 @@
-"""Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the curve stays the same."""
+"""Clusters of several local nodes: nodes join, are drained, and die; learners and engines follow, and the
+curve stays the same."""
 
 import contextlib
 import subprocess
@@ -49,7 +50,8 @@ def wait_until(run, condition, timeout_s=180):
 
 @contextlib.contextmanager
 def to_the_end(run, fixed_size, exact=True):
-    """What is done to the run in the block; then it must end well, each sequence once, and be the same as the undisturbed one."""
+    """What is done to the run in the block; then it must end well, each sequence once, and be the same as the
+    undisturbed one."""
     try:
         yield
         code, _, error = run.finish()
@@ -109,7 +111,8 @@ def test_learners_and_engines_follow_the_nodes(tmp_path, nodes, fixed_size):
 
 @pytest.mark.full
 def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
-    """The one with the learner; another takes its place. One learner, so that everything is the same bit for bit."""
+    """The one with the learner; another takes its place. One learner, so that everything is the same bit for
+    bit."""
     nodes.join(), nodes.join()
     run = Watched(
         tmp_path / "run",
@@ -131,7 +134,8 @@ def test_a_worker_node_dies_at_three_moments(tmp_path, nodes, fixed_size):
 
 @pytest.mark.full
 def test_a_node_that_is_drained_leaves_a_checkpoint_first(tmp_path, nodes, fixed_size):
-    """The notice of a preemption: the learners leave with a checkpoint, and go on elsewhere; nothing is repeated."""
+    """The notice of a preemption: the learners leave with a checkpoint, and go on elsewhere; nothing is
+    repeated."""
     nodes.join(), nodes.join()
     run = Watched(
         tmp_path / "run",

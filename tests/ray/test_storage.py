@@ -1,4 +1,5 @@
-"""Storage that fails under a run: it says so in one sentence, ends or goes on as configured, and loses nothing that was there."""
+"""Storage that fails under a run: it says so in one sentence, ends or goes on as configured, and loses
+nothing that was there."""
 
 import contextlib
 import os
@@ -36,7 +37,8 @@ def events(config):
 
 
 def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
-    """One fits (a checkpoint of the tiny model has about 1.4 MB), the second fails half-way, and the third."""
+    """One fits (a checkpoint of the tiny model has about 1.4 MB), the second fails half-way, and the
+    third."""
     with small_disk(tmp_path / "disk", 2000) as disk:
         config = make_config(
             base_config(

@@ -1,4 +1,5 @@
-"""examples/cluster: the cluster YAML by Ray's own schema, the RayJob by KubeRay's fields, the Slurm script with commands that only record."""
+"""examples/cluster: the cluster YAML by Ray's own schema, the RayJob by KubeRay's fields, the Slurm script
+with commands that only record."""
 
 import os
 import re
@@ -19,7 +20,8 @@ EXAMPLES = ROOT / "examples/cluster"
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 RAY = next(name.partition("==")[2] for name in DEPENDENCIES if name.startswith("ray["))
 
-# Fields of ray.io/v1 as the types of KubeRay document them (RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec).
+# Fields of ray.io/v1 as the types of KubeRay document them (RayJobSpec, RayClusterSpec, HeadGroupSpec,
+# WorkerGroupSpec).
 JOB = {
     "activeDeadlineSeconds",
     "authOptions",

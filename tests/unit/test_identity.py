@@ -63,7 +63,7 @@ def test_a_run_goes_on_at_its_newest_checkpoint(store: CheckpointStore):
 def test_vanished_storage_is_refused_and_nothing_is_lost(tmp_path: Path, store: CheckpointStore):
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     with pytest.raises(
-        RunFailed, match="has saved 6 steps, but .* holds no whole checkpoint: mount or restore"
+        RunFailed, match=r"has saved 6 steps, but .* holds no whole checkpoint: mount or restore"
     ):
         start(store)
     (tmp_path / "unmounted").rename(tmp_path / "disk")
@@ -72,7 +72,7 @@ def test_vanished_storage_is_refused_and_nothing_is_lost(tmp_path: Path, store: 
 
 def test_a_newest_checkpoint_that_is_missing_is_refused(store: CheckpointStore):
     store.discard(6)
-    with pytest.raises(RunFailed, match="has saved 6 steps, but .* holds 4 of them"):
+    with pytest.raises(RunFailed, match=r"has saved 6 steps, but .* holds 4 of them"):
         start(store)
 
 

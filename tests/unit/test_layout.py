@@ -1,4 +1,5 @@
-"""The shape of the code: rooms and the order of their imports, short functions, one file per heavy dependency."""
+"""The shape of the code: rooms and the order of their imports, short functions, one file per heavy
+dependency."""
 
 import ast
 import sys
@@ -168,7 +169,8 @@ def test_algorithms_know_torch_only():
 
 
 def test_the_whole_config_is_known_to_three_rooms():
-    """All others receive their section, or a value that was resolved from it. `srft_ray/__init__` names it to users."""
+    """All others receive their section, or a value that was resolved from it. `srft_ray/__init__` names it to
+    users."""
     rooms = {
         room_of(module_of(file))
         for file in LIBRARY

@@ -48,7 +48,8 @@ def test_every_key_of_a_step_that_the_learner_writes_is_documented():
     sources = [ROOT / "srft_ray/train" / name for name in ("learner.py", "step_metrics.py", "worker.py")]
     text = "".join(source.read_text() for source in sources)
     keys = re.findall(
-        r'"((?:loss|count|weight|entropy|ratio|time|grad_norm|lr|micro_batches|tokens)(?:/\w+)?)"\]?(?::| =)', text
+        r'"((?:loss|count|weight|entropy|ratio|time|grad_norm|lr|micro_batches|tokens)(?:/\w+)?)"\]?(?::| =)',
+        text,
     )
     assert {"lr", "grad_norm", "time/step"} <= set(keys)
     assert not undocumented(reference.METRICS, keys)

@@ -151,7 +151,8 @@ def test_a_stored_row(tmp_path: Path, tokenizer: Any):
     }
 
 
-# With one token a byte: a prompt has one token more than its text (the line end), so has a demonstration (eos).
+# With one token a byte: a prompt has one token more than its text (the line end), so has a demonstration
+# (eos).
 MIXED = [
     {"prompt": "p" * 9, "answer": "1", "demonstration": "d" * 9},  # both just fit
     {"prompt": "p" * 10, "answer": "1", "demonstration": "d"},  # the prompt does not
@@ -197,7 +198,8 @@ def test_nothing_left(tmp_path: Path, tokenizer: Any):
 
 
 def test_a_prompt_without_tokens_is_refused(tmp_path: Path, tokenizer: Any):
-    """Nothing stands before its first response token, so that training on it would use another column's logits."""
+    """Nothing stands before its first response token, so that training on it would use another column's
+    logits."""
     rows = [{"prompt": "p"}, {"prompt": [{"role": "user", "content": ""}]}]
     with pytest.raises(UserError, match="The prompt of row 2 has no tokens") as caught:
         prepared(tmp_path, tokenizer, rows, template="{prompt}")
@@ -313,7 +315,8 @@ folder, sizes = Path(sys.argv[1]), []
 for rows in map(int, sys.argv[2:]):
     source = folder / f"{rows}.jsonl"
     with source.open("w") as file:
-        file.writelines(f'{{"prompt": "{n:0300}", "answer": "{n}", "demonstration": "It is {n}."}}\\n' for n in range(rows))
+        file.writelines(f'{{"prompt": "{n:0300}", "answer": "{n}", "demonstration": "It is {n}."}}\\n' for n
+        in range(rows))
     data = prepare(DataSection(path=str(source)), Tokenizer(), TokenLimits(999, 999), folder / "prepared", 0)
     sizes.append(mebibytes("VmHWM"))  # the peak; ru_maxrss would begin with the parent's
     for position in range(0, rows, 10):

@@ -1,4 +1,5 @@
-"""What may change when a run is continued, who may continue it, and how its records are taken back to the checkpoint."""
+"""What may change when a run is continued, who may continue it, and how its records are taken back to the
+checkpoint."""
 
 import multiprocessing
 import time
@@ -21,7 +22,8 @@ def check(config):
 
 
 def begun(tmp_path, tiny_model, *, before=None, **now):
-    """A run directory with the record of the base config (with `before`), and the config of the run that would continue it."""
+    """A run directory with the record of the base config (with `before`), and the config of the run that
+    would continue it."""
     before = make_config(base_config(tmp_path, tiny_model, **before or {}))
     (before.run_dir / "groups").mkdir(parents=True)
     (before.run_dir / "config.yaml").write_text(to_yaml(resolve(before).config))
