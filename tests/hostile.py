@@ -292,6 +292,10 @@ NEEDS_NAMESPACES = {
     "outside", "outside tmp", "outside shm", "outside etc", "outside home", "connect", "read-only off",
     "kill all", "no environment", "forks",
 }  # fmt: skip
+# Results and texts are the same with and without namespaces; from this act on they make a difference.
+WITHOUT_NAMESPACES = [
+    act for act in list(ACTS)[list(ACTS).index("fork bomb") :] if act not in NEEDS_NAMESPACES
+]
 # They do their harm and return 1.0.
 MATCH = {
     "answer text", "answer surrogate", "answer escapes", "answer huge", "answer huge astral",

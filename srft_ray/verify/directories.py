@@ -8,6 +8,8 @@ from glob import escape, glob
 
 from srft_ray.verify import sandbox
 
+REMOVE_S = 0.3  # for the supervisor to wait; what takes longer is left to the end of the pool
+
 
 def make_pool_directory(token: str, namespaces: bool) -> str:
     """For the workers' directories. In namespaces it is a tmpfs that only they see and that ends there."""
@@ -36,23 +38,26 @@ class WorkerDirectory:
             sandbox.mount_tmpfs(self.path, sandbox.FILES_MIB)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         self._seen = self._state()
+        self.usable = True
 
-    def is_intact(self) -> bool:
-        """Whether the path still leads here."""
+    def empty(self) -> bool:
+        """Remove what is in it. False where it cannot be used any more, and the worker needs another."""
+        if self._state() != self._seen:
+            names = self._names()
+            if names:
+                os.fchmod(self.fd, 0o700)
+                self.usable = _remove(f"/proc/self/fd/{self.fd}", names, REMOVE_S)
+            self._seen = self._state()
+            self.usable = self.usable and self._is_in_place()
+        return self.usable
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _is_in_place(self) -> bool:
         with suppress(OSError):
             return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
         return False
-
-    def empty(self) -> bool:
-        """Remove what is in it. False where it cannot be used any more."""
-        if self._state() == self._seen:
-            return True
-        names = self._names()
-        if names:
-            os.fchmod(self.fd, 0o700)
-            _remove(f"/proc/self/fd/{self.fd}", names)
-        self._seen = self._state()
-        return self.is_intact()
 
     def _state(self) -> tuple[int, ...]:
         """Differs from an earlier one if an entry was made or removed since; one system call."""
@@ -65,20 +70,20 @@ class WorkerDirectory:
         except FileNotFoundError:  # the verifier removed it
             return []
 
-    def close(self) -> None:
-        self.empty()
-        os.close(self.fd)
 
-
-def _remove(folder: str, names: list[str]) -> None:
-    """By `rm`, which follows no link and has no limit of depth."""
+def _remove(folder: str, names: list[str], timeout_s: float | None = None) -> bool:
+    """Whether all is gone. By `rm`, which follows no link and has no limit of depth."""
     paths = [f"./{name}" for name in names]
     remove = ["rm", "-rf", "--", *paths]
     make_writable = ["chmod", "-R", "u+rwX", "--", *paths]
-    if _run(remove, folder) != 0:
-        _run(make_writable, folder)
-        _run(remove, folder)
+    try:
+        if _run(remove, folder, timeout_s) == 0:
+            return True
+        _run(make_writable, folder, timeout_s)
+        return _run(remove, folder, timeout_s) == 0
+    except (subprocess.TimeoutExpired, OSError):  # many or deep folders; or too many names for one command
+        return False
 
 
-def _run(command: list[str], folder: str) -> int:
-    return subprocess.run(command, cwd=folder, stderr=subprocess.DEVNULL).returncode
+def _run(command: list[str], folder: str, timeout_s: float | None) -> int:
+    return subprocess.run(command, cwd=folder, stderr=subprocess.DEVNULL, timeout=timeout_s).returncode

@@ -48,7 +48,7 @@ class WorkerProcess:
 
     def fork(self, not_for_worker: list[int]) -> None:
         """Start the process. `not_for_worker` are files of the supervisor that it must not hold."""
-        if not self.directory.is_intact():
+        if not self.directory.usable:
             self.directory.close()
             self.directory = WorkerDirectory(self.settings.directory, self.namespaces)
         self.questions, questions = Pipe()

@@ -14,9 +14,9 @@ import pytest
 from srft_ray.data import tasks
 from srft_ray.verify import Item, Verdict, VerifierPool
 from srft_ray.verify.verifier import MAX_REWARD, VERDICTS
-from tests.hostile import ACTS, HOSTILE_FILE, NEEDS_NAMESPACES, RESPONSES, allowed
+from tests.hostile import ACTS, HOSTILE_FILE, RESPONSES, WITHOUT_NAMESPACES, allowed
 
-TIMEOUT_S = 0.75
+TIMEOUT_S = 1.0
 GOOD = Verdict("match", 1.0, None)
 TOKEN = "SRFT_HOSTILE"
 SLEEPERS = b"61.37"
@@ -94,7 +94,7 @@ def test_hostile_verifiers_get_a_verdict_in_time(folder: Path, port: int, namesp
         start = time.monotonic()
         pool.verify([Item("exit", "", metadata)])
         limit_s = 2 * TIMEOUT_S + 2 * (time.monotonic() - start)
-        for act in ACTS if namespaces else ACTS.keys() - NEEDS_NAMESPACES:
+        for act in ACTS if namespaces else WITHOUT_NAMESPACES:
             start = time.monotonic()
             verdicts = pool.verify(
                 [Item(response, "", metadata) for response in ("good", act, "good", "good")]
