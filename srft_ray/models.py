@@ -17,6 +17,11 @@ def resolve_dtype(section: ModelSection, device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
+def engine_dtype(section: ModelSection, own: str, device: str) -> str:
+    """The same for engines: their own (rollout.dtype), or the model's if that is `auto`."""
+    return resolve_dtype(section, device) if own == "auto" else own
+
+
 def is_local(path: str) -> bool:
     """Whether a model path names a directory, which may be missing, rather than a model on a hub."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).expanduser().exists()

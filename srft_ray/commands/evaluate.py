@@ -13,7 +13,7 @@ from srft_ray.config.resolve import resolve
 from srft_ray.config.schema import Config
 from srft_ray.data.blocks import groups_of
 from srft_ray.data.tokenize import load_tokenizer
-from srft_ray.models import load_model_config, resolve_dtype
+from srft_ray.models import engine_dtype, load_model_config
 from srft_ray.observe.evaluation import Scored, evaluation_record
 from srft_ray.run.cluster import placed
 from srft_ray.run.preflight import check_installation, evaluation_sizes, plan_stream, prepare_evaluation
@@ -58,7 +58,7 @@ def evaluate(
             sets,
             coordinator,
             device,
-            config.rollout.dtype or resolve_dtype(config.model, device),
+            engine_dtype(config.model, config.rollout.dtype, device),
             verifier,
         )
         return ray.get(ray.remote(num_cpus=0)(_collect).remote(source, start.generation))

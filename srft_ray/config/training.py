@@ -25,10 +25,10 @@ class RolloutSection:
         "on-policy; above 0, engines sample for later steps while learners train.",
         least=0,
     )
-    dtype: str | None = setting(
-        None,
-        "Number format of the engines; by default that of the learners (model.dtype).",
-        choices=("float32", "bfloat16", "float16"),
+    dtype: str = setting(
+        "auto",
+        "Number format of the engines. `auto` is that of the learners (model.dtype).",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
     tensor_parallel: int = setting(1, "GPUs of one engine.", may_change=True, least=1)
     gpus_per_engine: float = setting(

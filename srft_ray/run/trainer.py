@@ -10,7 +10,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from srft_ray.config.resolve import Resolved
 from srft_ray.data.stream import execution_options
-from srft_ray.models import resolve_dtype
+from srft_ray.models import engine_dtype, resolve_dtype
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
 from srft_ray.run.placement import learner_resources
@@ -73,7 +73,7 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         prepared.evaluation,
         coordinator,
         device,
-        config.rollout.dtype or resolve_dtype(config.model, device),
+        engine_dtype(config.model, config.rollout.dtype, device),
         resolved.verifier,
     )
 
