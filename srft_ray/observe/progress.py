@@ -81,6 +81,10 @@ class Progress:
             if self.shown > self.first + 1
             else record["time/generation"] + record["time/learner"]
         )  # not the start-up
+        if record.get("steps/skipped_nonfinite"):
+            self._print(f"step {self.shown}/{self.steps}  skipped: its update is not finite")
+            self.bar.update(self.task, completed=self.shown)
+            return
         entropy = record["entropy/rollout"] or record["entropy/demo"]
         reward = f"reward {record['reward/mean']:.3f}  " if record["tokens/generated"] else ""
         figures = (

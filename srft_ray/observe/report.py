@@ -29,7 +29,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> dict[str, An
         "tokens": sum(r["tokens"] for r in records),
         "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
-        "parity_max": max((r["parity/abs_logprob_diff"] for r in records), default=0.0),
+        "parity_max": max((r.get("parity/abs_logprob_diff", 0.0) for r in records), default=0.0),
         "final": records[-1] if records else {},
         "evaluations": evaluations,
     }

@@ -1,4 +1,4 @@
-"""Invariant 1: the update does not depend on micro-batches, ranks, ZeRO stage or offload, and equals a float64 full batch.
+"""Invariant 1: the update equals a float64 full batch, whatever micro-batches, ranks, ZeRO stage or offload.
 
 A new algorithm is covered by being registered.
 """
@@ -96,7 +96,8 @@ def check(world, model, chosen, capsys):
     worst, culprit = max(found, key=lambda pair: pair[0])
     with capsys.disabled():
         print(
-            f"\n{len(found)} updates on {world} ranks: largest relative difference {worst:.1e} ({culprit.algorithm.name})"
+            f"\n{len(found)} updates on {world} ranks: largest relative difference {worst:.1e} "
+            f"({culprit.algorithm.name})"
         )
     assert all(
         metrics["grad_norm"] > case.learner().max_grad_norm
