@@ -204,6 +204,19 @@ class TrainerSection:
         "evaluates.",
         least=0,
     )
+    on_nonfinite: str = setting(
+        "stop",
+        "What follows an update whose loss, log-probs, advantages or gradient are infinite or not a number. "
+        "It "
+        "is never applied. `stop` ends the run without a checkpoint, `skip` goes on with the next step; of a "
+        "step "
+        "with several updates those before it stay.",
+        may_change=True,
+        choices=("stop", "skip"),
+    )
+    max_nonfinite: int = setting(
+        3, "Steps in a row that on_nonfinite=skip may skip; one more ends the run.", may_change=True, least=0
+    )
     max_failures: int = setting(
         3, "Restarts of the learners after failures; one more failure ends the run.", may_change=True, least=0
     )

@@ -57,6 +57,10 @@ class Progress(Callback):
 
     def on_step(self, record: dict[str, Any]) -> None:
         done = record["step"] + 1
+        if record.get("steps/skipped_nonfinite"):
+            self.bar.update(self.task, completed=done)
+            self._print(f"step {done}/{self.steps}  skipped: its update is not finite")
+            return
         figures = self._figures(record, self.steps - done)
         self.bar.update(self.task, completed=done, figures=figures)
         if not self.console.is_terminal:

@@ -28,7 +28,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> Record:
     evaluations = read_json_lines(run_dir / EVALUATIONS)
     write_plots(run_dir / "plots", records, evaluations)
     # A step without fresh rollouts has no parity.
-    parities = [r["parity/abs_logprob_diff"] for r in records if r["parity/abs_logprob_diff"] is not None]
+    parities = [value for r in records if (value := r.get("parity/abs_logprob_diff")) is not None]
     summary = {
         "run": run_dir.name,
         "steps": steps,

@@ -8,6 +8,7 @@ from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.verify import Item, VerifierPool
 
+LARGEST_FLOAT32 = 3.4028234663852886e38
 REFILL_DISTANCE = 720720 * 2**20  # positions; a multiple of every number of mini-batches up to 16
 
 
@@ -72,13 +73,18 @@ class SupervisedReader:
 
 
 def judge_groups(verifiers: VerifierPool, groups: Sequence[Group]) -> None:
-    """Sets verdict, reward and answer of every rollout."""
+    """Sets verdict, reward and answer of every rollout; a reward that is not finite is an `error`."""
     pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
     items = [Item(rollout.text, group.reference, group.metadata) for group, rollout in pairs]
     for (_, rollout), verdict in zip(pairs, verifiers.verify(items), strict=True):
         rollout.verdict = verdict.verdict
         rollout.reward = verdict.reward
         rollout.answer = verdict.answer
+        # Learners compute in float32: a reward that is not finite there would make every update of its group
+        # so.
+        if not abs(rollout.reward) <= LARGEST_FLOAT32:
+            rollout.verdict = "error"
+            rollout.reward = 0.0
 
 
 def assign_credit(groups: Sequence[Group], reader: GroupReader) -> None:

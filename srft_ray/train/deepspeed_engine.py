@@ -6,6 +6,7 @@ ranks.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,6 +56,8 @@ class DeepSpeedEngine:
     def __init__(self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.zero_stage = learner.zero_stage
+        # DeepSpeed leaves the optimizer as it is only then: it keeps no gradient norm, and skips no update.
+        self.is_plain = learner.zero_stage == 0 and dtype == torch.float32
         self.policy = PolicyModel(model, learner.logit_chunk_mb)
         optimizer = torch.optim.AdamW(
             self.policy.parameters(),
@@ -80,19 +83,41 @@ class DeepSpeedEngine:
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Applies the update; returns the gradient norm before clipping."""
+        """Applies the update unless its gradient is not finite.
+
+        Returns:
+            The gradient norm before clipping, equal on all ranks; not finite if the update was not applied.
+            Weights, moments and the count of updates are then as before, and the gradients are gone.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # DeepSpeed keeps no norm of its own with ZeRO 0 in float32, and the step clears the gradients.
-        own_norm = self._own_norm() if self.zero_stage == 0 else None
+        if self.is_plain:
+            return self._plain_step()
+        # DeepSpeed computes the norm of the reduced gradients within its step, and skips the update if the
+        # norm is not finite: with ZeRO 1-3, and in its bfloat16 and float16 optimizers.
         self.engine.step()
+        if not self.engine.was_step_applied():
+            return math.inf
         self.updates += 1
-        norm = self.engine.get_global_grad_norm()
-        return float(own_norm if norm is None else norm)
+        return float(self.engine.get_global_grad_norm())
 
-    def _own_norm(self) -> Tensor:
+    def _plain_step(self) -> float:
+        # Gradients are reduced already, so that every rank finds the same norm.
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            self.engine.step()
+            self.updates += 1
+        else:
+            self.engine.zero_grad()
+        return norm
+
+    def may_repeat(self) -> bool:
+        """Whether an update that was not applied may fit when it is repeated: float16 with a scaled loss.
+
+        DeepSpeed lowers the scale, by which the loss is multiplied, when a gradient overflows.
+        """
+        return float(getattr(self.optimizer, "loss_scale", 1.0)) > 1.0
 
     def reset_optimizer(self) -> None:
         """Forgets Adam's moments and step count, as if training began here."""

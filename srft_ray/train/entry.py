@@ -15,6 +15,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     # The stream starts first: engines start while this learner imports and loads.
     batches = Batches(job.plan.block)
     from srft_ray.train.learner import ParityError
+    from srft_ray.train.nonfinite import NonFiniteError
     from srft_ray.train.worker import LearnerWorker
 
     try:
@@ -22,11 +23,12 @@ def train_loop(settings: dict[str, Any]) -> None:
         try:
             worker.run()
         except ParityError:
+            # The policy is sound, only the engines are not. After a NonFiniteError nothing is saved.
             worker.save(final=True)
             raise
         finally:
             worker.close()
-    except (CheckpointFailed, ParityError, UserError) as error:
+    except (CheckpointFailed, NonFiniteError, ParityError, UserError) as error:
         ray.get(job.coordinator.abort.remote(str(error)))
     finally:
         ray.get(job.coordinator.learners_left.remote())

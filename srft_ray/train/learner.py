@@ -1,6 +1,8 @@
 """One optimizer step, exact: the same update whatever the micro-batches, ranks or ZeRO stage."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -12,11 +14,26 @@ from srft_ray.config.schedule import learning_rate, updates_per_step
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate, pack
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
 
 
 class ParityError(RuntimeError):
     """The learner's log-probs of fresh rollouts differ from the engine's: the engines hold other weights."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the updates of a step have in common.
+
+    Attributes:
+        mean_entropy: of all rollout tokens before the first update, in nats, a scalar; None if not needed.
+    """
+
+    step: int
+    algorithm: Algorithm
+    temperature: float
+    mean_entropy: Tensor | None = None
 
 
 class Learner:
@@ -46,6 +63,7 @@ class Learner:
 
         Raises:
             ParityError: before any update, if fresh rollouts do not come from this policy.
+            NonFiniteError: an update is not finite; neither it nor those after it are applied.
         """
         algorithm = stage.algorithm
         # A stage is like a run of its own, which begins without momentum.
@@ -57,26 +75,48 @@ class Learner:
         for index in range(number):
             chosen = [group for group in groups if group.group_id % number == index]
             mini_batches.append(self._cut(chosen, step, stage.start))
+        context = StepContext(step, algorithm, temperature)
         parity: dict[str, float] = {}
-        mean_entropy = None
-        # Parity and the whole step's entropy are those of the policy before its first update, and so is
-        # π_old.
+        # Parity, the mean entropy and π_old are those of the policy before its first update.
         if number > 1 or "mean_entropy" in algorithm.needs:
             every = list(chain(*mini_batches))
             sums, parity_max = self._score(every, temperature, keep_as_old=number > 1)
+            if sums["nonfinite"]:
+                raise self._nonfinite_error(context, every)
             parity = self._check_parity(sums, parity_max, step)
-            mean_entropy = mean_rollout_entropy(sums)
+            context = replace(context, mean_entropy=mean_rollout_entropy(sums))
         updates = []
         for micro_batches in mini_batches:
-            counts = self._global_counts(algorithm, micro_batches)
-            sums, parity_max = self._accumulate(algorithm, micro_batches, counts, temperature, mean_entropy)
-            # The gradient is there, but not applied: rollouts of another policy still change nothing.
-            parity = parity or self._check_parity(sums, parity_max, step)
-            metrics = update_metrics(algorithm, sums, counts)
-            metrics["grad_norm"] = self.engine.step(lr)
-            metrics["micro_batches"] = float(len(micro_batches))
+            metrics, measured = self._update(context, micro_batches, lr, check_parity=not parity)
+            parity = parity or measured
             updates.append(metrics)
         return {**step_metrics(updates), **parity, "lr": lr}
+
+    def _update(
+        self, context: StepContext, micro_batches: Sequence[MicroBatch], lr: float, check_parity: bool
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Makes one update; returns its metrics and those of parity, which are empty if it is not checked.
+
+        Raises:
+            ParityError, NonFiniteError: the update was not applied.
+        """
+        counts = self._global_counts(context.algorithm, micro_batches)
+        parity: dict[str, float] = {}
+        while True:
+            sums, parity_max = self._accumulate(context, micro_batches, counts)
+            # Numbers that are not finite say nothing of the engines: the engine's step below refuses them.
+            if check_parity and not sums["nonfinite"]:
+                # The gradient is there, but not applied: rollouts of another policy still change nothing.
+                parity = self._check_parity(sums, parity_max, context.step)
+            grad_norm = self.engine.step(lr)
+            if math.isfinite(grad_norm):
+                break
+            if sums["nonfinite"] or not self.engine.may_repeat():
+                raise self._nonfinite_error(context, micro_batches)
+        metrics = update_metrics(context.algorithm, sums, counts)
+        metrics["grad_norm"] = grad_norm
+        metrics["micro_batches"] = float(len(micro_batches))
+        return metrics, parity
 
     def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
         """Micro-batches on this rank's device, as many as every other rank has."""
@@ -107,20 +147,16 @@ class Learner:
         return all_reduce(sums), sums.parity_max
 
     def _accumulate(
-        self,
-        algorithm: Algorithm,
-        micro_batches: Sequence[MicroBatch],
-        counts: Mapping[str, Tensor],
-        temperature: float,
-        mean_entropy: Tensor | None,
+        self, context: StepContext, micro_batches: Sequence[MicroBatch], counts: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Adds the gradients of all micro-batches of one update; returns what `_score` does."""
         sums = Sums(self.engine.device)
+        algorithm = context.algorithm
         for index, micro_batch in enumerate(micro_batches):
-            policy = self._forward(micro_batch, temperature, algorithm.needs, mean_entropy)
+            policy = self._forward(micro_batch, context.temperature, algorithm.needs, context.mean_entropy)
             loss = self._loss(algorithm, micro_batch, policy, counts, sums)
-            sums.observe(micro_batch, policy)
-            self.engine.backward(loss, last=index == len(micro_batches) - 1)
+            is_finite = sums.observe(micro_batch, policy, loss)
+            self.engine.backward(poisoned(loss, policy, is_finite), last=index == len(micro_batches) - 1)
         return all_reduce(sums), sums.parity_max
 
     def _global_counts(self, algorithm: Algorithm, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
@@ -199,3 +235,21 @@ class Learner:
             "parity/abs_logprob_diff_max": float(parity_max),
             "parity/tokens": tokens,
         }
+
+    def _nonfinite_error(self, context: StepContext, micro_batches: Sequence[MicroBatch]) -> NonFiniteError:
+        """Names the sequences of all ranks that are at fault, from another forward pass; a collective."""
+        counts = self._global_counts(context.algorithm, micro_batches)
+        needs = context.algorithm.needs
+        every = []
+        for micro_batch in micro_batches:
+            with torch.no_grad():
+                policy = self._forward(micro_batch, context.temperature, needs, context.mean_entropy)
+            every += causes(context.algorithm, micro_batch, policy, counts)
+        own = most_telling(every)
+        shares: list[list[tuple[str, bool]]] = [[] for _ in range(self.engine.world_size)]
+        dist.all_gather_object(shares, [(str(cause), cause.is_finite) for cause in own])
+        # A rank whose numbers are all finite is of interest only if those of every other rank are, too.
+        reports = [report for share in shares for report in share]
+        all_numbers_finite = all(is_finite for _, is_finite in reports)
+        texts = [text for text, is_finite in reports if all_numbers_finite or not is_finite]
+        return NonFiniteError(describe(context.step, texts, all_numbers_finite), own)

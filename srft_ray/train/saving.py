@@ -5,6 +5,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,27 @@ PIECE_BYTES = 2**30  # of the training state, about the size of one file
 WHOLE = 2**62  # more bytes than any model has
 
 Entries = dict[str, dict[str, Any]]  # of the manifest: size and checksum by file name
+
+
+@dataclass
+class Share:
+    """What one rank wrote of a checkpoint.
+
+    Attributes:
+        entries: of its files in the manifest.
+        error: why the storage refused a file.
+        nonfinite: name of a tensor that no checkpoint may hold.
+    """
+
+    entries: Entries = field(default_factory=dict)
+    error: str | None = None
+    nonfinite: str | None = None
+
+    def add(self, tensors: Mapping[str, Tensor], write: Callable[[], Entries]) -> None:
+        """Writes tensors, unless something failed before."""
+        self.nonfinite = self.nonfinite or _first_nonfinite(tensors)
+        if not self.nonfinite and not self.error:
+            self.error = _attempt(lambda: self.entries.update(write()))
 
 
 class Saver:
@@ -56,7 +78,8 @@ class Saver:
             False if that failed and the run may go on without it.
 
         Raises:
-            CheckpointFailed: too many failures in a row, or the final checkpoint cannot be written.
+            CheckpointFailed: too many failures in a row, the final checkpoint cannot be written, or a tensor
+                is not finite.
         """
         # What an earlier attempt left goes first, so that the manifest names every file of the folder.
         error = self._on_first_rank(lambda: self.store.discard(step))
@@ -105,16 +128,26 @@ class Saver:
             )
 
     def _write(self, step: int, about: dict[str, Any]) -> str | None:
-        """Why it failed, equal on all ranks; None if the checkpoint is there."""
-        written, error = self._write_files(step)
+        """Why it failed, equal on all ranks; None if the checkpoint is there.
+
+        Raises:
+            CheckpointFailed: a tensor is not finite; no retry would help.
+        """
         # No marker before every rank has written all of its files.
-        shares: list[tuple[Entries, str | None]] = [({}, None)] * self.world_size
-        dist.all_gather_object(shares, (written, error))
+        shares = [Share()] * self.world_size
+        dist.all_gather_object(shares, self._write_files(step))
         files: Entries = {}
-        for entries, failed in shares:
-            if failed:
-                return failed
-            files |= entries
+        for share in shares:
+            if share.nonfinite:
+                self._on_first_rank(lambda: self.store.discard(step))
+                raise CheckpointFailed(
+                    f"No checkpoint of step {step} was written, because {share.nonfinite} holds a number "
+                    f"that is infinite or not a number. The checkpoint of step {self.newest} is the newest."
+                )
+            files |= share.entries
+        error = next((share.error for share in shares if share.error), None)
+        if error:
+            return error
         manifest = {
             **about,
             "updates": self.engine.updates,
@@ -125,40 +158,39 @@ class Saver:
         error = self._on_first_rank(lambda: self.store.commit(step, manifest))
         if error:
             return error
-        # Older checkpoints go when the new one is there; what cannot be removed does not make the new one
-        # invalid.
+        # Older checkpoints go when the new one is there; if they cannot be removed, the new one is valid.
         left = self._on_first_rank(lambda: prune(self.store, self.trainer))
         if left:
             self._record(f"old checkpoints could not be removed ({left})")
         return None
 
-    def _write_files(self, step: int) -> tuple[Entries, str | None]:
-        """Writes this rank's share of the state, and on rank 0 the model; returns (entries, why it failed).
+    def _write_files(self, step: int) -> Share:
+        """Writes this rank's share of the state, and on rank 0 the model.
 
         Gathering a tensor is a collective: every rank goes through all tensors, also after a write of its own
         has failed, so that no other rank waits for it for ever.
         """
-        written: Entries = {}
-        errors: list[str | None] = []
+        share = Share()
         pieces = chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
         for number, piece in enumerate(pieces):
             name = f"{STATE_PREFIX}{self.rank:05d}-{number:05d}.safetensors"
-            errors.append(_attempt(partial(self._write_state, written, step, name, piece)))
+            share.add(piece, partial(self._write_state, step, name, piece))
         for weights in chunks(self.engine.weights(), WHOLE, lambda n: self.rank == 0):
-            errors.append(_attempt(partial(self._write_hf, written, step, weights)))
-        return written, next(filter(None, errors), None)
+            share.add(weights, partial(self._write_hf, step, weights))
+        return share
 
-    def _write_state(self, written: Entries, step: int, name: str, piece: Mapping[str, Tensor]) -> None:
-        written[name] = self.store.write(step, name, to_safetensors(dict(piece)))
+    def _write_state(self, step: int, name: str, piece: Mapping[str, Tensor]) -> Entries:
+        return {name: self.store.write(step, name, to_safetensors(dict(piece)))}
 
-    def _write_hf(self, written: Entries, step: int, weights: Mapping[str, Tensor]) -> None:
+    def _write_hf(self, step: int, weights: Mapping[str, Tensor]) -> Entries:
         """Writes the model as safetensors with its tokenizer, as transformers and vLLM load it."""
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_pretrained(folder, state_dict=dict(weights))
             self.tokenizer.save_pretrained(folder)
-            for file in sorted(Path(folder).iterdir()):
-                name = f"hf/{file.name}"
-                written[name] = self.store.write(step, name, file.read_bytes())
+            return {
+                f"hf/{file.name}": self.store.write(step, f"hf/{file.name}", file.read_bytes())
+                for file in sorted(Path(folder).iterdir())
+            }
 
     def _on_first_rank(self, action: Callable[[], object]) -> str | None:
         """Rank 0 acts; all ranks learn why it failed, or None."""
@@ -169,6 +201,14 @@ class Saver:
     def _record(self, message: str) -> None:
         if self.rank == 0:
             record_event(self.store.run_dir, "checkpoint", message)
+
+
+def _first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a number that is infinite or not a number."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return name
+    return None
 
 
 def _attempt(action: Callable[[], object]) -> str | None:

@@ -2,8 +2,8 @@
 
 Sums are float64 scalars on the learner's device, by name: `loss/<term>`, `weight/<term>`, `selected/<term>`,
 `watch/<figure>/<term>`, `entropy/<origin>` and `tokens/<origin>` (rollout or demo), `ratio/…`,
-`tokens/sampled`, `parity/…`. They stay on the device until the step's one reduction, so that nothing waits
-for it.
+`tokens/sampled`, `parity/…`, and `nonfinite` (micro-batches with a number that is not finite). They stay on
+the device until the step's one reduction, so that nothing waits for it.
 """
 
 from collections import defaultdict
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from algorithms import Algorithm, PolicyOutput, selections
 from srft_ray.train.batching import MicroBatch
+from srft_ray.train.nonfinite import all_finite
 
 ADDED_UP = ("tokens", "micro_batches")  # metrics of an update that add up over the updates of a step
 
@@ -26,12 +27,21 @@ class Sums(defaultdict[str, Tensor]):
         super().__init__(lambda: torch.zeros((), dtype=torch.float64, device=device))
         self.parity_max = torch.zeros((), device=device)
 
-    def observe(self, micro_batch: MicroBatch, policy: PolicyOutput) -> None:
-        """Adds entropies, ratios to π_old, and differences from the engine's log-probs."""
+    def observe(self, micro_batch: MicroBatch, policy: PolicyOutput, loss: Tensor | None = None) -> Tensor:
+        """Adds entropies, ratios to π_old, and differences from the engine's log-probs.
+
+        Returns:
+            Whether the loss and what it is made of are finite, a bool scalar on the device.
+        """
+        is_finite = all_finite(micro_batch, policy)
+        if loss is not None:
+            is_finite = is_finite & loss.detach().isfinite()
+        self["nonfinite"] += ~is_finite
         self._add_entropies(micro_batch, policy)
         if policy.old_logprobs_BT is not None:
             self._add_ratios(micro_batch, policy.logprobs_BT.detach(), policy.old_logprobs_BT)
         self._add_parity(micro_batch, policy.logprobs_BT.detach())
+        return is_finite
 
     def _add_entropies(self, micro_batch: MicroBatch, policy: PolicyOutput) -> None:
         batch = micro_batch.batch

@@ -20,6 +20,7 @@ from srft_ray.sync.versions import LearnerStart
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
+from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.provenance import Provenance
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.saving import Saver
@@ -57,6 +58,7 @@ class LearnerWorker:
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
+        self.skipped_in_a_row = 0  # steps whose update was not finite
         self.step = self._resume()
         self.saved = self.step
 
@@ -163,7 +165,7 @@ class LearnerWorker:
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.job.trainer.steps)
-        learned_metrics = self.learner.step(groups, step, stage, self._temperature(stage))
+        learned_metrics = self._learn(step, groups, stage)
         self.step = step + 1
         learned = time.perf_counter()
         # Engines wait for the weights: they are published before anything is written.
@@ -187,6 +189,28 @@ class LearnerWorker:
         self.recorder.step(record | metrics.utilization(record))
         if self._checkpoint_is_due():
             self.save(final=False)
+
+    def _learn(self, step: int, groups: list[Group], stage: Stage) -> dict[str, float]:
+        """Updates the policy, or skips a step that is not finite; returns its metrics, equal on all ranks.
+
+        Raises:
+            NonFiniteError: trainer.on_nonfinite or trainer.max_nonfinite ends the run here.
+        """
+        try:
+            learned = self.learner.step(groups, step, stage, self._temperature(stage))
+        except NonFiniteError as error:
+            dump(self.run_dir, step, self.rank, error.found)
+            self.skipped_in_a_row += 1
+            limit = self.job.trainer.max_nonfinite
+            if self.job.trainer.on_nonfinite == "stop" or self.skipped_in_a_row > limit:
+                ending = "The run ends here, and writes no checkpoint: the newest one is as it was."
+                raise NonFiniteError(f"{error} {ending}", error.found) from None
+            if self.rank == 0:
+                message = f"{error} The step is skipped: {self.skipped_in_a_row} of {limit} in a row."
+                journal.record_event(self.run_dir, "nonfinite", message)
+            return {"tokens": 0.0, "steps/skipped_nonfinite": 1.0}
+        self.skipped_in_a_row = 0
+        return {**learned, "steps/skipped_nonfinite": 0.0}
 
     def _temperature(self, stage: Stage) -> float:
         """Of the policy that is trained: that of sampling, or 1 where nothing is sampled."""

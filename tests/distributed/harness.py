@@ -1,5 +1,4 @@
-"""Runs optimizer steps on the real DeepSpeed engine with several ranks, and the same steps in float64 in one
-process."""
+"""Optimizer steps on the real DeepSpeed engine with several ranks, and the same in float64 in one process."""
 
 import copy
 import os
@@ -35,9 +34,11 @@ class Case:
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
-        """An eps of the size of the gradient's elements: the update is about proportional to the gradient, so
-        that errors of the gradient are seen in the parameters, and rounding noise of zero gradients is not
-        made large by Adam."""
+        """An eps of the size of the gradient's elements.
+
+        The update is then about proportional to the gradient, so that errors of the gradient are seen in the
+        parameters, and rounding noise of zero gradients is not made large by Adam.
+        """
         norm = self.norm / 2 if self.clip else self.norm
         return LearnerSection(
             lr=self.lr,
@@ -120,8 +121,10 @@ def calibrated(model_path: str, case: Case) -> Case:
 
 
 def reference(model_path: str, case: Case, norms: list[float] | None = None) -> dict[str, torch.Tensor]:
-    """The parameters after the case's steps: float64, one process, all sequences of an update in one batch,
-    nothing of the engine. Gradient norms before clipping are added to `norms`."""
+    """The parameters after the case's steps: float64, one process, a whole update at a time, no engine.
+
+    Gradient norms before clipping are added to `norms`.
+    """
     model, frozen = (m.double() for m in load(model_path))
     learner = case.learner()
     for step in range(case.steps):
@@ -195,8 +198,7 @@ def _losses(model, old, frozen, case, stage, everything, groups):
 
 
 def forward(model, pairs, temperature):
-    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time, without
-    padding."""
+    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time."""
     longest = max(len(c.ids) for _, c in pairs)
     logprobs, entropies = [], []
     for group, c in pairs:
@@ -243,8 +245,10 @@ def _steps(rank, world, case, model, frozen):
 def run(
     model_path: str, world: int, cases: list[Case], faults: Sequence[Callable] = ()
 ) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    """(parameters, last metrics) of every case, all on `world` ranks; `faults[i](model)` is a context that
-    breaks something in case i."""
+    """(parameters, last metrics) of every case, all on `world` ranks.
+
+    `faults[i](model)` is a context that breaks something in case i.
+    """
     return spawn(world, _cases, str(model_path), cases, faults)
 
 
@@ -278,8 +282,7 @@ def _in_group(rank, world, port, function, arguments, results):
 
 
 def difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Largest difference of any parameter relative to the largest value of its tensor; infinite if a tensor
-    is missing."""
+    """Largest difference of any parameter relative to its tensor's largest value; infinity if absent."""
     if actual.keys() != expected.keys():
         return float("inf")
     return max(

@@ -1,5 +1,4 @@
-"""A checkpoint fits any number of learners and any ZeRO stage, and training goes on as if it had not been
-interrupted."""
+"""A checkpoint fits any number of learners and any ZeRO stage, and training goes on as if uninterrupted."""
 
 from pathlib import Path
 
@@ -22,8 +21,10 @@ def config_for(folder):
 
 
 def train(rank, world, model_path, folder, case, first, last, stop):
-    """Losses of steps first … last - 1 and the parameters after them; loads at `first` if it is not 0, saves
-    after `stop`."""
+    """Losses of steps first … last - 1 and the parameters after them.
+
+    It loads at `first` if that is not 0, and saves after `stop`.
+    """
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.learner import Learner
     from srft_ray.train.saving import Saver
@@ -68,8 +69,7 @@ def test_other_learners_and_zero_stages_go_on(saved, tiny_model, world, zero, of
     worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(continued, losses[STOP:], strict=True))
     print(
         f"2 learners, ZeRO 2 -> {world} learners, ZeRO {zero}, offload {offload}: losses differ by at most "
-        f"{worst:.1e}, "
-        f"parameters by {difference(after, {k: v.double() for k, v in weights.items()}):.1e}"
+        f"{worst:.1e}, parameters by {difference(after, {k: v.double() for k, v in weights.items()}):.1e}"
     )
     assert worst <= 1e-5
     assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5

@@ -1,5 +1,4 @@
-"""Invariant 1: the update does not depend on micro-batches, ranks, ZeRO stage or offload, and equals a
-float64 full batch.
+"""Invariant 1: the update equals a float64 full batch, whatever micro-batches, ranks, ZeRO stage or offload.
 
 A new algorithm is covered by being registered.
 """

@@ -1,5 +1,7 @@
-"""The proof of invariant 1 fails when something is broken on purpose. Each fault is a context that every rank
-enters."""
+"""The proof of invariant 1 fails when something is broken on purpose.
+
+Each fault is a context that every rank enters.
+"""
 
 import copy
 from contextlib import contextmanager
@@ -33,8 +35,7 @@ def local_denominator(model):
 
 @contextmanager
 def mean_of_micro_batch_means(model):
-    """Every micro-batch divides by its own counts, and their number divides the sum (arXiv 2604.23747, bug
-    2)."""
+    """Every micro-batch divides by its own counts, their number divides the sum (arXiv 2604.23747, bug 2)."""
     from srft_ray.train.learner import Learner
 
     loss = Learner._loss
