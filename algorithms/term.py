@@ -26,7 +26,7 @@ RESERVED_METRICS = frozenset(
         *("loss", "count", "weight", "selected", "metrics"),
         *("entropy", "tokens", "ratio", "parity"),
         *("reward", "length", "staleness", "groups", "verdict"),
-        *("time", "utilization", "queue", "eval"),
+        *("time", "utilization", "queue", "eval", "steps"),
     ]
 )
 

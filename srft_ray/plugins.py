@@ -16,8 +16,7 @@ def load_object(spec: str, key: str, kind: str = "") -> Any:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
             f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name "
-            "it as "
-            f"file.py:{kind or 'name'}."
+            f"it as file.py:{kind or 'name'}."
         )
     source = importlib.util.spec_from_file_location(f"srft_ray_plugin_{path.stem}", path.absolute())
     module = sys.modules[source.name] = importlib.util.module_from_spec(

@@ -74,7 +74,6 @@ def _verdicts(config: Config, data: PreparedData) -> list[str]:
     )
     return [
         f"verifier          {config.verifier.path or config.verifier.name} accepts {verdicts['match']} of "
-        f"{total} demonstrations "
-        f"({100 * verdicts['match'] / total:.2f} %){others}",
+        f"{total} demonstrations ({100 * verdicts['match'] / total:.2f} %){others}",
         *rejected,
     ]

@@ -19,7 +19,6 @@ def data_format(section: DataSection) -> str:
     require(
         known is not None,
         f"The format of data.path {path} cannot be told from its name: set data.format to jsonl, json, "
-        "parquet, hf or "
-        "tasks.",
+        "parquet, hf or tasks.",
     )
     return known

@@ -166,8 +166,7 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             or "reference" not in stage.algorithm.needs
             or config.learner.reference is not None,
             f"The second stage, {name}, uses a reference model, and it would be the model before the first "
-            "stage: "
-            "set learner.reference.",
+            "stage: set learner.reference.",
         )
 
 

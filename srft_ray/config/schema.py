@@ -22,8 +22,7 @@ class RunSection:
     resume: str = setting(
         "auto",
         "What to do if the run directory holds a run: `auto` continues it, `never` is an error, "
-        "`from_scratch` starts "
-        "anew and keeps what is there under another name.",
+        "`from_scratch` starts anew and keeps what is there under another name.",
         may_change=True,
         choices=("auto", "never", "from_scratch"),
     )

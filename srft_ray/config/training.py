@@ -206,11 +206,9 @@ class TrainerSection:
     )
     on_nonfinite: str = setting(
         "stop",
-        "What follows an update whose loss, log-probs, advantages or gradient are infinite or not a number. "
-        "It "
-        "is never applied. `stop` ends the run without a checkpoint, `skip` goes on with the next step; of a "
-        "step "
-        "with several updates those before it stay.",
+        "What follows an update whose loss, log-probs, advantages or gradient are infinite or not a "
+        "number. It is never applied. `stop` ends the run without a checkpoint, `skip` goes on with the "
+        "next step; of a step with several updates those before it stay.",
         may_change=True,
         choices=("stop", "skip"),
     )

@@ -33,19 +33,16 @@ METRICS: Table = {
     "entropy/demo": Entry("Mean entropy of the policy on tokens of demonstrations.", "nats per token"),
     "ratio/mean": Entry(
         "Mean importance ratio of sampled tokens between the policy and the one before the step's first "
-        "update. "
-        "Only with several updates a step."
+        "update. Only with several updates a step."
     ),
     "ratio/kl_old": Entry(
-        "KL divergence of the policy from the one before the step's first update, estimated by r - 1 - "
-        "log r. "
-        "Only with several updates a step.",
+        "KL divergence of the policy from the one before the step's first update, estimated by r - 1 - log "
+        "r. Only with several updates a step.",
         "nats per token",
     ),
     "parity/abs_logprob_diff": Entry(
         "Mean absolute difference between the learner's and the engine's log-probs of rollouts that this "
-        "policy "
-        "version sampled. Beyond learner.parity_threshold the run stops.",
+        "policy version sampled. Beyond learner.parity_threshold the run stops.",
         "nats",
     ),
     "parity/abs_logprob_diff_max": Entry("The largest of these differences.", "nats"),

@@ -34,8 +34,7 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
         require(
             path.is_dir() or not path.exists(),
             f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
-            "run.dir or "
-            "run.name.",
+            "run.dir or run.name.",
         )
     if resolved.config.run.resume == "from_scratch":
         require(
@@ -59,8 +58,7 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
     require(
         not changed,
         f"The run directory {folder} already holds a different run ({', '.join(changed)} changed): choose "
-        "another "
-        "run.name or delete it.",
+        "another run.name or delete it.",
     )
 
 
@@ -170,8 +168,7 @@ def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
         raise RunFailed(
             f"The run in {run_dir} has saved {recorded} steps, but {store.scheme}{store.root} holds "
             f"{f'{start} of them' if start else 'no whole checkpoint'}: mount or restore that storage, or "
-            "start anew with "
-            "run.resume=from_scratch, which keeps what is there under another name"
+            "start anew with run.resume=from_scratch, which keeps what is there under another name"
         )
     owner = store.manifest(start).get("run_id", run_id) if start else run_id
     if owner != run_id:

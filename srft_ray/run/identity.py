@@ -67,9 +67,8 @@ def check_fingerprints(run_dir: Path, now: dict[str, str]) -> None:
     changed = [name for name, value in identity.fingerprints.items() if now.get(name, value) != value]
     require(
         not changed,
-        f"The run in {run_dir} was started with other content of {', '.join(changed)}: restore it, or choose "
-        "another "
-        "run.name.",
+        f"The run in {run_dir} was started with other content of {', '.join(changed)}: restore it, or "
+        "choose another run.name.",
     )
 
 
@@ -96,8 +95,7 @@ def check_owner(store: CheckpointStore, identity: Identity | None) -> None:
         return
     raise UserError(
         f"{store.scheme}{store.root} holds checkpoints of another run, that in {owner['run_dir']}: choose "
-        "another "
-        "run.name or trainer.checkpoint_path."
+        "another run.name or trainer.checkpoint_path."
     )
 
 

@@ -92,8 +92,7 @@ def _make_directory(run_dir: Path) -> list[Path]:
         in_the_way = next(path for path in (run_dir, *run_dir.parents) if path.exists() and not path.is_dir())
         raise UserError(
             f"{in_the_way} is not a directory, so that the run directory {run_dir} cannot be made: choose "
-            "another "
-            "run.dir or run.name."
+            "another run.dir or run.name."
         ) from None
     return made
 

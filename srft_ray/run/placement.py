@@ -66,9 +66,8 @@ def resolve_device(wanted: str) -> str:
     present = num_gpus > 0
     require(
         present or wanted == "auto",
-        "run.device=cuda, but no CUDA GPU is visible here or in the Ray cluster: set run.device=cpu or use a "
-        "machine "
-        "that has one.",
+        "run.device=cuda, but no CUDA GPU is visible here or in the Ray cluster: set run.device=cpu or use "
+        "a machine that has one.",
     )
     return "cuda" if present else "cpu"
 
@@ -83,6 +82,5 @@ def check_placement(needed: Demand) -> None:
     has = " and ".join(f"{present.get(name, 0.0):g} {plural.get(name, name)}" for name in asked)
     raise UserError(
         f"The run asks for {needed}, but the Ray cluster has {has}: lower learner.num_workers or "
-        "rollout.num_engines (or "
-        "their cpus_per_… and resources), or add nodes."
+        "rollout.num_engines (or their cpus_per_… and resources), or add nodes."
     )

@@ -87,8 +87,7 @@ def _check_named_verifier(section: VerifierSection) -> None:
     require(
         not section.name.startswith(PYTHON_VERIFIER),
         f"verifier.name is {section.name}, a verifier that was given from Python: call fit(config, "
-        "verifier=…), or set "
-        "verifier.name or verifier.path.",
+        "verifier=…), or set verifier.name or verifier.path.",
     )
     resolve_verifier(section.name, section.path)
 
@@ -100,8 +99,7 @@ def _check_python_verifier(verifier: Callable[..., Any]) -> None:
     except Exception as error:
         raise UserError(
             f"The verifier cannot be sent to other processes ({first_line(error)}): let it use no lock, open "
-            "file or "
-            "connection of this process."
+            "file or connection of this process."
         ) from error
 
 
@@ -182,16 +180,13 @@ def _check_data(resolved: Resolved, counts: Counts) -> None:
     require(
         counts.demonstrations > 0 or not algorithm.uses_demonstrations,
         f"No demonstrations: {algorithm.name} needs them and none of the {counts.kept} rows of {path} has "
-        "one that fits "
-        f"({counts.overlong_demonstrations} are too long for model.max_length). Set "
-        "data.demonstration_field, or "
-        "algorithm.name=grpo.",
+        f"one that fits ({counts.overlong_demonstrations} are too long for model.max_length). Set "
+        "data.demonstration_field, or algorithm.name=grpo.",
     )
     require(
         not (algorithm.uses_rollouts and counts.without_answer),
-        f"{counts.without_answer} of {counts.kept} rows of {path} have no reference answer, so that rollouts "
-        "could not be "
-        "judged: set data.answer_field.",
+        f"{counts.without_answer} of {counts.kept} rows of {path} have no reference answer, so that "
+        "rollouts could not be judged: set data.answer_field.",
     )
     longest_rollout = counts.longest_prompt + config.rollout.max_new_tokens if algorithm.uses_rollouts else 0
     longest_demonstration = counts.longest_demonstration if algorithm.uses_demonstrations else 0
@@ -199,6 +194,5 @@ def _check_data(resolved: Resolved, counts: Counts) -> None:
     require(
         longest <= room,
         f"learner.micro_batch_tokens={room} is below the longest sequence of {longest} tokens: set it to at "
-        "least "
-        f"{longest}.",
+        f"least {longest}.",
     )

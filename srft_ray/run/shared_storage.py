@@ -58,9 +58,8 @@ def check_shared(paths: Mapping[str, str]) -> None:
             for key, path in paths.items():
                 require(
                     probes[key] not in unseen,
-                    f"Node {node['NodeManagerAddress']} of the Ray cluster does not see {key}={path} of this "
-                    "node: put "
-                    "it on storage that all nodes see at the same path.",
+                    f"Node {node['NodeManagerAddress']} of the Ray cluster does not see {key}={path} of "
+                    "this node: put it on storage that all nodes see at the same path.",
                 )
 
 
@@ -71,8 +70,7 @@ def _answer_of(address: str, answer: ray.ObjectRef) -> list[str]:
     except GetTimeoutError:
         raise UserError(
             f"Node {address} of the Ray cluster did not say within {ANSWER_TIMEOUT_S:.0f} s what it sees: "
-            "end what keeps "
-            "it busy, or take it out."
+            "end what keeps it busy, or take it out."
         ) from None
     except (TaskUnschedulableError, WorkerCrashedError, NodeDiedError):
         return []

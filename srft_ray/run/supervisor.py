@@ -101,8 +101,7 @@ class RunSupervisor:
         elif self.stopped or absent_s > self.absence_s:
             self.problem = (
                 f"No learners could be placed for learner.start_timeout_s={self.absence_s:.0f} s: add nodes, "
-                "or lower "
-                "learner.num_workers, and run the same command again"
+                "or lower learner.num_workers, and run the same command again"
             )
             self._kill(controller_pid)
 

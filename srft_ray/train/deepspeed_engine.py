@@ -167,7 +167,9 @@ class DeepSpeedEngine:
         for name, parameter in self.policy.model.named_parameters():
             for key in STATE:
                 reader = number % self.world_size
-                value = self._receive(saved, f"{name}|{key}", _whole_size(parameter), reader)
+                value = self._receive(
+                    saved, f"{name}|{key}", getattr(parameter, "ds_numel", parameter.numel()), reader
+                )
                 self._set(parameter, key, value)
                 number += 1
         self._set_updates(updates)
@@ -245,8 +247,3 @@ class DeepSpeedEngine:
     def _mixed(self, parameter: nn.Parameter) -> bool:
         """Whether DeepSpeed keeps float32 weights and moments of its own: not in float32 with ZeRO 0."""
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
-
-
-def _whole_size(parameter: nn.Parameter) -> int:
-    """Elements of the parameter, also where ZeRO 3 has left this rank only a part of it."""
-    return getattr(parameter, "ds_numel", parameter.numel())

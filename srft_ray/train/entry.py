@@ -14,8 +14,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     # The stream starts first: engines start while this learner imports and loads.
     batches = Batches(job.plan.block)
-    from srft_ray.train.learner import ParityError
     from srft_ray.train.nonfinite import NonFiniteError
+    from srft_ray.train.parity import ParityError
     from srft_ray.train.worker import LearnerWorker
 
     try:

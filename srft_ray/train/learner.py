@@ -15,11 +15,8 @@ from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate, pack
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
+from srft_ray.train.parity import check_parity
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
-
-
-class ParityError(RuntimeError):
-    """The learner's log-probs of fresh rollouts differ from the engine's: the engines hold other weights."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Learner:
             sums, parity_max = self._score(every, temperature, keep_as_old=number > 1)
             if sums["nonfinite"]:
                 raise self._nonfinite_error(context, every)
-            parity = self._check_parity(sums, parity_max, step)
+            parity = check_parity(sums, parity_max, step, self.parity_threshold)
             context = replace(context, mean_entropy=mean_rollout_entropy(sums))
         updates = []
         for micro_batches in mini_batches:
@@ -107,7 +104,7 @@ class Learner:
             # Numbers that are not finite say nothing of the engines: the engine's step below refuses them.
             if check_parity and not sums["nonfinite"]:
                 # The gradient is there, but not applied: rollouts of another policy still change nothing.
-                parity = self._check_parity(sums, parity_max, context.step)
+                parity = check_parity(sums, parity_max, context.step, self.parity_threshold)
             grad_norm = self.engine.step(lr)
             if math.isfinite(grad_norm):
                 break
@@ -208,33 +205,6 @@ class Learner:
                 figure_BT = figure(batch, policy).detach() * selected_BT
                 sums[f"metrics/{name}/{term.name}"] += figure_BT.sum()
         return loss
-
-    def _check_parity(
-        self, sums: Mapping[str, Tensor], parity_max: Tensor, step: int
-    ) -> dict[str, float | None]:
-        """Metrics of parity, None where no token was compared, or ParityError; a collective."""
-        dist.all_reduce(parity_max, dist.ReduceOp.MAX)
-        tokens = float(sums["parity/tokens"])
-        if not tokens:  # nothing was compared, which is no agreement
-            return {
-                "parity/abs_logprob_diff": None,
-                "parity/abs_logprob_diff_max": None,
-                "parity/tokens": 0.0,
-            }
-        mean = float(sums["parity/sum"]) / tokens
-        threshold = self.parity_threshold
-        if not mean <= threshold:
-            raise ParityError(
-                f"Step {step}: log-probs of rollouts that the engines say come from policy version {step} "
-                f"differ from the learner's by {mean:.2e} on average (threshold {threshold:.0e}). The "
-                f"engines hold other weights: the publication of version {step} did not reach them, or their "
-                "model differs. No update was applied."
-            )
-        return {
-            "parity/abs_logprob_diff": mean,
-            "parity/abs_logprob_diff_max": float(parity_max),
-            "parity/tokens": tokens,
-        }
 
     def _nonfinite_error(self, context: StepContext, micro_batches: Sequence[MicroBatch]) -> NonFiniteError:
         """Names the sequences of all ranks that are at fault, from another forward pass; a collective."""

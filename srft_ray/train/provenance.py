@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from algorithms import Group
-from srft_ray.train.learner import ParityError
+from srft_ray.train.parity import ParityError
 
 SIGN = 2**63  # fingerprints are unsigned, the integers of a collective are not
 

@@ -14,14 +14,12 @@ from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model
 from srft_ray.observe import journal, metrics
-from srft_ray.sync.fingerprint import FingerprintedWeights, model_fingerprint
-from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
 from srft_ray.train.nonfinite import NonFiniteError, dump
-from srft_ray.train.provenance import Provenance
+from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.saving import Saver
 
@@ -50,11 +48,7 @@ class LearnerWorker:
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
         self.learner = self._make_learner(dtype)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
-        self.transport = None
-        if job.uses_engines:
-            make_transport = transport_class(job.rollout.transport)
-            self.transport = make_transport(job.coordinator, job.rollout, self.start.generation)
-        self.provenance = Provenance(job.rollout.max_staleness, self.engine.device)
+        self.publisher = Publisher(job, self.start, self.engine)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
@@ -87,7 +81,7 @@ class LearnerWorker:
             self.saver.load(step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
-        self._publish(step)
+        self.publisher.publish(step)
         return step
 
     def run(self) -> None:
@@ -101,8 +95,7 @@ class LearnerWorker:
             if self._leaving(groups is None):
                 return self.save(final=False)
             # Rollouts of other weights are refused before they are trained on or counted.
-            if self.transport:
-                self.provenance.check(segment.step, groups)
+            self.publisher.check(segment.step, groups)
             self.taken += segment.padded
             if segment.dataset == "train":
                 self._train(segment.step, groups, mark)
@@ -170,7 +163,7 @@ class LearnerWorker:
         learned = time.perf_counter()
         # Engines wait for the weights: they are published before anything is written.
         if self.step < self.job.trainer.steps or self.job.plan.evaluates(self.step):
-            self._publish(self.step)
+            self.publisher.publish(self.step)
         published = time.perf_counter()
         self.recorder.ledger(step, groups)
         record = {"step": step, "policy_version": step, **learned_metrics}
@@ -220,21 +213,6 @@ class LearnerWorker:
         """Whether a checkpoint follows the step just done; that of the last step is written by `run`."""
         every = self.job.trainer.checkpoint_every
         return every > 0 and self.step % every == 0 and self.step < self.job.trainer.steps
-
-    def _publish(self, version: int) -> None:
-        """Gives the engines the weights of a version and remembers their fingerprint; a collective."""
-        if not self.transport:
-            return
-        sender = self.rank == 0
-        from_model = self.start.from_model and version == self.start.step
-        tensors = iter(()) if from_model else self.engine.weights()
-        # The fingerprint is taken here and not in the transport, which may lose or confuse what it is given.
-        weights = FingerprintedWeights(tensors, active=sender)
-        self.transport.publish(version, weights, sender=sender)
-        fingerprint = weights.exhaust()
-        if from_model and sender:
-            fingerprint = model_fingerprint(self.job.model.path)
-        self.provenance.published(version, fingerprint)
 
     def save(self, final: bool, finished: bool = False) -> None:
         """Writes a checkpoint of the steps done so far unless there is one; a collective.

@@ -83,5 +83,5 @@ def test_storage_that_refuses_does_not_hide_the_cause(tmp_path):
 def test_a_reward_that_is_not_finite_in_float32_is_an_error(reward):
     group = Group(0, 0, "", [1], "6", completions=[rollout(), rollout()])
     verdicts = [Verdict("match", reward, "6"), Verdict("match", 3e38, "6")]
-    judge_groups(SimpleNamespace(judge=lambda items: verdicts), [group])
+    judge_groups(SimpleNamespace(verify=lambda items: verdicts), [group])
     assert [(c.verdict, c.reward) for c in group.completions] == [("error", 0.0), ("match", 3e38)]

@@ -1,0 +1,48 @@
+"""One rank's part in the publication of weights, and the check that rollouts come from what was published."""
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from algorithms import Group
+from srft_ray.sync.fingerprint import FingerprintedWeights, model_fingerprint
+from srft_ray.sync.transport import transport_class
+from srft_ray.sync.versions import LearnerStart
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+from srft_ray.train.job import Job
+from srft_ray.train.provenance import Provenance
+
+
+class Publisher:
+    """Both methods are collectives; without rollout engines they do nothing."""
+
+    def __init__(self, job: Job, start: LearnerStart, engine: DeepSpeedEngine) -> None:
+        self.start = start
+        self.engine = engine
+        self.model_path = job.model.path
+        self.provenance = Provenance(job.rollout.max_staleness, engine.device)
+        self.transport = None
+        if job.uses_engines:
+            make_transport = transport_class(job.rollout.transport)
+            self.transport = make_transport(job.coordinator, job.rollout, start.generation)
+
+    def publish(self, version: int) -> None:
+        """Gives the engines the weights of a version and remembers their fingerprint."""
+        if not self.transport:
+            return
+        sender = dist.get_rank() == 0
+        from_model = self.start.from_model and version == self.start.step
+        tensors = iter(()) if from_model else self.engine.weights()
+        # The fingerprint is taken here and not in the transport, which may lose or confuse what it is given.
+        weights = FingerprintedWeights(tensors, active=sender)
+        self.transport.publish(version, weights, sender=sender)
+        fingerprint = weights.exhaust()
+        if from_model and sender:
+            fingerprint = model_fingerprint(self.model_path)
+        self.provenance.published(version, fingerprint)
+
+    def check(self, step: int, groups: Sequence[Group]) -> None:
+        """Raises ProvenanceError if rollouts of a step come from weights that were not published, or are too
+        old."""
+        if self.transport:
+            self.provenance.check(step, groups)
