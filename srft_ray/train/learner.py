@@ -84,13 +84,13 @@ class Learner:
             context = replace(context, mean_entropy=mean_rollout_entropy(sums))
         updates = []
         for micro_batches in mini_batches:
-            metrics, measured = self._update(context, micro_batches, lr, check_parity=not parity)
+            metrics, measured = self._update(context, micro_batches, lr, measures_parity=not parity)
             parity = parity or measured
             updates.append(metrics)
         return {**step_metrics(updates), **parity, "lr": lr}
 
     def _update(
-        self, context: StepContext, micro_batches: Sequence[MicroBatch], lr: float, check_parity: bool
+        self, context: StepContext, micro_batches: Sequence[MicroBatch], lr: float, measures_parity: bool
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Makes one update; returns its metrics and those of parity, which are empty if it is not checked.
 
@@ -102,7 +102,7 @@ class Learner:
         while True:
             sums, parity_max = self._accumulate(context, micro_batches, counts)
             # Numbers that are not finite say nothing of the engines: the engine's step below refuses them.
-            if check_parity and not sums["nonfinite"]:
+            if measures_parity and not sums["nonfinite"]:
                 # The gradient is there, but not applied: rollouts of another policy still change nothing.
                 parity = check_parity(sums, parity_max, context.step, self.parity_threshold)
             grad_norm = self.engine.step(lr)
