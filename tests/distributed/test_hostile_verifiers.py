@@ -78,6 +78,7 @@ def check(verdict: Verdict) -> None:
         assert len(verdict.answer) <= 10_000 and not set(verdict.answer) & set("\0\r\x1b\x9b\u202e")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("namespaces", [True, False])
 def test_hostile_verifiers_get_a_verdict_in_time(folder: Path, port: int, namespaces: bool) -> None:
     assert len(ACTS) > 100
@@ -121,6 +122,7 @@ def sleepers_left() -> list[str]:
     return left
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["math", "tasks"])
 def test_hostile_responses_get_a_verdict_in_time(folder: Path, name: str) -> None:
     row = next(tasks.generate("sums", "train", 1, 0))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from algorithms import REGISTRY
 from srft_ray import fit, make_config
-from srft_ray.data.stream import REFILL_DISTANCE
+from srft_ray.rollout.credit import REFILL_DISTANCE
 from tests.ray.conftest import Run, what
 
 pytestmark = pytest.mark.usefixtures("local_ray")
