@@ -42,10 +42,14 @@ METRICS: Table = {
     ),
     "parity/abs_logprob_diff": Entry(
         "Mean absolute difference between the learner's and the engine's log-probs of rollouts that this "
-        "policy version sampled. Beyond learner.parity_threshold the run stops.",
+        "policy version sampled; null if there were none. Beyond learner.parity_threshold the run stops.",
         "nats",
     ),
     "parity/abs_logprob_diff_max": Entry("The largest of these differences.", "nats"),
+    "parity/tokens": Entry("Tokens that were compared for it.", "tokens"),
+    "steps/skipped_nonfinite": Entry(
+        "1 if the step was skipped because its update was not finite (trainer.on_nonfinite), else 0."
+    ),
     "grad_norm": Entry("Norm of the gradient before clipping; the mean over the updates of the step."),
     "lr": Entry("Learning rate of the step."),
     "micro_batches": Entry("Micro-batches of each rank in the step."),
