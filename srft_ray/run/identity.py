@@ -1,6 +1,6 @@
 """Who a run is: its id, and fingerprints of the files that its updates depend on.
 
-They are recorded in `run.json` when the run starts, and compared when it is continued. The folder of its
+They are recorded in `identity.json` when the run starts, and compared when it is continued. The folder of its
 checkpoints names its owner, so that two runs never load or delete each other's.
 """
 
@@ -16,7 +16,7 @@ from srft_ray.errors import UserError, require
 from srft_ray.observe.journal import write_whole
 from srft_ray.train.checkpoint import CheckpointStore
 
-RECORD = "run.json"
+RECORD = "identity.json"
 OWNER = "owner.json"
 PIECE_BYTES = 2**20
 

@@ -1,4 +1,4 @@
-"""Twenty random kills in one long run: it completes, each sequence enters once, and nothing is left on the cluster."""
+"""Twenty random kills in one long run: it completes, each sequence once, and nothing is left on the cluster."""
 
 import random
 import subprocess
@@ -58,9 +58,8 @@ def test_twenty_random_kills(tmp_path):
     finally:
         run.process.kill()
         nodes.shutdown()
-        print(
-            f"{len(killed)} kills: { {kind: killed.count(kind) for kind in KINDS} } in {time.monotonic() - began:.0f} s"
-        )
+        counts = {kind: killed.count(kind) for kind in KINDS}
+        print(f"{len(killed)} kills: {counts} in {time.monotonic() - began:.0f} s")
     done = Run(run.run_dir)
     done.check_exactly_once(STEPS, GROUPS)
     check_same(done, Run(tmp_path / "calm"), STEPS)
@@ -83,7 +82,10 @@ def check_nothing_left(run, nodes):
     ):
         assert time.monotonic() < deadline, f"processes left: {left}"
         time.sleep(0.2)
-    code = f"import ray; ray.init({nodes.address!r}, logging_level=40); print(*(g['state'] for g in ray.util.placement_group_table().values()))"
+    code = (
+        f"import ray; ray.init({nodes.address!r}, logging_level=40); "
+        "print(*(g['state'] for g in ray.util.placement_group_table().values()))"
+    )
     states = subprocess.run(
         [sys.executable, "-c", code],
         env=run.environment,
