@@ -20,6 +20,7 @@ test-full: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 setup: $(READY)
 

@@ -1,4 +1,4 @@
-"""Twenty random kills in one long run: it completes, each sequence once, and nothing is left on the cluster."""
+"""Twenty random kills in one long run: it completes, each sequence once, nothing is left on the cluster."""
 
 import random
 import subprocess
