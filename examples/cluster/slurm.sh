@@ -19,7 +19,7 @@ PROJECT=${PROJECT:-$HOME/srft-ray}
 PORT=${PORT:-6379} # not 10002 to 19999, which are for Ray's workers
 # shellcheck disable=SC1091
 [ -e "$PROJECT/.venv/bin/activate" ] && source "$PROJECT/.venv/bin/activate"
-export RAY_TRAIN_V2_ENABLED=1 RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 [ "$RAY_AUTH_MODE" = token ] && ray get-auth-token --generate > /dev/null # in ~/.ray, which the nodes share
 # Slurm may signal the nodes too: they then stay until the run has written its checkpoint.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=270

@@ -51,7 +51,6 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "SRFT_TEST": self.temp,
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
-            "RAY_TRAIN_V2_ENABLED": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         self.nodes = [
