@@ -96,12 +96,12 @@ def test_no_process_outlives_its_killed_owner(user_file: Path, response: str) ->
     )
     assert owner.stdout.readline() == "ready\n"
     family = children(owner.pid)
-    keeper_and_workers = [pid for pid in family if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(keeper_and_workers) == 3
+    supervisor_and_workers = [pid for pid in family if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(supervisor_and_workers) == 3
     owner.kill()
     owner.wait()
-    assert wait_dead(keeper_and_workers, 4.0) == []
-    for pid in set(family) - set(keeper_and_workers):
+    assert wait_dead(supervisor_and_workers, 4.0) == []
+    for pid in set(family) - set(supervisor_and_workers):
         os.kill(pid, signal.SIGKILL)
 
 
