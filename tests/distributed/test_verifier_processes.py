@@ -96,7 +96,9 @@ def test_no_process_outlives_its_killed_owner(user_file: Path, response: str) ->
     )
     assert owner.stdout.readline() == "ready\n"
     family = children(owner.pid)
-    supervisor_and_workers = [pid for pid in family if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    supervisor_and_workers = [
+        pid for pid in family if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     assert len(supervisor_and_workers) == 3
     owner.kill()
     owner.wait()
