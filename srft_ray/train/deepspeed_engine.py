@@ -29,6 +29,7 @@ from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
 from srft_ray.train.logprobs import PolicyModel
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 class ReferenceModel:
@@ -48,10 +49,7 @@ class ReferenceModel:
 
 
 class DeepSpeedEngine:
-    """One rank of the trained policy.
-
-    Every method is a collective: all ranks call it as often as each other.
-    """
+    """One rank of the trained policy. Every method is a collective: all ranks call it equally often."""
 
     def __init__(self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -105,12 +103,13 @@ class DeepSpeedEngine:
         # Gradients are reduced already, so that every rank finds the same norm.
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        if math.isfinite(norm):
+        # Adam keeps squares of the gradient in float32, and DeepSpeed's own norms are sums of such squares.
+        if norm < FLOAT32_MAX**0.5:
             self.engine.step()
             self.updates += 1
-        else:
-            self.engine.zero_grad()
-        return norm
+            return norm
+        self.engine.zero_grad()
+        return math.inf
 
     def may_repeat(self) -> bool:
         """Whether an update that was not applied may fit when it is repeated: float16 with a scaled loss.

@@ -78,10 +78,10 @@ class Learner:
         if number > 1 or "mean_entropy" in algorithm.needs:
             every = list(chain(*mini_batches))
             sums, parity_max = self._score(every, temperature, keep_as_old=number > 1)
+            context = replace(context, mean_entropy=mean_rollout_entropy(sums))
             if sums["nonfinite"]:
                 raise self._nonfinite_error(context, every)
             parity = check_parity(sums, parity_max, step, self.parity_threshold)
-            context = replace(context, mean_entropy=mean_rollout_entropy(sums))
         updates = []
         for micro_batches in mini_batches:
             metrics, measured = self._update(context, micro_batches, lr, measures_parity=not parity)
@@ -210,10 +210,14 @@ class Learner:
         """Names the sequences of all ranks that are at fault, from another forward pass; a collective."""
         counts = self._global_counts(context.algorithm, micro_batches)
         needs = context.algorithm.needs
+        mean_entropy = context.mean_entropy
+        if mean_entropy is not None:
+            # One sequence can make the mean of all NaN; the losses of the others are judged without it.
+            mean_entropy = mean_entropy.nan_to_num()
         every = []
         for micro_batch in micro_batches:
             with torch.no_grad():
-                policy = self._forward(micro_batch, context.temperature, needs, context.mean_entropy)
+                policy = self._forward(micro_batch, context.temperature, needs, mean_entropy)
             every += causes(context.algorithm, micro_batch, policy, counts)
         own = most_telling(every)
         shares: list[list[tuple[str, bool]]] = [[] for _ in range(self.engine.world_size)]

@@ -89,8 +89,12 @@ SETTINGS = {
 
 
 def chosen(case):
-    """With two updates the first one stays when only the gradient of the second is too large."""
-    return list(CAUSES)[: 4 if case.mini_batches == 1 else 3]
+    """Without the last cause where it does not apply.
+
+    With two updates the first one stays when only the gradient of the second is too large. With ZeRO 3
+    DeepSpeed's norm does not overflow here: the gradient is clipped, and the update is finite.
+    """
+    return list(CAUSES)[: 4 if case.mini_batches == 1 and case.zero_stage < 3 else 3]
 
 
 def train_all(rank, world, model_path):
@@ -132,9 +136,8 @@ def save_poisoned(rank, world, model_path, folder):
     engine._create_optimizer_state()
     saver = Saver(open_store(config), config.trainer, engine, model, make_tokenizer())
     assert saver.save(1, final=False, about={})
-    if rank == 1:
-        with torch.no_grad():
-            next(iter(model.parameters()))[0] = math.nan
+    with torch.no_grad():
+        next(iter(model.parameters()))[0] = math.nan
     with pytest.raises(CheckpointFailed) as refused:
         saver.save(2, final=False, about={})
     return str(refused.value), saver.store.steps()
