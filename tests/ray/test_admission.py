@@ -18,6 +18,7 @@ def publish(coordinator, start):
     return coordinator.publish.remote(start.generation, PolicyWeights(1, "ab"), 0)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("local_ray")
 def test_waiting_groups_do_not_make_the_coordinator_deaf():
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
@@ -35,6 +36,7 @@ def test_waiting_groups_do_not_make_the_coordinator_deaf():
     assert all(answer.admitted or answer.busy for answer in ray.get(answers, timeout=30))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("local_ray")
 def test_a_group_waits_for_its_version_or_says_what_it_waited_for():
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(1)

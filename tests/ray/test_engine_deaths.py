@@ -58,6 +58,7 @@ def test_an_engine_that_raises_once_is_started_again(tmp_path, tiny_model):
     assert len(died) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("transport", "cause"), [("Raises", "CUDA out of memory"), ("Illegal", "SIGILL")])
 def test_deaths_that_repeat_end_the_run_with_their_cause(tmp_path, tiny_model, transport, cause):
     config = config_of(tmp_path, tiny_model, transport)

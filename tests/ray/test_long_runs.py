@@ -19,6 +19,7 @@ def trained(folder, tiny_model):
     return run, load_file(run.dir / "checkpoints/step-4/hf/model.safetensors")
 
 
+@pytest.mark.full
 def test_a_run_of_several_streams_is_bitwise_that_of_one(tmp_path, tiny_model, monkeypatch):
     one, weights = trained(tmp_path / "one", tiny_model)
     monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", 2)
