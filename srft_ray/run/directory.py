@@ -13,12 +13,11 @@ from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import learning_rate, stage_size
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, require
-from srft_ray.observe.journal import read_json_lines
+from srft_ray.observe.journal import CHECKPOINTS, last_record
 from srft_ray.run import identity
-from srft_ray.run.lock import LOCK
+from srft_ray.run.lock import LOCK, check_path
 from srft_ray.train.checkpoint import CheckpointStore
 
-CHECKPOINTS = "checkpoints.jsonl"
 RECORD = "config.yaml"
 
 
@@ -30,12 +29,7 @@ def check_run_directory(resolved: Resolved, store: CheckpointStore) -> None:
         UserError: a file is in the way, or the directory or the checkpoints are of another run.
     """
     folder = resolved.run_dir
-    for path in (folder, *folder.parents):
-        require(
-            path.is_dir() or not path.exists(),
-            f"{path} is not a directory, so that the run directory {folder} cannot be made: choose another "
-            "run.dir or run.name.",
-        )
+    check_path(folder)
     if resolved.config.run.resume == "from_scratch":
         require(
             isinstance(store.files, fs.LocalFileSystem),
@@ -153,16 +147,15 @@ def _is_inside(store: CheckpointStore, run_dir: Path) -> bool:
     return not store.scheme and Path(store.root).is_relative_to(run_dir.absolute())
 
 
-def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
-    """The step of the newest whole checkpoint, at which the run goes on; 0 without one.
+def check_saved(store: CheckpointStore, run_dir: Path, start: int) -> None:
+    """Refuses to begin at `start` if the run has saved later steps, unless their checkpoint is there, but
+    damaged.
 
     Raises:
-        RunFailed: the run has saved steps that the storage does not hold any more, or holds damaged, or the
-            checkpoint is
-            of another run. Nothing is removed.
+        RunFailed: the storage does not hold what the run has saved. Nothing is removed.
     """
-    recorded = max((record["step"] for record in read_json_lines(run_dir / CHECKPOINTS)), default=0)
-    start = store.newest_whole()
+    saved = last_record(run_dir / CHECKPOINTS)
+    recorded = saved["step"] if saved else 0
     lost = start < recorded and (start == 0 or recorded not in store.damaged_steps())
     if lost:
         raise RunFailed(
@@ -170,6 +163,18 @@ def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
             f"{f'{start} of them' if start else 'no whole checkpoint'}: mount or restore that storage, or "
             "start anew with run.resume=from_scratch, which keeps what is there under another name"
         )
+
+
+def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
+    """The step of the newest whole checkpoint, at which the run goes on; 0 without one.
+
+    All of the checkpoint is read.
+
+    Raises:
+        RunFailed: as `check_saved`, or the checkpoint is of another run.
+    """
+    start = store.newest_whole()
+    check_saved(store, run_dir, start)
     owner = store.manifest(start).get("run_id", run_id) if start else run_id
     if owner != run_id:
         raise RunFailed(

@@ -24,7 +24,7 @@ from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.progress import Progress
 from srft_ray.run.cluster import cluster_address, placed
-from srft_ray.run.directory import RECORD, archive, choose_start
+from srft_ray.run.directory import RECORD, archive, check_saved
 from srft_ray.run.identity import (
     Identity,
     check_fingerprints,
@@ -116,7 +116,10 @@ def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequen
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
     identity = _identify(prepared, device)
-    start = choose_start(store, run_dir, identity.id)
+    # Vanished storage is refused before records are removed. The checkpoint itself is read when the learners
+    # start.
+    start = store.latest()
+    check_saved(store, run_dir, start)
     (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))

@@ -115,7 +115,7 @@ def fingerprints(resolved: Resolved, train_file: str, dtype: str) -> dict[str, s
     models = {"model.path": config.model.path, "learner.reference": config.learner.reference}
     for key, path in models.items():
         if path and Path(path).is_dir():
-            found[key] = model_fingerprint(Path(path))
+            found[key] = model_files_fingerprint(Path(path))
     return found
 
 
@@ -128,7 +128,7 @@ def file_fingerprint(path: Path) -> str:
     return f"{checksum:08x}-{path.stat().st_size}"
 
 
-def model_fingerprint(folder: Path) -> str:
+def model_files_fingerprint(folder: Path) -> str:
     """Of a model's weights and configuration: names, sizes, and the first and last MiB of each file.
 
     A model of 70B parameters is not read as a whole for it.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from srft_ray.errors import UserError
+from srft_ray.errors import UserError, require
 
 LOCK = ".lock"
 HEARTBEAT_INTERVAL_S = 5.0
@@ -86,15 +86,19 @@ def claimed(run_dir: Path) -> Iterator[None]:
 def _make_directory(run_dir: Path) -> list[Path]:
     """Returns the directories that were not there, the outermost first."""
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()][::-1]
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        in_the_way = next(path for path in (run_dir, *run_dir.parents) if path.exists() and not path.is_dir())
-        raise UserError(
-            f"{in_the_way} is not a directory, so that the run directory {run_dir} cannot be made: choose "
-            "another run.dir or run.name."
-        ) from None
+    check_path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     return made
+
+
+def check_path(run_dir: Path) -> None:
+    """Raises UserError if a file is where the run directory, or a directory above it, would be."""
+    for path in (run_dir, *run_dir.parents):
+        require(
+            path.is_dir() or not path.exists(),
+            f"{path} is not a directory, so that the run directory {run_dir} cannot be made: choose another "
+            "run.dir or run.name.",
+        )
 
 
 def _remove(made: list[Path]) -> None:

@@ -1,7 +1,7 @@
 """What a step measures: sums over the tokens of all ranks, and the metrics that are made of them.
 
 Sums are float64 scalars on the learner's device, by name: `loss/<term>`, `weight/<term>`, `selected/<term>`,
-`watch/<figure>/<term>`, `entropy/<origin>` and `tokens/<origin>` (rollout or demo), `ratio/…`,
+`metrics/<figure>/<term>`, `entropy/<origin>` and `tokens/<origin>` (rollout or demo), `ratio/…`,
 `tokens/sampled`, `parity/…`, and `nonfinite` (micro-batches with a number that is not finite). They stay on
 the device until the step's one reduction, so that nothing waits for it.
 """

@@ -15,7 +15,7 @@ from srft_ray.run.identity import (
     check_fingerprints,
     file_fingerprint,
     fingerprints,
-    model_fingerprint,
+    model_files_fingerprint,
     new_identity,
     write_identity,
     write_owner,
@@ -134,9 +134,9 @@ def test_a_model_is_told_by_its_files(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(3 * 2**20))
-    before = model_fingerprint(tmp_path)
+    before = model_files_fingerprint(tmp_path)
     weights.write_bytes(bytes(3 * 2**20 - 1) + b"1")
-    assert model_fingerprint(tmp_path) != before
+    assert model_files_fingerprint(tmp_path) != before
 
 
 def test_a_start_from_scratch_keeps_what_was_there(tmp_path: Path, tiny_model: Path, store: CheckpointStore):
