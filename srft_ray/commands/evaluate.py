@@ -17,8 +17,10 @@ from srft_ray.models import engine_dtype, load_model_config
 from srft_ray.observe.evaluation import Scored, evaluation_record
 from srft_ray.run.cluster import placed
 from srft_ray.run.preflight import check_installation, evaluation_sizes, plan_stream, prepare_evaluation
+from srft_ray.run.supervisor import wait_for_rollouts
 from srft_ray.run.training_stream import StreamSource
 from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.health import HealthMonitor
 
 BLOCKS_AHEAD = 3  # of each engine, beside the block that it generates
 
@@ -37,6 +39,7 @@ def evaluate(
 
     Raises:
         UserError: bad config, model or data.
+        RunFailed: the engines do not deliver.
     """
     resolved = resolve(as_config(config), GRPO(), verifier)
     config = resolved.config
@@ -46,7 +49,8 @@ def evaluate(
     plan = plan_stream(resolved, evaluation_sizes(config, sets))
     plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
     with placed(resolved, engines=True) as (device, _):
-        coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
+        monitor = HealthMonitor(config.rollout.stall_timeout_s, print)
+        coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0, monitor)
         start = ray.get(coordinator.restart.remote(0))
         source = StreamSource(
             config,
@@ -61,7 +65,8 @@ def evaluate(
             engine_dtype(config.model, config.rollout.dtype, device),
             verifier,
         )
-        return ray.get(ray.remote(num_cpus=0)(_collect).remote(source, start.generation))
+        task = ray.remote(num_cpus=0)(_collect).remote(source, start.generation)
+        return wait_for_rollouts(task, coordinator, config.rollout)
 
 
 def _collect(source: StreamSource, generation: int) -> list[dict[str, Any]]:

@@ -74,11 +74,12 @@ class RolloutSection:
         above=0,
     )
     max_restarts: int = setting(
-        10,
-        "Restarts of each engine. After them the learners start again, which counts for "
-        "trainer.max_failures.",
+        -1,
+        "Restarts of each engine between two starts of the learners; -1 sets no limit. After them the "
+        "learners start again, which counts for trainer.max_failures. Engines that die again and again at "
+        "the same point end the run, whatever this limit.",
         may_change=True,
-        least=0,
+        least=-1,
     )
 
 
@@ -216,7 +217,11 @@ class TrainerSection:
         3, "Steps in a row that on_nonfinite=skip may skip; one more ends the run.", may_change=True, least=0
     )
     max_failures: int = setting(
-        3, "Restarts of the learners after failures; one more failure ends the run.", may_change=True, least=0
+        3,
+        "Restarts of the learners after failures. One more failure ends the run, or begins the count anew if "
+        "the run has saved a checkpoint since the count began.",
+        may_change=True,
+        least=0,
     )
     resize_timeout_s: float = setting(
         300.0,

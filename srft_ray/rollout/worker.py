@@ -24,6 +24,7 @@ from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
+from srft_ray.sync.processes import Process
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import PolicyWeights
 from srft_ray.verify import VerifierPool
@@ -153,11 +154,19 @@ class RolloutWorker:
     def _send_heartbeats(self) -> None:
         """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
         process = self.life.process
+        started = Process.this().started
         while True:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
             heartbeat = Heartbeat(
-                process.engine, process.node, process.pid, steps, busy, self.life.finished, self.generation
+                process.engine,
+                process.node,
+                process.pid,
+                steps,
+                busy,
+                self.life.finished,
+                self.generation,
+                started,
             )
             with suppress(RayError):  # the coordinator is started again if it dies
                 ray.get(self.coordinator.heartbeat.remote(heartbeat))

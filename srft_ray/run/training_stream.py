@@ -1,6 +1,5 @@
 """The stream of a run: built anew from the newest whole checkpoint each time that the learners start."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
 from srft_ray.run.directory import choose_start
 from srft_ray.run.placement import gpus_per_engine
+from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
 
 
@@ -97,7 +97,7 @@ class TrainingStream:
 
     def __call__(self) -> Dataset:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
-        ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
+        ray.get(self.source.coordinator.set_learners_present.remote(True, Process.this()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
         try:
             step = choose_start(self.store, self.store.run_dir, self.run_id)
