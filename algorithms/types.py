@@ -53,6 +53,8 @@ class Group:
         discarded_tokens: tokens that were sampled for the discarded groups.
         engine: the engine that sampled its rollouts; empty if nothing was sampled.
         weights_fingerprint: of the weights that the engine held.
+        probe_logprobs: of a fixed sequence, as the engine computes them with these weights, in nats; empty
+            with rollout.max_staleness=0.
     """
 
     step: int
@@ -71,6 +73,7 @@ class Group:
     discarded_tokens: int = 0
     engine: str = ""
     weights_fingerprint: str = ""
+    probe_logprobs: tuple[float, ...] = ()
 
     @property
     def rewards(self) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import RolloutSection
 from srft_ray.rollout.step_loop import StepLoop
+from srft_ray.sync.probe import probe_ids
 
 MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
 
@@ -85,6 +86,17 @@ class Engine:
             for ids, seed, length in zip(prompts, seeds, lengths, strict=True)
         ]
         return [_generation(output) for output in self._loop.sample(requests)]
+
+    def score_probe(self) -> tuple[float, ...]:
+        """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`)."""
+        from vllm import SamplingParams
+
+        config = self._llm.model_config
+        ids = probe_ids(config.get_vocab_size(), config.max_model_len)
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        [output] = self._loop.sample([({"prompt_token_ids": ids}, params)])
+        scored = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
+        return tuple(position[token].logprob for position, token in scored)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as text, as in a generation."""

@@ -77,6 +77,7 @@ class RolloutWorker:
                 settings.model, settings.rollout, settings.seed, settings.device, settings.dtype
             )
             self._fingerprint = model_fingerprint(settings.model.path)
+            self._probe = self._score_probe()
         self.loaded.weights = PolicyWeights(0, self._fingerprint)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class RolloutWorker:
                 self._sampling(groups[0]),
                 [len(request.prefix) for request in requests],
             )
+            probe = self._probe
         for request, generation in zip(requests, generations, strict=True):
             text = self._text(request, generation)
             request.group.completions.append(request.completion(generation, text, weights.version))
@@ -121,6 +123,7 @@ class RolloutWorker:
             group.completions.sort(key=lambda completion: completion.sample)
             group.engine = self.life.process.engine[:8]
             group.weights_fingerprint = weights.fingerprint
+            group.probe_logprobs = probe
             group.started_at = started
             group.finished_at = time.time()
 
@@ -150,6 +153,11 @@ class RolloutWorker:
     def _reload(self, folder: Path) -> None:
         self.engine.load(folder)
         self._fingerprint = folder_fingerprint(folder)
+        self._probe = self._score_probe()
+
+    def _score_probe(self) -> tuple[float, ...]:
+        """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
+        return self.engine.score_probe() if self.settings.max_staleness else ()
 
     def _send_heartbeats(self) -> None:
         """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
