@@ -28,6 +28,11 @@ from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
 from srft_ray.train.logprobs import PolicyModel
 
+# DeepSpeed would compile an operator for all-reduce in shared memory when a learner first starts on a CPU.
+# That takes a compiler and half a minute, and a process that is killed meanwhile leaves a lock for which
+# every later start waits without an end. Gloo does the same.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
 FLOAT32_MAX = torch.finfo(torch.float32).max
 

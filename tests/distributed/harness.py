@@ -272,7 +272,7 @@ def _in_group(rank, world, port, function, arguments, results):
         WORLD_SIZE=str(world),
     )
     torch.set_num_threads(1)
-    import deepspeed
+    from srft_ray.train.deepspeed_engine import deepspeed  # as the learners have it
 
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)
