@@ -1,8 +1,7 @@
 """The training engine: DeepSpeed ZeRO 0-3 behind `forward`, `backward`, `step`, `state` and `load`.
 
-The only file that imports deepspeed. DeepSpeed averages gradients over ranks; the loss is multiplied by the
-number of ranks here, and nowhere else, so that the caller's losses simply sum over all micro-batches of all
-ranks.
+The only file that imports deepspeed. DeepSpeed averages gradients over ranks; here alone the loss is
+multiplied by the number of ranks, so that the caller's losses sum over all micro-batches of all ranks.
 """
 
 import logging
@@ -28,9 +27,7 @@ from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
 from srft_ray.train.logprobs import PolicyModel
 
-# DeepSpeed would compile an operator for all-reduce in shared memory when a learner first starts on a CPU.
-# That takes a compiler and half a minute, and a process that is killed meanwhile leaves a lock for which
-# every later start waits without an end. Gloo does the same.
+# Not compiled at the first start: a process that is killed meanwhile leaves a lock that others wait for.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
