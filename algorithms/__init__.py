@@ -21,14 +21,13 @@ from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
 from algorithms.sft_then_rl import SFTThenRL
 from algorithms.srft import SRFT
-from algorithms.srft_variants import (
-    SRFTHPT,
-    SRFTAuthors,
+from algorithms.srft_ablations import (
     SRFTWithoutRLDemo,
     SRFTWithoutSFTDemo,
     SRFTWithoutWRL,
     SRFTWithoutWSFT,
 )
+from algorithms.srft_variants import SRFTHPT, SRFTAuthors
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
 from algorithms.types import Completion, Group

@@ -79,6 +79,12 @@ def sequence_ratio(old: Old = "learner") -> PerToken:
 
 
 @labelled
+def bounded(surrogate: PerToken, low: float | None = None, high: float | None = None) -> PerToken:
+    """The surrogate within [low, high], without gradient outside; None: no bound on that side."""
+    return lambda batch, policy: surrogate(batch, policy).clamp(low, high)
+
+
+@labelled
 def maximize(surrogate: PerToken) -> PerToken:
     return lambda batch, policy: -surrogate(batch, policy)
 

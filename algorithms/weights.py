@@ -33,6 +33,13 @@ def product(first: PerToken, second: PerToken) -> PerToken:
     return lambda batch, policy: first(batch, policy) * second(batch, policy)
 
 
+def combined(first: PerToken, second: PerToken) -> PerToken:
+    """Their product, or the other one where one of them is the weight 1."""
+    if first is one:
+        return second
+    return first if second is one else product(first, second)
+
+
 @labelled
 def entropy_weight(scale: float, sign: float, granularity: Granularity = "sequence") -> PerToken:
     """scale · exp(sign · H) (SRFT, Eq. 8 and 12), H an entropy of the policy in nats.
@@ -65,6 +72,17 @@ def probability(batch: Batch, policy: PolicyOutput) -> Tensor:
 def uncertainty(batch: Batch, policy: PolicyOutput) -> Tensor:
     """π(1-π): φ of CHORD (arXiv 2508.11408)."""
     return policy.logprobs_BT.exp() * -policy.logprobs_BT.expm1()
+
+
+@labelled
+def probability_between(low: float, high: float) -> PerToken:
+    """1 where low ≤ π ≤ high, else 0."""
+
+    def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
+        p_BT = policy.logprobs_BT.exp()
+        return ((p_BT >= low) & (p_BT <= high)).to(p_BT.dtype)
+
+    return weight
 
 
 @labelled
