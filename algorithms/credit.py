@@ -1,5 +1,6 @@
 """Credit rules: from the rewards of a group to advantages."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,13 @@ def group_advantages(rewards: Sequence[float], standardize: bool = True, ddof: i
     deviation = statistics.stdev(rewards) if ddof else statistics.pstdev(rewards)
     scale = deviation + EPSILON if standardize else 1.0
     return [(reward - mean) / scale for reward in rewards]
+
+
+def soft_advantages(rewards: Sequence[float], temperature: float) -> list[float]:
+    """R - V with the soft value V = β · log mean exp(R/β), β = `temperature`."""
+    highest = max(rewards, default=0.0)
+    shares = [math.exp((reward - highest) / temperature) for reward in rewards]
+    return [reward - highest - temperature * math.log(statistics.fmean(shares)) for reward in rewards]
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:

@@ -56,9 +56,7 @@ class Case:
         """The algorithm's stage with the learning rate of `learner`."""
         stage = self.algorithm.stage(step, self.steps)
         own = stage.schedule
-        return replace(
-            stage, schedule=Schedule(mini_batches=own.mini_batches, weight_decay=own.weight_decay)
-        )
+        return replace(stage, schedule=Schedule(mini_batches=own.mini_batches, weight_decay=own.weight_decay))
 
     def updates(self, step: int) -> int:
         return updates_per_step(self.learner(), self.stage(step))
@@ -76,6 +74,7 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
             [rng.randrange(3, 90) for _ in range(rng.randrange(1, 9))],
             "",
             max_new_tokens=24,
+            num_rollouts=rollouts,
         )
         for extra in range((1, 0, 2, 1)[group_id % 4]):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(2, 20))]
