@@ -4,15 +4,22 @@ from algorithms import credit, losses, regularizers, schedules, selections, weig
 from algorithms.base import Algorithm, Stage
 from algorithms.batch import Batch, PolicyOutput
 from algorithms.chord import CHORDMu, CHORDPhi
+from algorithms.chord_variants import CHORDIS
+from algorithms.cispo import CISPO
 from algorithms.dapo import DAPO
 from algorithms.dft import DFT
+from algorithms.dgro import DGRO, OPMD
 from algorithms.dr_grpo import DrGRPO
 from algorithms.grpo import GRPO
 from algorithms.gspo import GSPO
+from algorithms.guided import R3, TRAPO, GuidedGRPO
+from algorithms.hinted import UFT
 from algorithms.hpt import HPT
+from algorithms.ibro import IBRO
 from algorithms.iw_sft import IWSFT
 from algorithms.luffy import LUFFY
 from algorithms.prefix_rft import PrefixRFT
+from algorithms.probability_mask import ProbabilityMask
 from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
@@ -20,15 +27,15 @@ from algorithms.rloo import RLOO
 from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
 from algorithms.sft_then_rl import SFTThenRL
+from algorithms.sft_weighted import EAFT, WeightedSFT
 from algorithms.srft import SRFT
-from algorithms.srft_variants import (
-    SRFTHPT,
-    SRFTAuthors,
+from algorithms.srft_ablations import (
     SRFTWithoutRLDemo,
     SRFTWithoutSFTDemo,
     SRFTWithoutWRL,
     SRFTWithoutWSFT,
 )
+from algorithms.srft_variants import SRFTHPT, SRFTAuthors
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
 from algorithms.types import Completion, Group
@@ -47,11 +54,18 @@ REGISTRY: dict[str, type[Algorithm]] = {
         SFT,
         DFT,
         IWSFT,
+        WeightedSFT,
+        EAFT,
         GRPO,
         DrGRPO,
         DAPO,
         GSPO,
         RLOO,
+        CISPO,
+        IBRO,
+        ProbabilityMask,
+        DGRO,
+        OPMD,
         TwoStage,
         SFTThenRL,
         RLWithSFTLoss,
@@ -59,9 +73,14 @@ REGISTRY: dict[str, type[Algorithm]] = {
         RLPLUS,
         CHORDMu,
         CHORDPhi,
+        CHORDIS,
         HPT,
         ReLIFT,
         PrefixRFT,
+        UFT,
+        R3,
+        GuidedGRPO,
+        TRAPO,
     )
 }
 

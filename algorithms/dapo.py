@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from algorithms.credit import among_rollouts, group_advantages, overlong_penalty
 from algorithms.grpo import GRPO
+from algorithms.losses import Old
 from algorithms.settings import limited
 from algorithms.term import Norm
 from algorithms.types import Completion, Group
@@ -16,8 +17,10 @@ class DAPO(GRPO):
     """DAPO: GRPO with clip-higher, a token mean, dynamic sampling and a penalty on overlong responses
 
     R' = R + min(-(|y| - (L_max - buffer)) / buffer · factor, 0), where L_max is rollout.max_new_tokens and
-    the buffer is `overlong_buffer` · L_max (the authors: 4096 of 20480 tokens). A group whose rollouts are
-    all correct or all wrong is replaced by the group of another prompt, from later in the seeded order.
+    the buffer is `overlong_buffer` · L_max (the authors: 4096 of 20480 tokens). The authors' rewards are 1
+    and -1 and their factor is 1; 0.5 is the same share of the range for rewards of 1 and 0. A group whose
+    rollouts are all correct or all wrong is replaced by the group of another prompt, from later in the seeded
+    order.
     Deviations: for each place in a step at most `max_refills` groups are replaced, and a group without signal
     that is left after that is trained on with advantage 0 (the authors generate again, at most 10 times); the
     buffer is given as a share of L_max.
@@ -28,7 +31,8 @@ class DAPO(GRPO):
     clip_high: float | None = limited(0.28, least=0)
     norm: Norm = "token_mean"
     overlong_buffer: float = limited(0.2, least=0, most=1)
-    overlong_factor: float = 1.0
+    old: Old = "learner"
+    overlong_factor: float = limited(0.5, least=0)
     correct_above: float = 0.5
     max_refills: int = limited(9, least=0)
 

@@ -79,6 +79,26 @@ def sequence_ratio(old: Old = "learner") -> PerToken:
 
 
 @labelled
+def squared_sequence_log_ratio(old: Old = "learner") -> PerToken:
+    """Summed over a sequence: S², S = Σ_t log π/π_old, with the gradient of S²; for sequence sums only."""
+    log = log_ratio(old)
+
+    def loss(batch: Batch, policy: PolicyOutput) -> Tensor:
+        d_BT = log(batch, policy)
+        sum_B1 = d_BT.sum(-1, keepdim=True)
+        # Σ_t S (2 d_t - d_t) is S², and its gradient is 2 S Σ_t ∇d_t.
+        return sum_B1.detach() * (2 * d_BT - d_BT.detach())
+
+    return loss
+
+
+@labelled
+def bounded(surrogate: PerToken, low: float | None = None, high: float | None = None) -> PerToken:
+    """The surrogate within [low, high], without gradient outside; None: no bound on that side."""
+    return lambda batch, policy: surrogate(batch, policy).clamp(low, high)
+
+
+@labelled
 def maximize(surrogate: PerToken) -> PerToken:
     return lambda batch, policy: -surrogate(batch, policy)
 

@@ -16,7 +16,8 @@ from algorithms.types import Group
 class RLOO(GRPO):
     """REINFORCE leave-one-out: L = -E[Σ_t Â log π], Â = R_i - mean of the other rollouts' rewards
 
-    There is neither an importance ratio nor a clip.
+    There is neither an importance ratio nor a clip. Deviation: the paper's reward includes -β · KL to the
+    reference; here there is no KL unless `kl_coefficient` is set, and then it is a term of the loss.
     """
 
     name: ClassVar[str] = "rloo"

@@ -18,6 +18,12 @@ count over the whole update, so that the update does not depend on micro-batches
 the policy, sg() stops the gradient, Â is the advantage, H is the entropy in nats. If an algorithm samples
 rollouts, log-probs and entropies are those of the logits divided by rollout.temperature, for demonstrations
 too; otherwise they are those of the logits.
+
+π_old is the learner's policy before the updates of a step (`old: learner`, as in papers and their codes), or
+has the engine's log-probs (`old: behavior`, the default of `grpo`, which corrects for stale rollouts). In
+bfloat16 the engine's log-probs differ from the learner's, so that with `behavior` a clip acts on numerical
+noise too; with `learner`, stale rollouts need `correction`. What a class calls unknown or a choice was not
+found in its paper or code.
 """
 
 OVERVIEW = "| name | summary | paper | rollouts | demonstrations |\n|---|---|---|---|---|"

@@ -72,6 +72,7 @@ class DeepSpeedEngine:
         self.device = self.engine.device
         self.world_size = dist.get_world_size()
         self.updates = 0  # Adam's step
+        self.weight_decay = learner.weight_decay  # of the updates to come
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
@@ -91,6 +92,7 @@ class DeepSpeedEngine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+            group["weight_decay"] = self.weight_decay
         if self.is_plain:
             return self._plain_step()
         # DeepSpeed computes the norm of the reduced gradients within its step, and skips the update if the

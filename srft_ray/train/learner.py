@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from algorithms import Algorithm, Group, PolicyOutput, Stage
-from srft_ray.config.schedule import learning_rate, updates_per_step
+from srft_ray.config.schedule import learning_rate, updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate, pack
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
@@ -67,6 +67,7 @@ class Learner:
         if step == stage.start > 0:
             self.engine.reset_optimizer()
         lr = learning_rate(self.config, stage, step)
+        self.engine.weight_decay = weight_decay(self.config, stage)
         number = updates_per_step(self.config, stage)
         mini_batches = []
         for index in range(number):

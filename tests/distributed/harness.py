@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
-from srft_ray.config.schedule import updates_per_step
+from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 
 
@@ -55,7 +55,8 @@ class Case:
     def stage(self, step: int) -> Stage:
         """The algorithm's stage with the learning rate of `learner`."""
         stage = self.algorithm.stage(step, self.steps)
-        return replace(stage, schedule=Schedule(mini_batches=stage.schedule.mini_batches))
+        own = stage.schedule
+        return replace(stage, schedule=Schedule(mini_batches=own.mini_batches, weight_decay=own.weight_decay))
 
     def updates(self, step: int) -> int:
         return updates_per_step(self.learner(), self.stage(step))
@@ -73,6 +74,7 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
             [rng.randrange(3, 90) for _ in range(rng.randrange(1, 9))],
             "",
             max_new_tokens=24,
+            num_rollouts=rollouts,
         )
         for extra in range((1, 0, 2, 1)[group_id % 4]):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(2, 20))]
@@ -135,7 +137,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 lr=learner.lr,
                 betas=tuple(learner.betas),
                 eps=learner.eps,
-                weight_decay=learner.weight_decay,
+                weight_decay=weight_decay(learner, stage),
             )
         old = copy.deepcopy(model)
         groups = make_groups(stage, step)
