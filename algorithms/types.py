@@ -18,6 +18,7 @@ class Completion:
         policy_version: optimizer steps behind the weights that generated it; -1 for demonstrations.
         verdict: match, mismatch, no_answer, timeout or error; `given` for demonstrations.
         answer: what the verifier extracted from the text.
+        reason: how the verifier came to its verdict, in a few words; may be empty.
         prefix: how many of the first ids come from the group's demonstration. The engine has no log-probs of
             them, and `logprobs` is 0 there.
         trained: whether it enters the update (`Algorithm.trains_on`).
@@ -34,6 +35,7 @@ class Completion:
     reward: float = 1.0
     verdict: str = "given"
     answer: str | None = None
+    reason: str = ""
     advantage: float = 0.0
     prefix: int = 0
     trained: bool = True

@@ -135,6 +135,8 @@ def add_evaluate(commands: Any) -> None:
         metavar = option.removeprefix("--").upper()
         required = option == "--data"
         command.add_argument(option, dest=key, type=kind, metavar=metavar, required=required, help=help_text)
+    output = "folder of the evaluation's ledger (default: one in run.dir named after model and settings)"
+    command.add_argument("--output", dest="output", metavar="FOLDER", help=output, default=None)
     add_overrides(command, "any other config key, such as verifier.path=judge.py:judge")
 
 
@@ -203,10 +205,11 @@ def algorithms(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from srft_ray.commands.evaluate import evaluate as run
+    from srft_ray.commands.evaluate import evaluate_model
     from srft_ray.observe.progress import evaluation_line
 
-    records = run(evaluation_config(options))
-    for record in records:
+    done = evaluate_model(evaluation_config(options), folder=options.output)
+    for record in done.records:
         print(evaluation_line(record).removeprefix("evaluation after step 0: "))
+    print(f"every response is in {done.folder / 'evaluations'}")
     return SUCCESS

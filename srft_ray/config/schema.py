@@ -130,7 +130,10 @@ class EvaluationSection:
     """Evaluation sets and how they are sampled."""
 
     data: dict[str, Any] = setting(
-        dict, "Evaluation sets by name; of each, the keys that differ from the data section."
+        dict,
+        "Evaluation sets by name; of each, the keys that differ from the data section. A set may also have "
+        "`samples`, `max_prompts`, `temperature`, `top_p`, `max_new_tokens` and `verifier` (a name, or "
+        "`file.py:function`) of its own.",
     )
     samples: int = setting(8, "Responses sampled for each prompt, the k of avg@k and pass@k.", least=1)
     max_prompts: int | None = setting(

@@ -69,15 +69,15 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
         "group_id": group.group_id,
         "sample": completion.sample,
         "origin": completion.origin,
-        "prompt": _encodable(group.prompt),
-        "response": _encodable(completion.text),
+        "prompt": encodable(group.prompt),
+        "response": encodable(completion.text),
         "prompt_ids": group.prompt_ids,
         "response_ids": completion.ids,
         "logprobs": _logprobs(completion),
         "reward": completion.reward,
         "verdict": completion.verdict,
-        "answer": _encodable(completion.answer),
-        "reference": _encodable(group.reference),
+        "answer": encodable(completion.answer),
+        "reference": encodable(group.reference),
         "advantage": completion.advantage,
         "policy_version": completion.policy_version,
         "seed": completion.seed,
@@ -94,6 +94,6 @@ def _logprobs(completion: Completion) -> list[float | None] | None:
     return [None] * completion.prefix + list(completion.logprobs[completion.prefix :])
 
 
-def _encodable(text: str | None) -> str | None:
+def encodable(text: str | None) -> str | None:
     """The text with `?` for each lone surrogate, which no file can hold. Nothing else is changed."""
     return text and text.encode(errors="replace").decode()

@@ -71,6 +71,7 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         prepared.plan,
         prepared.train,
         prepared.evaluation,
+        resolved.evaluation,
         coordinator,
         device,
         engine_dtype(config.model, config.rollout.dtype, device),

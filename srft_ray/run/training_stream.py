@@ -8,6 +8,7 @@ import ray
 from ray.data import Dataset
 
 from algorithms import Algorithm
+from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
 from srft_ray.data.plan import StreamPlan
@@ -29,6 +30,7 @@ class StreamSource:
 
     Attributes:
         engines: how many there may be; None for a stream in which nothing is sampled.
+        evaluation_settings: how each evaluation set is sampled and judged.
         max_staleness: versions that a training rollout may be behind when it starts.
         coordinator: handle of the coordinator's actor.
         verifier_function: a verifier given from Python, in the place of the config's.
@@ -41,26 +43,30 @@ class StreamSource:
     plan: StreamPlan
     train: PreparedData
     evaluation: dict[str, PreparedData]
+    evaluation_settings: dict[str, EvaluationSetSection]
     coordinator: Any
     device: str
     dtype: str
     verifier_function: Callable[..., Any] | None = None
 
-    def stream(self, start: int, generation: int) -> Dataset:
-        """The stream from step `start` on, for the learners' start of that generation."""
+    def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
+        """The stream from step `start` on, for the learners' start of that generation.
+
+        `first`: position in it of the first group that is wanted, a multiple of the size of a block.
+        """
         config = self.config
         settings = GroupSettings(
             config.run.seed,
             config.rollout.num_rollouts,
             config.rollout.max_new_tokens,
             config.data.max_demonstrations,
-            config.evaluation.samples,
+            self.evaluation_settings,
         )
         reader = GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
         process = (
             SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines, generation)
         )
-        return make_stream(self.plan, start, process)
+        return make_stream(self.plan, start, process, first)
 
     def _pool(self, reader: GroupReader, engines: Bounds, generation: int) -> ActorPool:
         config = self.config
@@ -70,7 +76,7 @@ class StreamSource:
             self.dtype,
             config.model,
             config.rollout,
-            config.evaluation,
+            self.evaluation_settings,
             config.verifier,
             self.max_staleness,
             self.verifier_function,

@@ -27,9 +27,8 @@ from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
 from srft_ray.train.logprobs import PolicyModel
 
-# Not compiled at the first start: a process that is killed meanwhile leaves a lock that others wait for.
+# Else compiled at the first start; a process that is killed meanwhile leaves a lock that others wait for.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
 STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -71,8 +70,7 @@ class DeepSpeedEngine:
         )
         self.device = self.engine.device
         self.world_size = dist.get_world_size()
-        self.updates = 0  # Adam's step
-        self.weight_decay = learner.weight_decay  # of the updates to come
+        self.updates, self.weight_decay = 0, learner.weight_decay  # Adam's step; of the updates to come
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
