@@ -166,6 +166,18 @@ class VerifierSection:
         may_change=True,
         least=256,
     )
+    network: bool = setting(
+        False,
+        "Whether verifiers may use the network, for one that asks a server. They are kept from it where the "
+        "kernel allows that, which is said at the start where it does not.",
+        may_change=True,
+    )
+    environment: list[str] = setting(
+        list,
+        "Names of environment variables that verifiers may see, such as a server's key. Of the others they "
+        "see only those that Python needs.",
+        may_change=True,
+    )
 
 
 @dataclass
