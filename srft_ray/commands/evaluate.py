@@ -125,7 +125,7 @@ def _sample(
 ) -> None:
     """Samples what the ledger lacks, from a position of the stream on."""
     config = resolved.config
-    with placed(resolved, engines=True) as (device, _):
+    with placed(resolved, engines=True) as placement:
         monitor = HealthMonitor(config.rollout.stall_timeout_s, print)
         coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0, monitor)
         start = ray.get(coordinator.restart.remote(0))
@@ -139,8 +139,8 @@ def _sample(
             sets,
             resolved.evaluation,
             coordinator,
-            device,
-            engine_dtype(config.model, config.rollout.dtype, device),
+            placement,
+            engine_dtype(config.model, config.rollout.dtype, placement.device),
             resolved.verifier,
         )
         # A task, so that the driver's process stays free of Ray Data's threads, on the node of the folder.

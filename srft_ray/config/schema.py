@@ -54,6 +54,15 @@ class ClusterSection:
         "asks for, whichever is more.",
         may_change=True,
     )
+    placement: str = setting(
+        "auto",
+        "Whether learners and engines have devices of their own (`separate`), or take turns on the same "
+        "ones (`colocated`), which needs rollout.max_staleness=0: on GPUs each learner shares one with at "
+        "most one engine, on CPU whoever works has all cores. `auto` takes turns where GPUs are too few "
+        "for both.",
+        choices=("auto", "separate", "colocated"),
+        may_change=True,
+    )
 
 
 @dataclass

@@ -7,6 +7,7 @@ on GPUs it is a process of its own, as vLLM has it by default.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,17 @@ class Engine:
     """Thread-safe: `generate` may be called from any number of threads; their sequences share batches."""
 
     def __init__(
-        self, model: ModelSection, rollout: RolloutSection, seed: int, device: str, dtype: str
+        self,
+        model: ModelSection,
+        rollout: RolloutSection,
+        seed: int,
+        device: str,
+        dtype: str,
+        threads: int | None = None,
     ) -> None:
+        """`threads`: of the loop that steps the engine, on CPU; None for as many as the process has."""
         set_environment(rollout, device)
+        import torch
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -57,6 +66,8 @@ class Engine:
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self._loop = StepLoop(self._llm)
+        if threads:
+            self._loop.run(partial(torch.set_num_threads, threads))
         # The first generation compiles kernels.
         self.generate([[0]], [0], Sampling(1.0, 1.0, 2))
 

@@ -39,6 +39,7 @@ class RolloutSettings:
         max_staleness: versions that a training rollout may be behind when it starts.
         evaluation: how each evaluation set is sampled and judged.
         verifier_function: a verifier given from Python, in the place of the section's.
+        threads: of the engine on CPU; None for as many as Ray gives the actor.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class RolloutSettings:
     verifier: VerifierSection
     max_staleness: int
     verifier_function: Callable[..., Any] | None = None
+    threads: int | None = None
 
 
 class RolloutWorker:
@@ -76,7 +78,12 @@ class RolloutWorker:
             self.judges = Judges(settings.verifier, settings.verifier_function, settings.evaluation)
             self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
             self.engine = Engine(
-                settings.model, settings.rollout, settings.seed, settings.device, settings.dtype
+                settings.model,
+                settings.rollout,
+                settings.seed,
+                settings.device,
+                settings.dtype,
+                settings.threads,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
             self._probe = self._score_probe()

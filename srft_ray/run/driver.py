@@ -33,7 +33,7 @@ from srft_ray.run.identity import (
     write_owner,
 )
 from srft_ray.run.lock import claimed
-from srft_ray.run.placement import resolve_device
+from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.supervisor import stopping
 from srft_ray.run.until_done import train_until_done
@@ -98,8 +98,8 @@ def fit(
         prepared = prepare_run(resolved)
         if _is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
-        with placed(resolved, resolved.needs_engines) as (device, threads):
-            return _run(prepared, device, threads, listeners)
+        with placed(resolved, resolved.needs_engines) as placement:
+            return _run(prepared, placement, listeners)
 
 
 def _is_finished(prepared: Prepared) -> bool:
@@ -109,11 +109,11 @@ def _is_finished(prepared: Prepared) -> bool:
     return store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps
 
 
-def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequence[Callback]) -> Result:
+def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]) -> Result:
     resolved, store = prepared.resolved, prepared.store
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
-    identity = _identify(prepared, device)
+    identity = _identify(prepared, placement.device)
     # Vanished storage is refused before records are removed. The checkpoint itself is read when the learners
     # start.
     start = store.latest()
@@ -128,7 +128,7 @@ def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequen
         Progress(run_dir, steps, start) as progress,
         RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
     ):
-        stopped = train_until_done(prepared, identity.id, coordinator, device, threads)
+        stopped = train_until_done(prepared, identity.id, coordinator, placement)
     result = _result(resolved, store, started, stopped)
     follower.raise_failure()
     return result

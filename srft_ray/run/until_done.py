@@ -8,6 +8,7 @@ import ray
 
 from srft_ray.errors import RunFailed, cause
 from srft_ray.observe.journal import record_event
+from srft_ray.run.placement import Placement
 from srft_ray.run.preflight import Prepared
 from srft_ray.run.supervisor import RunSupervisor
 from srft_ray.run.trainer import make_trainer
@@ -17,9 +18,7 @@ class LearnersFailed(RunFailed):
     """The learners failed once more than trainer.max_failures allows in one call of Ray Train."""
 
 
-def train_until_done(
-    prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None
-) -> str:
+def train_until_done(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> str:
     """Trains until the last step, or until the run is asked to stop; returns who asked.
 
     Learners that left because a machine is taken away start again on the others. Failures count until the
@@ -30,7 +29,7 @@ def train_until_done(
     while True:
         before = store.latest()
         try:
-            _train(prepared, run_id, coordinator, device, threads)
+            _train(prepared, run_id, coordinator, placement)
         except LearnersFailed:
             asked_to_stop, _ = ray.get(coordinator.ended.remote())
             if asked_to_stop or store.latest() == before:
@@ -49,7 +48,7 @@ def train_until_done(
             raise RunFailed(f"The learners left {idle} times without a step (after {before} saved steps).")
 
 
-def _train(prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None) -> None:
+def _train(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> None:
     """One call of Ray Train, which restarts the learners by itself.
 
     Raises:
@@ -57,7 +56,7 @@ def _train(prepared: Prepared, run_id: str, coordinator: Any, device: str, threa
         LearnersFailed: it gave up.
     """
     config, run_dir, store = prepared.resolved.config, prepared.resolved.run_dir, prepared.store
-    trainer = make_trainer(prepared, run_id, coordinator, device, threads)
+    trainer = make_trainer(prepared, run_id, coordinator, placement)
     supervisor = RunSupervisor(
         coordinator, run_dir, config.rollout.stall_timeout_s, config.learner.start_timeout_s
     )
