@@ -3,8 +3,9 @@
 from algorithms import credit, losses, regularizers, schedules, selections, weights
 from algorithms.base import Algorithm, Stage
 from algorithms.batch import Batch, PolicyOutput
+from algorithms.c3po import C3PO
 from algorithms.chord import CHORDMu, CHORDPhi
-from algorithms.chord_variants import CHORDIS
+from algorithms.chord_variants import CHORDIS, CHORDAdaptive
 from algorithms.cispo import CISPO
 from algorithms.dapo import DAPO
 from algorithms.dft import DFT
@@ -15,11 +16,16 @@ from algorithms.gspo import GSPO
 from algorithms.guided import R3, TRAPO, GuidedGRPO
 from algorithms.hinted import UFT
 from algorithms.hpt import HPT
+from algorithms.hpt_soft import HPTSoft
 from algorithms.ibro import IBRO
 from algorithms.iw_sft import IWSFT
+from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
+from algorithms.preference import DPO
+from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
 from algorithms.probability_mask import ProbabilityMask
+from algorithms.reinforce_pp import REINFORCEPP
 from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
@@ -38,7 +44,7 @@ from algorithms.srft_ablations import (
 from algorithms.srft_variants import SRFTHPT, SRFTAuthors
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
-from algorithms.types import Completion, Group
+from algorithms.types import Completion, Group, SequenceRecord
 from algorithms.weights import Granularity
 
 REGISTRY: dict[str, type[Algorithm]] = {
@@ -66,6 +72,12 @@ REGISTRY: dict[str, type[Algorithm]] = {
         ProbabilityMask,
         DGRO,
         OPMD,
+        REINFORCEPP,
+        LitePPO,
+        C3PO,
+        DPO,
+        IPO,
+        SimPO,
         TwoStage,
         SFTThenRL,
         RLWithSFTLoss,
@@ -74,7 +86,9 @@ REGISTRY: dict[str, type[Algorithm]] = {
         CHORDMu,
         CHORDPhi,
         CHORDIS,
+        CHORDAdaptive,
         HPT,
+        HPTSoft,
         ReLIFT,
         PrefixRFT,
         UFT,
@@ -96,6 +110,7 @@ __all__ = [
     "PolicyOutput",
     "Schedule",
     "Selection",
+    "SequenceRecord",
     "Stage",
     "Term",
     "credit",

@@ -3,7 +3,8 @@
 Shapes: B sequences, T response positions, padded on the right.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Batch:
         step: optimizer steps since the first step of the stage, for schedules.
         max_new_tokens: the most tokens that a response may have.
         is_prefix_BT: bool, True at tokens of a rollout that come from a demonstration; None: there are none.
+        values: figures of each sequence by name, float (B,), as `Algorithm.sequence_values` gives them.
     """
 
     mask_BT: Tensor
@@ -32,6 +34,16 @@ class Batch:
     step: int = 0
     max_new_tokens: int = 0
     is_prefix_BT: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def value_B1(self, name: str) -> Tensor:
+        """A figure of each sequence. Raises ValueError if `Algorithm.sequence_values` gives none."""
+        if name not in self.values:
+            raise ValueError(
+                f"the sequences have no value '{name}': a term that uses it says needs=('values',), and "
+                "sequence_values() gives it"
+            )
+        return self.values[name][:, None]
 
 
 @dataclass

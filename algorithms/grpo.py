@@ -40,7 +40,7 @@ class GRPO(GRPOSettings):
         return losses.ratio(self.old)
 
     def terms(self) -> tuple[Term, ...]:
-        kl = kl_penalty(self.kl_coefficient, self.kl_estimator, self.norm, self.norm_constant)
+        kl = kl_penalty(self.kl_coefficient, self.kl_estimator, self.norm, self.divisor)
         bonus = entropy_bonus(self.entropy_coefficient, self.bonus_tokens, self.entropy_kind)
         return (self.policy_term(), *kl, *bonus)
 
@@ -53,7 +53,7 @@ class GRPO(GRPOSettings):
             loss=losses.clipped(*clip),
             weight=self.policy_weight,
             norm=self.norm,
-            constant=self.norm_constant,
+            constant=self.divisor,
             metrics={"clipped": losses.is_clipped(*clip)},
         )
 

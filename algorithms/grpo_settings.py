@@ -48,6 +48,11 @@ class GRPOSettings(Algorithm):
             raise ValueError(f"{bounds}: nothing would be kept")
 
     @property
+    def divisor(self) -> float | None:
+        """The constant of norm=constant."""
+        return self.norm_constant
+
+    @property
     def policy_weight(self) -> PerToken:
         """The correction of stale rollouts, and the mask of probable tokens."""
         corrected = weights.correction(self.correction, self.correction_low, self.correction_high)
