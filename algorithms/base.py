@@ -119,6 +119,11 @@ class Algorithm:
         """What the terms need, see `Term.needs`. Raises ValueError as `named_terms` does."""
         return frozenset(need for term in self.named_terms().values() for need in term.needs)
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a term needs the frozen reference model."""
+        return bool(self.needs & {"reference", "reference_kl"})
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The count of each term in one batch; sum them over all micro-batches and ranks of the update."""
         return {name: term.count(batch) for name, term in self.named_terms().items()}

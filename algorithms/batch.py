@@ -58,6 +58,8 @@ class PolicyOutput:
         reference_logprobs_BT: log-probs by the frozen reference model, if a term needs "reference".
         mean_entropy: scalar, the mean over all rollout tokens of the step before its first update, if a term
             needs "mean_entropy".
+        reference_kl_BT: KL(π‖reference) of the distributions of each token over the whole vocabulary, with
+            gradient, if a term needs "reference_kl".
     """
 
     logprobs_BT: Tensor
@@ -65,6 +67,7 @@ class PolicyOutput:
     old_logprobs_BT: Tensor | None = None
     reference_logprobs_BT: Tensor | None = None
     mean_entropy: Tensor | None = None
+    reference_kl_BT: Tensor | None = None
 
     @property
     def old_BT(self) -> Tensor:
@@ -80,6 +83,13 @@ class PolicyOutput:
             )
         return self.reference_logprobs_BT
 
+    @property
+    def kl_BT(self) -> Tensor:
+        """KL to the reference over the whole vocabulary. Raises ValueError if it was not computed."""
+        if self.reference_kl_BT is None:
+            raise ValueError("the KL is missing: a term that uses it says needs=('reference_kl',)")
+        return self.reference_kl_BT
+
     def where(self, mask_BT: Tensor) -> "PolicyOutput":
         """A copy with 0 outside the mask, so that NaN or infinity there affects neither loss nor gradient."""
 
@@ -94,4 +104,5 @@ class PolicyOutput:
             entropies_BT=keep(self.entropies_BT),
             old_logprobs_BT=keep(self.old_logprobs_BT),
             reference_logprobs_BT=keep(self.reference_logprobs_BT),
+            reference_kl_BT=keep(self.reference_kl_BT),
         )
