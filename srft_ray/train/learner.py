@@ -185,15 +185,19 @@ class Learner:
     ) -> PolicyOutput:
         """What the policy, and the reference where it is needed, say of the micro-batch's tokens."""
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
-        logprobs_N, entropies_N = self.engine.forward(*inputs, "entropy_gradient" in needs)
+        logits = None
+        if self.reference and "reference_kl" in needs:
+            logits = self.reference(*inputs, logits_only=True)
+        logprobs_N, entropies_N, *kl = self.engine.forward(*inputs, "entropy_gradient" in needs, logits)
         reference_BT = None
         if self.reference and "reference" in needs:
-            reference_BT = micro_batch.align(self.reference.logprobs(*inputs))
+            reference_BT = micro_batch.align(self.reference(*inputs)[0])
         return PolicyOutput(
             logprobs_BT=micro_batch.align(logprobs_N),
             entropies_BT=micro_batch.align(entropies_N),
             old_logprobs_BT=micro_batch.old_BT,
             reference_logprobs_BT=reference_BT,
+            reference_kl_BT=micro_batch.align(kl[0]) if kl else None,
             mean_entropy=mean_entropy,
         )
 

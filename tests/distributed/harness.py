@@ -178,6 +178,9 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
             if needs_mean
             else None
         )
+    kl = None
+    if "reference_kl" in stage.algorithm.needs:
+        kl = full_kl(model, frozen, pairs, case.temperature)
     completions = [c for _, c in pairs]
     mask, prefix, behavior = (
         torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
@@ -209,7 +212,8 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
         batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
         if "advantages" in own[0]:
             batch.advantages_B = batch.values["advantages"]
-    return stage.algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean))
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    return stage.algorithm.losses(batch, policy)
 
 
 def _values(algorithm, everything, number, sums):
@@ -253,6 +257,19 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
+def full_kl(model, frozen, pairs, temperature):
+    """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
+    longest, found = max(len(c.ids) for _, c in pairs), []
+    for group, c in pairs:
+        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
+        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        with torch.no_grad():
+            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        kl = (logp.exp() * (logp - known)).sum(-1)
+        found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
+    return torch.stack(found)
+
+
 def _cases(rank, world, model_path, cases, faults):
     template, frozen = load(model_path)
     outcomes = []
@@ -272,7 +289,7 @@ def _steps(rank, world, case, model, frozen):
     engine = DeepSpeedEngine(model, case.learner(), torch.float32)
     known = (
         ReferenceModel(frozen, case.learner(), torch.float32, engine.device)
-        if "reference" in case.algorithm.needs
+        if case.algorithm.uses_reference
         else None
     )
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
