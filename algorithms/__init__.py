@@ -32,6 +32,7 @@ from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
 from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
+from algorithms.sft_kl import SFTKL, OnPolicyDistillation
 from algorithms.sft_then_rl import SFTThenRL
 from algorithms.sft_weighted import EAFT, WeightedSFT
 from algorithms.srft import SRFT
@@ -62,6 +63,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         IWSFT,
         WeightedSFT,
         EAFT,
+        SFTKL,
         GRPO,
         DrGRPO,
         DAPO,
@@ -75,6 +77,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         REINFORCEPP,
         LitePPO,
         C3PO,
+        OnPolicyDistillation,
         DPO,
         IPO,
         SimPO,
