@@ -21,6 +21,7 @@ from algorithms.ibro import IBRO
 from algorithms.iw_sft import IWSFT
 from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
+from algorithms.pods import PODS
 from algorithms.preference import DPO
 from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
@@ -76,6 +77,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         OPMD,
         REINFORCEPP,
         LitePPO,
+        PODS,
         C3PO,
         OnPolicyDistillation,
         DPO,

@@ -58,7 +58,11 @@ class GRPO(GRPOSettings):
         )
 
     def advantages(self, group: Group) -> list[float]:
-        return among_rollouts(group, partial(group_advantages, standardize=self.standardize))
+        return among_rollouts(group, self.credit_rule, partial(self.shaped_reward, group))
+
+    def credit_rule(self, rewards: list[float]) -> list[float]:
+        """One advantage per rollout of a group."""
+        return group_advantages(rewards, self.standardize)
 
     def trains_on(self, group: Group, completion: Completion) -> bool:
         return not (self.mask_truncated and completion.finish_reason == "length")

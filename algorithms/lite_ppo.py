@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from algorithms.credit import among_rollouts
+from algorithms.credit import group_advantages
 from algorithms.reinforce_pp import BatchNormalized
-from algorithms.types import Group, SequenceRecord
+from algorithms.types import SequenceRecord
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,14 @@ class LitePPO(BatchNormalized):
     name: ClassVar[str] = "lite_ppo"
     paper: ClassVar[str] = "arXiv 2508.08221"
 
-    def advantages(self, group: Group) -> list[float]:
-        return among_rollouts(group, lambda rewards: [r - statistics.fmean(rewards) for r in rewards])
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repetition_penalty:
+            raise ValueError("lite_ppo has the std of plain rewards: leave repetition_penalty at 0")
+
+    def credit_rule(self, rewards: list[float]) -> list[float]:
+        return group_advantages(rewards, standardize=False)
 
     def center_and_scale(self, rollouts: Sequence[SequenceRecord]) -> tuple[float, float]:
-        rewards = [record.reward for record in rollouts]
+        rewards = [self.reward_scale * record.reward for record in rollouts]
         return 0.0, statistics.stdev(rewards) if len(rewards) > 1 else 0.0

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from algorithms.credit import EPSILON, among_rollouts
+from algorithms.credit import EPSILON
 from algorithms.grpo import GRPO
 from algorithms.losses import Old
 from algorithms.term import Norm, Term
-from algorithms.types import Group, SequenceRecord
+from algorithms.types import SequenceRecord
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class REINFORCEPP(BatchNormalized):
     min_rollouts: ClassVar[int] = 1
     group_baseline: bool = False
 
-    def advantages(self, group: Group) -> list[float]:
-        return among_rollouts(group, self._centered)
-
-    def _centered(self, rewards: list[float]) -> list[float]:
+    def credit_rule(self, rewards: list[float]) -> list[float]:
         baseline = statistics.fmean(rewards) if self.group_baseline and rewards else 0.0
         return [reward - baseline for reward in rewards]
 

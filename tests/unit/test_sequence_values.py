@@ -197,7 +197,7 @@ def test_losses_of_pairs_have_the_value_and_the_gradient_of_the_paper(algorithm)
     wanted = torch.autograd.grad(expected, policy.logprobs_BT)[0]
     records = [
         SequenceRecord(
-            i // 2, i % 2, "rollout", 0, int(n), 0, 1.0 - i % 2, 0.0, True, float(s[i]), float(r[i])
+            i // 2, i % 2, "rollout", 0, int(n), 0, 1.0 - i % 2, 0.0, True, float(s[i].detach()), float(r[i])
         )
         for i, n in enumerate(lengths)
     ]
