@@ -3,8 +3,9 @@
 from algorithms import credit, losses, regularizers, schedules, selections, weights
 from algorithms.base import Algorithm, Stage
 from algorithms.batch import Batch, PolicyOutput
+from algorithms.c3po import C3PO
 from algorithms.chord import CHORDMu, CHORDPhi
-from algorithms.chord_variants import CHORDIS
+from algorithms.chord_variants import CHORDIS, CHORDAdaptive
 from algorithms.cispo import CISPO
 from algorithms.dapo import DAPO
 from algorithms.dft import DFT
@@ -15,17 +16,24 @@ from algorithms.gspo import GSPO
 from algorithms.guided import R3, TRAPO, GuidedGRPO
 from algorithms.hinted import UFT
 from algorithms.hpt import HPT
+from algorithms.hpt_soft import HPTSoft
 from algorithms.ibro import IBRO
 from algorithms.iw_sft import IWSFT
+from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
+from algorithms.pods import PODS
+from algorithms.preference import DPO
+from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
 from algorithms.probability_mask import ProbabilityMask
+from algorithms.reinforce_pp import REINFORCEPP
 from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
 from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
+from algorithms.sft_kl import SFTKL, OnPolicyDistillation
 from algorithms.sft_then_rl import SFTThenRL
 from algorithms.sft_weighted import EAFT, WeightedSFT
 from algorithms.srft import SRFT
@@ -38,7 +46,7 @@ from algorithms.srft_ablations import (
 from algorithms.srft_variants import SRFTHPT, SRFTAuthors
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
-from algorithms.types import Completion, Group
+from algorithms.types import Completion, Group, SequenceRecord
 from algorithms.weights import Granularity
 
 REGISTRY: dict[str, type[Algorithm]] = {
@@ -56,6 +64,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         IWSFT,
         WeightedSFT,
         EAFT,
+        SFTKL,
         GRPO,
         DrGRPO,
         DAPO,
@@ -66,6 +75,14 @@ REGISTRY: dict[str, type[Algorithm]] = {
         ProbabilityMask,
         DGRO,
         OPMD,
+        REINFORCEPP,
+        LitePPO,
+        PODS,
+        C3PO,
+        OnPolicyDistillation,
+        DPO,
+        IPO,
+        SimPO,
         TwoStage,
         SFTThenRL,
         RLWithSFTLoss,
@@ -74,7 +91,9 @@ REGISTRY: dict[str, type[Algorithm]] = {
         CHORDMu,
         CHORDPhi,
         CHORDIS,
+        CHORDAdaptive,
         HPT,
+        HPTSoft,
         ReLIFT,
         PrefixRFT,
         UFT,
@@ -96,6 +115,7 @@ __all__ = [
     "PolicyOutput",
     "Schedule",
     "Selection",
+    "SequenceRecord",
     "Stage",
     "Term",
     "credit",

@@ -55,6 +55,28 @@ def among_rollouts(
     return [next(advantages) if c.origin == "rollout" else 0.0 for c in group.completions]
 
 
+def repetition(ids: Sequence[int], length: int) -> float:
+    """Share of the sequences of `length` tokens in a response that stand in it before, 0 to 1."""
+    count = len(ids) - length + 1
+    if count < 1:
+        return 0.0
+    distinct = {tuple(ids[start : start + length]) for start in range(count)}
+    return 1 - len(distinct) / count
+
+
+def most_varied(rewards: Sequence[float], count: int) -> set[int]:
+    """Numbers of the `count` rewards with the largest variance (PODS, arXiv 2504.13818).
+
+    They are some of the highest and some of the lowest; of several choices, the one with more high rewards.
+    """
+    order = sorted(range(len(rewards)), key=lambda number: rewards[number])
+    choices = []
+    for high in range(count + 1):
+        chosen = order[: count - high] + order[len(order) - high :]
+        choices.append((statistics.pvariance([rewards[number] for number in chosen]), high, chosen))
+    return set(max(choices)[2])
+
+
 def overlong_penalty(length: int, max_length: int, buffer: int, factor: float = 1.0) -> float:
     """0 up to max_length - buffer tokens, then linear to -factor at max_length, and -factor beyond it.
 

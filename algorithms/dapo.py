@@ -1,10 +1,9 @@
 """DAPO: decoupled clip and dynamic sampling policy optimization."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-from algorithms.credit import among_rollouts, group_advantages, overlong_penalty
+from algorithms.credit import overlong_penalty
 from algorithms.grpo import GRPO
 from algorithms.losses import Old
 from algorithms.settings import limited
@@ -39,16 +38,16 @@ class DAPO(GRPO):
     def advantages(self, group: Group) -> list[float]:
         if not self.has_signal(group):
             return [0.0] * len(group.completions)
-        shaped_reward = partial(self._shaped_reward, group.max_new_tokens)
-        return among_rollouts(group, partial(group_advantages, standardize=self.standardize), shaped_reward)
+        return super().advantages(group)
 
     def has_signal(self, group: Group) -> bool:
         return len(group.rollouts) < 2 or 0 < group.pass_rate(self.correct_above) < 1
 
-    def _shaped_reward(self, max_length: int, completion: Completion) -> float:
+    def shaped_reward(self, group: Group, completion: Completion) -> float:
         """R' of a rollout; R where the buffer rounds to 0 tokens."""
-        buffer = round(self.overlong_buffer * max_length)
+        reward = super().shaped_reward(group, completion)
+        buffer = round(self.overlong_buffer * group.max_new_tokens)
         if buffer == 0:
-            return completion.reward
+            return reward
         length = len(completion.ids)
-        return completion.reward + overlong_penalty(length, max_length, buffer, self.overlong_factor)
+        return reward + overlong_penalty(length, group.max_new_tokens, buffer, self.overlong_factor)

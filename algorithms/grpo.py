@@ -40,7 +40,7 @@ class GRPO(GRPOSettings):
         return losses.ratio(self.old)
 
     def terms(self) -> tuple[Term, ...]:
-        kl = kl_penalty(self.kl_coefficient, self.kl_estimator, self.norm, self.norm_constant)
+        kl = kl_penalty(self.kl_coefficient, self.kl_estimator, self.norm, self.divisor)
         bonus = entropy_bonus(self.entropy_coefficient, self.bonus_tokens, self.entropy_kind)
         return (self.policy_term(), *kl, *bonus)
 
@@ -53,12 +53,16 @@ class GRPO(GRPOSettings):
             loss=losses.clipped(*clip),
             weight=self.policy_weight,
             norm=self.norm,
-            constant=self.norm_constant,
+            constant=self.divisor,
             metrics={"clipped": losses.is_clipped(*clip)},
         )
 
     def advantages(self, group: Group) -> list[float]:
-        return among_rollouts(group, partial(group_advantages, standardize=self.standardize))
+        return among_rollouts(group, self.credit_rule, partial(self.shaped_reward, group))
+
+    def credit_rule(self, rewards: list[float]) -> list[float]:
+        """One advantage per rollout of a group."""
+        return group_advantages(rewards, self.standardize)
 
     def trains_on(self, group: Group, completion: Completion) -> bool:
         return not (self.mask_truncated and completion.finish_reason == "length")

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from algorithms import weights
 from algorithms.base import Algorithm
+from algorithms.credit import repetition
 from algorithms.losses import Old
 from algorithms.regularizers import EntropyKind, Estimator
 from algorithms.settings import limited
 from algorithms.term import Norm, PerToken
+from algorithms.types import Completion, Group
 from algorithms.weights import Correction
 
 
@@ -19,6 +21,12 @@ class GRPOSettings(Algorithm):
     clip_low: float | None = limited(0.2, least=0)
     clip_high: float | None = limited(0.2, least=0)
     dual_clip: float | None = limited(None, least=1)
+    # What Â is made of: reward_scale · R + reward_shift, less the penalty times the share of the response's
+    # repeated sequences of `repetition_length` tokens.
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    repetition_penalty: float = limited(0.0, least=0)
+    repetition_length: int = limited(8, least=1)
     # Whether Â is divided by the standard deviation of the group's rewards.
     standardize: bool = True
     # How the sum over the tokens is divided (`Term.norm`); the constant of norm=constant.
@@ -46,6 +54,18 @@ class GRPOSettings(Algorithm):
         if self.correction_low > self.correction_high:
             bounds = f"correction_low={self.correction_low} is above correction_high={self.correction_high}"
             raise ValueError(f"{bounds}: nothing would be kept")
+
+    def shaped_reward(self, group: Group, completion: Completion) -> float:
+        """What the credit rule sees in the place of the verifier's reward."""
+        reward = self.reward_scale * completion.reward + self.reward_shift
+        if self.repetition_penalty:
+            reward -= self.repetition_penalty * repetition(completion.ids, self.repetition_length)
+        return reward
+
+    @property
+    def divisor(self) -> float | None:
+        """The constant of norm=constant."""
+        return self.norm_constant
 
     @property
     def policy_weight(self) -> PerToken:

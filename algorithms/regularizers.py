@@ -10,7 +10,7 @@ from algorithms.selections import sampled
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.weights import constant
 
-Estimator = Literal["k1", "k2", "k3", "k3_plus"]
+Estimator = Literal["k1", "k2", "k3", "k3_plus", "full"]
 EntropyKind = Literal["plain", "advantage"]
 
 
@@ -27,18 +27,19 @@ def entropy_bonus(
 def kl_penalty(
     coefficient: float, estimator: Estimator, norm: Norm = "token_mean", norm_constant: float | None = None
 ) -> tuple[Term, ...]:
-    """coefficient · KL(π‖reference), estimated at the sampled tokens, in nats."""
+    """coefficient · KL(π‖reference) at the sampled tokens, in nats; `full`: over the whole vocabulary."""
     if not coefficient:
         return ()
+    need = "reference_kl" if estimator == "full" else "reference"
     return (
         Term(
             name="kl",
             select=sampled,
-            loss=kl(estimator),
+            loss=full_kl if estimator == "full" else kl(estimator),
             weight=constant(coefficient),
             norm=norm,
             constant=norm_constant,
-            needs=("reference",),
+            needs=(need,),
         ),
     )
 
@@ -63,6 +64,11 @@ def kl(estimator: Estimator) -> PerToken:
         return k3_BT if estimator == "k3" else k2_BT - k2_BT.detach() + k3_BT.detach()
 
     return loss
+
+
+def full_kl(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """KL(π‖reference) of each token, the sum over the vocabulary; a term with it needs "reference_kl"."""
+    return policy.kl_BT
 
 
 def entropy(batch: Batch, policy: PolicyOutput) -> Tensor:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms import losses
-from algorithms.credit import among_rollouts, leave_one_out
+from algorithms.credit import leave_one_out
 from algorithms.grpo import GRPO
 from algorithms.losses import Old
 from algorithms.term import Norm, Term
-from algorithms.types import Group
 
 
 @dataclass(frozen=True)
@@ -39,5 +38,5 @@ class RLOO(GRPO):
         loss = losses.advantage_weighted(losses.log_prob)
         return dataclasses.replace(super().policy_term(), loss=loss, metrics={})
 
-    def advantages(self, group: Group) -> list[float]:
-        return among_rollouts(group, leave_one_out)
+    def credit_rule(self, rewards: list[float]) -> list[float]:
+        return leave_one_out(rewards)

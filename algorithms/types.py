@@ -41,6 +41,31 @@ class Completion:
     trained: bool = True
 
 
+@dataclass(frozen=True)
+class SequenceRecord:
+    """What `Algorithm.sequence_values` sees of a completion of the step, of this or of another rank.
+
+    Attributes:
+        update: the number of the update that its group belongs to, from 0.
+        length: response tokens, those of a prefix included.
+        trained: whether it enters the update.
+        logprob, reference_logprob: log π(y|x) in nats, the sum over its tokens, by the policy before the
+            update and by the reference; 0 where a term does not need them, and in other updates.
+    """
+
+    group_id: int
+    sample: int
+    origin: str
+    update: int
+    length: int
+    prefix: int
+    reward: float
+    advantage: float
+    trained: bool
+    logprob: float = 0.0
+    reference_logprob: float = 0.0
+
+
 @dataclass
 class Group:
     """A prompt with all its completions, which optimizer step `step` trains on.

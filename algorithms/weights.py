@@ -30,6 +30,12 @@ def scheduled(value_at: Callable[[int], float]) -> PerToken:
 
 
 @labelled
+def value(name: str) -> PerToken:
+    """A figure of each sequence; a term with this weight needs "values"."""
+    return lambda batch, policy: batch.value_B1(name).to(policy.logprobs_BT.dtype)
+
+
+@labelled
 def product(first: PerToken, second: PerToken) -> PerToken:
     return lambda batch, policy: first(batch, policy) * second(batch, policy)
 

@@ -146,7 +146,7 @@ def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str
         f"memory        {parameters / 1e6:,.1f} M parameters; each learner {states:.2f} GiB of weights, "
         f"gradients and optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"
     ]
-    if "reference" in resolved.algorithm.needs:
+    if resolved.algorithm.uses_reference:
         lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")
     if resolved.needs_engines:
         engine = parameters * width / config.rollout.tensor_parallel / GIB

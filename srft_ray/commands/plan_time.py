@@ -83,7 +83,8 @@ def _learner_seconds(config: Config, stage: Stage, parameters: int, number: int)
     stated = config.hardware
     further_passes = (
         config.learner.activation_checkpointing,
-        "reference" in stage.algorithm.needs,
+        stage.algorithm.uses_reference,
+        "sequence_logprobs" in stage.algorithm.needs,
         updates_per_step(config.learner, stage) > 1 or "mean_entropy" in stage.algorithm.needs,
     )
     operations = 6 + 2 * sum(further_passes)  # per parameter and token

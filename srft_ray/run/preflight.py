@@ -174,7 +174,7 @@ def _check_reference(resolved: Resolved, model: Any) -> None:
     if path is None:
         return
     require(
-        "reference" in resolved.algorithm.needs,
+        resolved.algorithm.uses_reference,
         f"learner.reference is set, but no term of {resolved.algorithm.name} uses a reference: remove it.",
     )
     section = dataclasses.replace(resolved.config.model, path=path)

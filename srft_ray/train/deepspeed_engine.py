@@ -44,9 +44,9 @@ class ReferenceModel:
             self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
 
     @torch.no_grad()
-    def logprobs(self, *inputs: Any) -> Tensor:
-        """Log-probs of the scored tokens, (N,); inputs as of `PolicyModel.forward`."""
-        return self.model(*inputs)[0]
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """As `PolicyModel.forward`, without gradient."""
+        return self.model(*inputs, **options)
 
 
 class DeepSpeedEngine:
@@ -72,7 +72,7 @@ class DeepSpeedEngine:
         self.world_size = dist.get_world_size()
         self.updates, self.weight_decay = 0, learner.weight_decay  # Adam's step; of the updates to come
 
-    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
         return self.engine(*inputs)
 
@@ -187,7 +187,7 @@ class DeepSpeedEngine:
     def _create_optimizer_state(self) -> None:
         """Adam and DeepSpeed make their tensors in their first update: one of rate 0, without tokens."""
         empty = collate([], 0, 0).to(self.device)
-        logprobs_N, _ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
+        logprobs_N, *_ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
         self.backward(logprobs_N.sum() * 0.0, last=True)
         self.step(0.0)
 

@@ -62,7 +62,7 @@ class LearnerWorker:
     def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
         settings = self.job.learner
         reference = None
-        if "reference" in self.job.algorithm.needs:
+        if self.job.algorithm.uses_reference:
             path = settings.reference or self.job.model.path
             frozen = load_model(self.job.model, dtype, settings.activation_checkpointing, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
-from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
+from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, SequenceRecord, Stage
 from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 
@@ -151,6 +151,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 stage,
                 groups,
                 [g for g in groups if g.group_id % number == index],
+                number,
             )
             sum(losses.values()).backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
@@ -160,7 +161,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _losses(model, old, frozen, case, stage, everything, groups):
+def _losses(model, old, frozen, case, stage, everything, groups, number):
     pairs = [(g, c) for g in groups for c in g.trained]
     logprobs_BT, entropies_BT = forward(model, pairs, case.temperature)
     if "entropy_gradient" not in stage.algorithm.needs:
@@ -177,6 +178,9 @@ def _losses(model, old, frozen, case, stage, everything, groups):
             if needs_mean
             else None
         )
+    kl = None
+    if "reference_kl" in stage.algorithm.needs:
+        kl = full_kl(model, frozen, pairs, case.temperature)
     completions = [c for _, c in pairs]
     mask, prefix, behavior = (
         torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
@@ -196,7 +200,45 @@ def _losses(model, old, frozen, case, stage, everything, groups):
         groups[0].max_new_tokens,
         prefix,
     )
-    return stage.algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean))
+    if "values" in stage.algorithm.needs:
+        sums = {}
+        for row, (group, c) in enumerate(pairs):
+            sums[group.group_id, c.sample] = (
+                float(logprobs_BT[row].sum()),
+                0.0 if reference_BT is None else float(reference_BT[row].sum()),
+            )
+        values = _values(stage.algorithm, everything, number, sums)
+        own = [values[group.group_id, c.sample] for group, c in pairs]
+        batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
+        if "advantages" in own[0]:
+            batch.advantages_B = batch.values["advantages"]
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    return stage.algorithm.losses(batch, policy)
+
+
+def _values(algorithm, everything, number, sums):
+    """{(group, sample): {name: value}}; float64."""
+    records = [
+        SequenceRecord(
+            g.group_id,
+            c.sample,
+            c.origin,
+            g.group_id % number,
+            len(c.ids),
+            c.prefix,
+            c.reward,
+            c.advantage,
+            c.trained,
+            *(sums.get((g.group_id, c.sample), (0.0, 0.0))),
+        )
+        for g in everything
+        for c in sorted(g.completions, key=lambda c: c.sample)
+    ]
+    found = algorithm.sequence_values(records)
+    return {
+        (r.group_id, r.sample): {name: figures[i] for name, figures in found.items()}
+        for i, r in enumerate(records)
+    }
 
 
 def forward(model, pairs, temperature):
@@ -213,6 +255,19 @@ def forward(model, pairs, temperature):
         logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], padding]))
         entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
     return torch.stack(logprobs), torch.stack(entropies)
+
+
+def full_kl(model, frozen, pairs, temperature):
+    """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
+    longest, found = max(len(c.ids) for _, c in pairs), []
+    for group, c in pairs:
+        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
+        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        with torch.no_grad():
+            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        kl = (logp.exp() * (logp - known)).sum(-1)
+        found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
+    return torch.stack(found)
 
 
 def _cases(rank, world, model_path, cases, faults):
@@ -234,7 +289,7 @@ def _steps(rank, world, case, model, frozen):
     engine = DeepSpeedEngine(model, case.learner(), torch.float32)
     known = (
         ReferenceModel(frozen, case.learner(), torch.float32, engine.device)
-        if "reference" in case.algorithm.needs
+        if case.algorithm.uses_reference
         else None
     )
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)

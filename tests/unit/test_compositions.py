@@ -14,6 +14,7 @@ from algorithms import (
     GRPO,
     IBRO,
     OPMD,
+    PODS,
     R3,
     TRAPO,
     UFT,
@@ -21,7 +22,7 @@ from algorithms import (
     ProbabilityMask,
     WeightedSFT,
 )
-from algorithms.credit import soft_advantages
+from algorithms.credit import most_varied, soft_advantages
 from algorithms.schedules import cosine
 from tests.unit.test_algorithms import close
 from tests.unit.test_methods import group, one_sequence, per_token
@@ -95,6 +96,17 @@ def test_the_probability_mask():
     close(ProbabilityMask(norm="token_mean").losses(batch, policy)["policy"], -2 / 3)
 
 
+def test_pods_trains_on_the_rollouts_that_vary_most():
+    assert most_varied([0, 1, 0, 0, 1, 1], 4) == {0, 2, 4, 5}
+    assert most_varied([0.1, 0.5, 0.9, 0.4], 2) == {0, 2}
+    assert most_varied([1, 0, 0, 0, 0], 2) == {0, 4} and most_varied([1, 1, 1, 1, 0], 4) == {1, 2, 3, 4}
+    one, pods = group([1, 0, 0, 0, 0, 0], 1), PODS(trained_rollouts=2)
+    trained = [pods.trains_on(one, completion) for completion in one.completions]
+    assert trained == [True, False, False, False, False, True, False]
+    close(pods.advantages(one), [0.70710578, 0, 0, 0, 0, -0.70710578, 0])  # 1/2 over 1/√2
+    assert [PODS().trains_on(one, completion) for completion in one.completions].count(True) == 4
+
+
 # SFT
 
 
@@ -135,7 +147,7 @@ def test_uft_trains_on_what_follows_the_hint_and_a_little_on_the_hint():
     policy.reference_logprobs_BT = policy.logprobs_BT.detach()
     uft = UFT(norm="token_mean")
     found = uft.losses(batch, policy)
-    close([found["policy"], found["kl"], found["sft_hint"]], [-1.0, 0.0, 0.001 * LOG[0]])
+    close([float(found[name].detach()) for name in ("policy", "kl", "sft_hint")], [-1.0, 0.0, 0.001 * LOG[0]])
     found["policy"].backward(retain_graph=True)
     close(policy.logprobs_BT.grad[0], [0.0, -0.5, -0.5])
     assert uft.counts(batch)["policy"] == 2

@@ -13,6 +13,7 @@ from algorithms import (
     GRPO,
     HPT,
     LUFFY,
+    RLOO,
     RLPLUS,
     SRFT,
     SRFTHPT,
@@ -23,7 +24,7 @@ from algorithms import (
     RLWithSFTLoss,
     SFTThenRL,
 )
-from algorithms.credit import group_advantages, overlong_penalty
+from algorithms.credit import group_advantages, overlong_penalty, repetition
 from srft_ray.commands.list_algorithms import describe, markdown
 from tests.unit.test_algorithms import close
 from tests.unit.test_methods import group, losses_of, one_sequence, per_token
@@ -145,6 +146,24 @@ def test_a_stage_has_its_own_weight_decay():
     """A16."""
     two = SFTThenRL(first_steps=3)
     assert [two.stage(step, 10).schedule.weight_decay for step in (0, 3)] == [0.01, None]
+
+
+# rewards
+
+
+def test_rewards_can_be_scaled_shifted_and_lose_what_is_repeated():
+    one = group([1, 0], 0)
+    close(DrGRPO(reward_scale=2.0, reward_shift=-1.0).advantages(one), [1.0, -1.0])
+    assert RLOO(reward_scale=2.0).advantages(one) == [2.0, -2.0]
+    one.completions[0].ids = [1, 2, 1, 2, 1]  # of four pairs two are new
+    assert (repetition([1, 2, 1, 2, 1], 2), repetition([1], 2), repetition([1, 1], 1)) == (0.5, 0.0, 0.5)
+    one.completions[1].ids = [1, 2, 3]
+    shaped = DrGRPO(repetition_penalty=0.5, repetition_length=2)
+    close(shaped.advantages(one), [0.375, -0.375])  # rewards 0.75 and 0
+    close(
+        DAPO(reward_scale=2.0, reward_shift=-1.0).shaped_reward(group([1], limit=100), one.completions[0]),
+        1.0,
+    )
 
 
 # A18: the bounds of SRFT's negative term
