@@ -4,8 +4,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+
+from srft_ray.train.weight_gradients import linear
 
 
 class PolicyModel(nn.Module):
