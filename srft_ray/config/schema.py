@@ -74,7 +74,8 @@ class ModelSection:
     )
     dtype: str = setting(
         "auto",
-        "Number format of learners and engines; `auto` is bfloat16 on CUDA and float32 on CPU.",
+        "Number format of learners and engines; `auto` is bfloat16 on CUDA and float32 on CPU. In bfloat16 "
+        "learners keep float32 weights too, and sum gradients in float32. float16 is for evaluation only.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_length: int = setting(2048, "Longest sequence, prompt and response together, in tokens.", least=2)

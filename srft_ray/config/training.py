@@ -139,7 +139,7 @@ class LearnerSection:
     parity_threshold: float | None = setting(
         None,
         "Largest allowed mean difference between the log-probs of learner and engine on rollouts of the "
-        "current version, in nats. By default 1e-3 in float32, 0.1 in bfloat16 and float16.",
+        "current version, in nats. By default 1e-3 in float32, 0.1 in bfloat16.",
         may_change=True,
     )
     cpus_per_worker: float = setting(1.0, "Logical CPUs that a learner reserves.", may_change=True, above=0)
