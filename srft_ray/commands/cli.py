@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, scale, plan, data, algorithms.
+"""The command line: train, evaluate, benchmark, compare, scale, plan, data, algorithms.
 
 Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
 
@@ -19,6 +19,7 @@ from srft_ray.commands.arguments import (
     evaluation_config,
     whole_numbers,
 )
+from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.text import sanitize_text
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         prog="srft-ray", description="SRFT and related methods for LLM post-training, on Ray."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_train, add_evaluate, add_compare, add_scale, add_plan, add_data, add_algorithms):
+    for add in ADDED:
         add(commands)
     return top
 
@@ -138,6 +139,19 @@ def add_evaluate(commands: Any) -> None:
     output = "folder of the evaluation's ledger (default: one in run.dir named after model and settings)"
     command.add_argument("--output", dest="output", metavar="FOLDER", help=output, default=None)
     add_overrides(command, "any other config key, such as verifier.path=judge.py:judge")
+
+
+# In the order in which `--help` lists them.
+ADDED = (
+    add_train,
+    add_evaluate,
+    add_benchmark,
+    add_compare,
+    add_scale,
+    add_plan,
+    add_data,
+    add_algorithms,
+)
 
 
 def train(options: argparse.Namespace) -> int:

@@ -15,7 +15,11 @@ Verify = Callable[[str, str, dict], Any]
 
 MAX_REWARD = 3.4e38  # finite in float32, in which advantages are computed
 VERDICTS = ("match", "mismatch", "no_answer", "timeout", "error")
-BUILT_IN = {"math": "srft_ray.verify.math_verifier", "tasks": "srft_ray.verify.task_verifier"}
+BUILT_IN = {
+    "math": "srft_ray.verify.math_verifier",
+    "either": "srft_ray.verify.either_verifier",
+    "tasks": "srft_ray.verify.task_verifier",
+}
 
 
 @dataclass(frozen=True)
