@@ -46,6 +46,7 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
+        self.engine.check_logits(PARITY_THRESHOLDS[job.dtype])
         self.learner = self._make_learner(dtype)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.publisher = Publisher(job, self.start, self.engine)
