@@ -46,6 +46,7 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
+        self.engine.check_logits(PARITY_THRESHOLDS[job.dtype])
         threshold = job.learner.parity_threshold
         if threshold is None:
             threshold = PARITY_THRESHOLDS[job.dtype]
