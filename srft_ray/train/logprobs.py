@@ -1,5 +1,6 @@
 """Log-probs and entropies of response tokens, in chunks: a long sequence's logits never exist at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,12 +52,13 @@ class PolicyModel(nn.Module):
         positions_N: Tensor,
         temperature: float,
         entropy_gradient: bool = False,
-        reference: ReferenceLogits | None = None,
+        references: Sequence[ReferenceLogits] = (),
         logits_only: bool = False,
     ) -> Any:
         """Log-prob and entropy of token `positions_N` of row `rows_N`, given its context; float32, (N,).
 
-        With `reference` there is a third figure, KL(π‖reference) over the whole vocabulary, with gradient.
+        For each of `references` there is a further figure, KL(π‖reference) over the whole vocabulary, with
+        gradient.
         With `logits_only` the result is this model's own ReferenceLogits instead. Rows are right-padded; with
         causal attention no real token sees the padding, so there is no attention mask.
         """
@@ -68,7 +70,7 @@ class PolicyModel(nn.Module):
         if logits_only:
             return head(hidden_NH, None, temperature, self.logit_chunk_mb)
         targets_N = input_ids_BL[rows_N, positions_N]
-        return head(hidden_NH, targets_N, temperature, self.logit_chunk_mb, entropy_gradient, reference)
+        return head(hidden_NH, targets_N, temperature, self.logit_chunk_mb, entropy_gradient, references)
 
 
 def chunked_logprobs(
@@ -78,11 +80,11 @@ def chunked_logprobs(
     temperature: float,
     chunk_mb: float,
     entropy_gradient: bool = False,
-    reference: ReferenceLogits | None = None,
+    references: Sequence[ReferenceLogits] = (),
 ) -> Any:
     """Log-probs and entropies (nats, float32, (N,)) of targets under softmax(head(hidden) / temperature).
 
-    With `reference` also KL(π‖reference), both at the same temperature. Without targets: ReferenceLogits.
+    For each reference also KL(π‖reference), both at the same temperature. Without targets: ReferenceLogits.
 
     At most `chunk_mb` MiB of float32 logits exist at once: with several chunks each is recomputed in the
     backward pass.
@@ -95,11 +97,11 @@ def chunked_logprobs(
     vocabulary = head.out_features
     size = max(1, int(chunk_mb * 2**20) // (4 * vocabulary))
     if hidden_NH.shape[0] <= size:
-        return _logprobs(head, hidden_NH, targets_N, temperature, entropy_gradient, reference)
+        return _logprobs(head, hidden_NH, targets_N, temperature, entropy_gradient, references)
     parts = []
     for rows in torch.arange(hidden_NH.shape[0], device=hidden_NH.device).split(size):
         chunk = (int(rows[0]), int(rows[-1]) + 1)
-        own = reference and reference.rows(*chunk)
+        own = [reference.rows(*chunk) for reference in references]
         inputs = (head, hidden_NH[slice(*chunk)], targets_N[slice(*chunk)])
         parts.append(checkpoint(_logprobs, *inputs, temperature, entropy_gradient, own, use_reentrant=False))
     return tuple(torch.cat(figures) for figures in zip(*parts, strict=True))
@@ -111,7 +113,7 @@ def _logprobs(
     targets_N: Tensor,
     temperature: float,
     entropy_gradient: bool,
-    reference: ReferenceLogits | None = None,
+    references: Sequence[ReferenceLogits] = (),
 ) -> tuple[Tensor, ...]:
     logprobs_NV = _log_softmax(hidden_NH, head.weight, head.bias, temperature)
     if entropy_gradient:
@@ -119,12 +121,12 @@ def _logprobs(
     else:
         with torch.no_grad():
             entropies_N = -logprobs_NV.exp().mul_(logprobs_NV).sum(-1)
-    found = (logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N)
-    if reference is None:
-        return found
-    with torch.no_grad():
-        reference_NV = _log_softmax(reference.hidden_NH, reference.weight_VH, reference.bias_V, temperature)
-    return (*found, (logprobs_NV.exp() * (logprobs_NV - reference_NV)).sum(-1))
+    found = [logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N]
+    for known in references:
+        with torch.no_grad():
+            known_NV = _log_softmax(known.hidden_NH, known.weight_VH, known.bias_V, temperature)
+        found.append((logprobs_NV.exp() * (logprobs_NV - known_NV)).sum(-1))
+    return tuple(found)
 
 
 def _log_softmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
