@@ -54,6 +54,15 @@ class ClusterSection:
         "asks for, whichever is more.",
         may_change=True,
     )
+    placement: str = setting(
+        "auto",
+        "Whether learners and engines have devices of their own (`separate`), or take turns on the same "
+        "ones (`colocated`), which needs rollout.max_staleness=0: on GPUs each learner shares one with at "
+        "most one engine, on CPU whoever works has all cores. `auto` takes turns where GPUs are too few "
+        "for both.",
+        choices=("auto", "separate", "colocated"),
+        may_change=True,
+    )
 
 
 @dataclass
@@ -65,7 +74,8 @@ class ModelSection:
     )
     dtype: str = setting(
         "auto",
-        "Number format of learners and engines; `auto` is bfloat16 on CUDA and float32 on CPU.",
+        "Number format of learners and engines; `auto` is bfloat16 on CUDA and float32 on CPU. In bfloat16 "
+        "learners keep float32 weights too, and sum gradients in float32. float16 is for evaluation only.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_length: int = setting(2048, "Longest sequence, prompt and response together, in tokens.", least=2)
@@ -130,7 +140,10 @@ class EvaluationSection:
     """Evaluation sets and how they are sampled."""
 
     data: dict[str, Any] = setting(
-        dict, "Evaluation sets by name; of each, the keys that differ from the data section."
+        dict,
+        "Evaluation sets by name; of each, the keys that differ from the data section. A set may also have "
+        "`samples`, `max_prompts`, `temperature`, `top_p`, `max_new_tokens` and `verifier` (a name, or "
+        "`file.py:function`) of its own.",
     )
     samples: int = setting(8, "Responses sampled for each prompt, the k of avg@k and pass@k.", least=1)
     max_prompts: int | None = setting(
@@ -162,6 +175,18 @@ class VerifierSection:
         "Memory that a verifier process may use in addition to its imports, in MiB.",
         may_change=True,
         least=256,
+    )
+    network: bool = setting(
+        False,
+        "Whether verifiers may use the network, for one that asks a server. They are kept from it where the "
+        "kernel allows that, which is said at the start where it does not.",
+        may_change=True,
+    )
+    environment: list[str] = setting(
+        list,
+        "Names of environment variables that verifiers may see, such as a server's key. Of the others they "
+        "see only those that Python needs.",
+        may_change=True,
     )
 
 

@@ -106,17 +106,14 @@ class Learner:
         """
         counts = self._global_counts(context.algorithm, micro_batches)
         parity: dict[str, float] = {}
-        while True:
-            sums, parity_max = self._accumulate(context, micro_batches, counts)
-            # Numbers that are not finite say nothing of the engines: the engine's step below refuses them.
-            if measures_parity and not sums["nonfinite"]:
-                # The gradient is there, but not applied: rollouts of another policy still change nothing.
-                parity = check_parity(sums, parity_max, context.step, self.parity_threshold)
-            grad_norm = self.engine.step(lr)
-            if math.isfinite(grad_norm):
-                break
-            if sums["nonfinite"] or not self.engine.may_repeat():
-                raise self._nonfinite_error(context, micro_batches)
+        sums, parity_max = self._accumulate(context, micro_batches, counts)
+        # Numbers that are not finite say nothing of the engines: the engine's step below refuses them.
+        if measures_parity and not sums["nonfinite"]:
+            # The gradient is there, but not applied: rollouts of another policy still change nothing.
+            parity = check_parity(sums, parity_max, context.step, self.parity_threshold)
+        grad_norm = self.engine.step(lr)
+        if not math.isfinite(grad_norm):
+            raise self._nonfinite_error(context, micro_batches)
         metrics = update_metrics(context.algorithm, sums, counts)
         metrics["grad_norm"] = grad_norm
         metrics["micro_batches"] = float(len(micro_batches))

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+
+from srft_ray.train.weight_gradients import linear
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import os
 import random
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,9 @@ class Case:
     mini_batches: int = 1
     clip: bool = False  # at half the largest gradient norm
     lr: float = 0.1
+    dtype: torch.dtype = torch.float32
+    groups: int = 4
+    length: int | None = None  # tokens to which every sequence is padded; None: as the learner does it
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
@@ -57,6 +61,9 @@ class Case:
         stage = self.algorithm.stage(step, self.steps)
         own = stage.schedule
         return replace(stage, schedule=Schedule(mini_batches=own.mini_batches, weight_decay=own.weight_decay))
+
+    def make_groups(self, stage: Stage, step: int) -> list[Group]:
+        return make_groups(stage, step, self.groups)
 
     def updates(self, step: int) -> int:
         return updates_per_step(self.learner(), self.stage(step))
@@ -108,11 +115,16 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
 def load(path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """(policy, a reference model near it), float32."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return model, near(model)
+
+
+def near(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose weights are a little different."""
     near, noise = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in near.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=noise)
-    return model, near
+    return near
 
 
 def calibrated(model_path: str, case: Case) -> Case:
@@ -140,7 +152,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 weight_decay=weight_decay(learner, stage),
             )
         old = copy.deepcopy(model)
-        groups = make_groups(stage, step)
+        groups = case.make_groups(stage, step)
         for index in range(number):
             optimizer.zero_grad()
             losses = _losses(
@@ -298,17 +310,35 @@ def _steps(rank, world, case, model, frozen):
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-    engine = DeepSpeedEngine(model, case.learner(), torch.float32)
+    engine = DeepSpeedEngine(model.to(case.dtype), case.learner(), case.dtype)
     known = (
-        ReferenceModel(frozen, case.learner(), torch.float32, engine.device)
+        ReferenceModel(frozen.to(case.dtype), case.learner(), case.dtype, engine.device)
         if case.algorithm.uses_reference
         else None
     )
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
     for step in range(case.steps):
         stage = case.stage(step)
-        metrics = learner.step(make_groups(stage, step)[rank::world], step, stage, case.temperature)
-    return {name: value.detach().clone() for name, value in engine.weights()}, metrics
+        groups = case.make_groups(stage, step)[rank::world]
+        with padded_to(case.length):
+            metrics = learner.step(groups, step, stage, case.temperature)
+    # In bfloat16 the weights of the forward pass are rounded; an update is seen in the float32 weights behind
+    # them, and in Adam's first moment, which is a tenth of the gradient.
+    result = engine.weights() if case.dtype == torch.float32 else engine.state()
+    return {name: value.detach().clone() for name, value in result}, metrics
+
+
+@contextmanager
+def padded_to(length: int | None):
+    """Every micro-batch has so many tokens in a row, whatever its longest sequence; None changes nothing."""
+    from srft_ray.train import batching
+
+    if length is None:
+        yield
+        return
+    make = batching._input_ids
+    with patch.object(batching, "_input_ids", lambda sequences, _: make(sequences, length)):
+        yield
 
 
 def run(
@@ -341,7 +371,7 @@ def _in_group(rank, world, port, function, arguments, results):
         WORLD_SIZE=str(world),
     )
     torch.set_num_threads(1)
-    import deepspeed
+    from srft_ray.train.deepspeed_engine import deepspeed  # as the learners have it
 
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)
