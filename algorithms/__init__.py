@@ -31,6 +31,7 @@ from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
+from algorithms.sdft import SDFT
 from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
 from algorithms.sft_kl import SFTKL, OnPolicyDistillation
@@ -95,6 +96,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         HPT,
         HPTSoft,
         ReLIFT,
+        SDFT,
         PrefixRFT,
         UFT,
         R3,

@@ -44,6 +44,7 @@ USES = {
     "hpt": "Prompts of very different difficulty: SFT only where RL finds nothing.",
     "hpt_soft": "As HPT, with a gradual change from SFT to RL.",
     "relift": "As HPT, with RL on all prompts.",
+    "sdft": "Demonstrations without a verifier, if the policy should keep its own style and skills.",
     "prefix_rft": "Demonstrations that are good beginnings rather than texts to imitate.",
     "uft": "Prompts too hard to solve at first: hints that fade.",
     "r3": "As UFT, if hints of all lengths should stay.",

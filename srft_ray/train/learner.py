@@ -18,6 +18,7 @@ from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
+from srft_ray.train.teachers import known_logits
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,9 @@ class Learner:
     ) -> PolicyOutput:
         """What the policy, and the reference where it is needed, say of the micro-batch's tokens."""
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
-        logits = None
-        if self.reference and "reference_kl" in needs:
-            logits = self.reference(*inputs, logits_only=True)
-        logprobs_N, entropies_N, *kl = self.engine.forward(*inputs, "entropy_gradient" in needs, logits)
+        known = known_logits(needs, self.engine, self.reference, micro_batch, temperature)
+        options = ("entropy_gradient" in needs, tuple(known.values()))
+        logprobs_N, entropies_N, *kls_N = self.engine.forward(*inputs, *options)
         reference_BT = None
         if self.reference and "reference" in needs:
             reference_BT = micro_batch.align(self.reference(*inputs)[0])
@@ -194,7 +194,7 @@ class Learner:
             entropies_BT=micro_batch.align(entropies_N),
             old_logprobs_BT=micro_batch.old_BT,
             reference_logprobs_BT=reference_BT,
-            reference_kl_BT=micro_batch.align(kl[0]) if kl else None,
+            **{name: micro_batch.align(kl_N) for name, kl_N in zip(known, kls_N, strict=True)},
             mean_entropy=mean_entropy,
         )
 

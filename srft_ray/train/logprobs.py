@@ -1,6 +1,6 @@
 """Log-probs and entropies of response tokens, in chunks: a long sequence's logits never exist at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -39,12 +39,12 @@ class PolicyModel(nn.Module):
         positions_N: Tensor,
         temperature: float,
         entropy_gradient: bool = False,
-        reference: ReferenceLogits | None = None,
+        references: Sequence[ReferenceLogits] = (),
         logits_only: bool = False,
     ) -> Any:
         """Log-prob and entropy of token `positions_N` of row `rows_N`, given its context; float32, (N,).
 
-        With `reference` there is a third figure, KL(π‖reference) over the whole vocabulary, with gradient.
+        For each reference there is a further figure, KL(π‖reference) over the vocabulary, with gradient.
         With `logits_only` the result is this model's own ReferenceLogits instead. Rows are right-padded; with
         causal attention no real token sees the padding, so there is no attention mask.
         """
@@ -59,7 +59,7 @@ class PolicyModel(nn.Module):
         hidden_NH = hidden_BLH[rows_N, positions_N - 1]
         targets_N = None if logits_only else input_ids_BL[rows_N, positions_N]
         settings = (temperature, self.logit_chunk_mb, entropy_gradient, self.form)
-        return head(hidden_NH, targets_N, *settings, reference)
+        return head(hidden_NH, targets_N, *settings, references)
 
     @contextmanager
     def model_logits(self) -> Iterator[None]:
@@ -97,12 +97,12 @@ def chunked_logprobs(
     chunk_mb: float | None,
     entropy_gradient: bool = False,
     form: LogitForm | None = None,
-    reference: ReferenceLogits | None = None,
+    references: Sequence[ReferenceLogits] = (),
 ) -> Any:
     """Log-probs and entropies of targets under softmax(form(head(hidden)) / temperature).
 
-    Both are in nats and float32, (N,). With `reference` also KL(π‖reference), at the same temperature.
-    Without targets: ReferenceLogits.
+    Both are in nats and float32, (N,). For each reference also KL(π‖reference), both at the same
+    temperature. Without targets: ReferenceLogits.
 
     Args:
         chunk_mb: MiB of float32 logits that exist at the same time; with several chunks each is recomputed in
@@ -114,8 +114,8 @@ def chunked_logprobs(
         return ReferenceLogits.of(head, hidden_NH, form)
     size = chunk_tokens(head.out_features, chunk_mb)
     scores = Scores(form or LogitForm(), temperature, entropy_gradient)
-    if reference is not None:
-        return chunked_with_kl(head, hidden_NH, targets_N, scores, reference, size)
+    if references:
+        return chunked_with_kl(head, hidden_NH, targets_N, scores, references, size)
     if hidden_NH.shape[0] <= size:
         return scores(linear(hidden_NH, head.weight, head.bias), targets_N)
     logprobs_N, entropies_N = _Chunks.apply(hidden_NH, head.weight, head.bias, targets_N, scores, size)

@@ -1,5 +1,6 @@
 """KL of the policy to another model over the whole vocabulary, in chunks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,27 +45,33 @@ def chunked_with_kl(
     hidden_NH: Tensor,
     targets_N: Tensor,
     scores: Scores,
-    reference: ReferenceLogits,
+    references: Sequence[ReferenceLogits],
     size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probs, entropies, KL(π‖reference)), each (N,), with the gradient of the last.
+) -> tuple[Tensor, ...]:
+    """Log-probs, entropies, and KL(π‖reference) of each reference with its gradient; each (N,).
 
     Each chunk of `size` tokens is recomputed in the backward pass.
     """
     parts = []
     for first in range(0, hidden_NH.shape[0], size):
         rows = slice(first, first + size)
-        inputs = (head, hidden_NH[rows], targets_N[rows], scores, reference.rows(first, first + size))
+        own = [reference.rows(first, first + size) for reference in references]
+        inputs = (head, hidden_NH[rows], targets_N[rows], scores, own)
         parts.append(checkpoint(_with_kl, *inputs, use_reentrant=False))
-    logprobs, entropies, kls = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies), torch.cat(kls)
+    return tuple(torch.cat(figures) for figures in zip(*parts, strict=True))
 
 
 def _with_kl(
-    head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, scores: Scores, reference: ReferenceLogits
-) -> tuple[Tensor, Tensor, Tensor]:
+    head: nn.Module,
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    scores: Scores,
+    references: Sequence[ReferenceLogits],
+) -> tuple[Tensor, ...]:
     logprobs_NV = scores.all(linear(hidden_NH, head.weight, head.bias))
-    with torch.no_grad():
-        reference_NV = (reference.logits() / scores.temperature).log_softmax(-1)
-    kl_N = (logprobs_NV.exp() * (logprobs_NV - reference_NV)).sum(-1)
-    return (*scores.of(logprobs_NV, targets_N), kl_N)
+    figures = list(scores.of(logprobs_NV, targets_N))
+    for reference in references:
+        with torch.no_grad():
+            reference_NV = (reference.logits() / scores.temperature).log_softmax(-1)
+        figures.append((logprobs_NV.exp() * (logprobs_NV - reference_NV)).sum(-1))
+    return tuple(figures)

@@ -224,7 +224,10 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
         batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
         if "advantages" in own[0]:
             batch.advantages_B = batch.values["advantages"]
-    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    taught = None
+    if "teacher_kl" in stage.algorithm.needs:
+        taught = full_kl(model, model, pairs, case.temperature, shown)
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl, taught)
     return stage.algorithm.losses(batch, policy)
 
 
@@ -269,14 +272,23 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
-def full_kl(model, frozen, pairs, temperature):
+def shown(group):
+    """The prompt with a demonstration as its answer, and the prompt again."""
+    prompt = list(group.prompt_ids)
+    return [*prompt, *group.demonstrations[0].ids, *prompt]
+
+
+def full_kl(model, frozen, pairs, temperature, context=lambda group: group.prompt_ids):
     """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
     longest, found = max(len(c.ids) for _, c in pairs), []
     for group, c in pairs:
-        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
-        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
-        with torch.no_grad():
-            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        logp, known = (
+            (
+                each(torch.tensor([[*before, *c.ids]])).logits[0, len(before) - 1 : -1] / temperature
+            ).log_softmax(-1)
+            for each, before in ((model, group.prompt_ids), (frozen, context(group)))
+        )
+        known = known.detach()
         kl = (logp.exp() * (logp - known)).sum(-1)
         found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
     return torch.stack(found)

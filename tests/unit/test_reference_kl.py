@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from algorithms import GRPO, REGISTRY, SFTKL, OnPolicyDistillation
+from algorithms import GRPO, REGISTRY, SDFT, SFTKL, Completion, Group, OnPolicyDistillation
+from srft_ray.train.batching import collate
 from srft_ray.train.logprobs import chunked_logprobs
 from srft_ray.train.reference_kl import ReferenceLogits
+from srft_ray.train.teachers import shown_demonstrations
 from tests.unit.test_algorithms import LOGITS, TOKENS, close
-from tests.unit.test_methods import one_sequence, per_token
+from tests.unit.test_methods import group, one_sequence, per_token
 
 
 def heads(bias=True):
@@ -25,7 +27,7 @@ def test_the_head_gives_the_kl_of_whole_distributions(chunk_mb, temperature):
     targets = torch.arange(9)
     logits = ReferenceLogits.of(reference, known)
     logprobs, entropies, kl = chunked_logprobs(
-        policy, hidden, targets, temperature, chunk_mb, reference=logits
+        policy, hidden, targets, temperature, chunk_mb, references=(logits,)
     )
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=policy(hidden) / temperature),
@@ -55,7 +57,7 @@ def test_kl_by_hand():
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
     torch.nn.init.eye_(head.weight)
     uniform = ReferenceLogits.of(head, torch.zeros(1, 4, dtype=torch.float64))
-    *_, kl = chunked_logprobs(head, LOGITS[1, :1], TOKENS[1, :1], 1.0, 64, reference=uniform)
+    *_, kl = chunked_logprobs(head, LOGITS[1, :1], TOKENS[1, :1], 1.0, 64, references=(uniform,))
     close(kl.detach(), [1.38629436 - 1.26830149])
 
 
@@ -91,3 +93,30 @@ def test_a_missing_kl_is_said():
 def test_who_uses_a_reference():
     users = {name for name, cls in REGISTRY.items() if cls().uses_reference}
     assert users == {"iw_sft", "sft_kl", "distill", "dpo", "ipo", "uft", "r3"}
+
+
+def test_sdft_learns_from_itself_with_the_demonstration():
+    batch, policy = one_sequence([0.5, 0.25])
+    policy.teacher_kl_BT = torch.tensor([[0.3, 0.1]], dtype=torch.float64)
+    close(SDFT().losses(batch, policy)["distill"], 0.2)
+    one = group([0, 1])
+    assert [SDFT().trains_on(one, completion) for completion in one.completions] == [True, True, False]
+    assert not SDFT().trains_on(group([0], 0), group([0], 0).completions[0])
+    assert SDFT().needs == {"teacher_kl"} and not SDFT().uses_reference
+    with pytest.raises(ValueError, match=r"needs=\('teacher_kl',\)"):
+        SDFT().losses(*one_sequence([0.5]))
+
+
+def test_the_teacher_sees_the_demonstration_and_scores_the_same_tokens():
+    demo = Completion(9, "demo", "", [7, 8])
+    shown = Group(
+        0, 0, "", [1, 2], "", completions=[Completion(0, "rollout", "", [3, 4, 5], [0.0] * 3), demo]
+    )
+    alone = Group(0, 1, "", [1], "", completions=[Completion(0, "rollout", "", [6], [0.0])])
+    micro_batch = collate([(shown, shown.completions[0]), (alone, alone.completions[0])], 0)
+    input_ids, rows, positions = shown_demonstrations(micro_batch)
+    assert input_ids.tolist() == [[1, 2, 7, 8, 1, 2, 3, 4, 5], [1, 6, 0, 0, 0, 0, 0, 0, 0]]
+    plain = micro_batch.input_ids_BL[micro_batch.rows_N, micro_batch.positions_N]
+    assert input_ids[rows, positions].tolist() == plain.tolist() == [3, 4, 5, 6]
+    empty = collate([], 0)
+    assert shown_demonstrations(empty)[0] is empty.input_ids_BL
