@@ -41,6 +41,31 @@ class Completion:
     trained: bool = True
 
 
+@dataclass(frozen=True)
+class SequenceRecord:
+    """What `Algorithm.sequence_values` sees of a completion of the step, of this or of another rank.
+
+    Attributes:
+        update: the number of the update that its group belongs to, from 0.
+        length: response tokens, those of a prefix included.
+        trained: whether it enters the update.
+        logprob, reference_logprob: log π(y|x) in nats, the sum over its tokens, by the policy before the
+            update and by the reference; 0 where a term does not need them, and in other updates.
+    """
+
+    group_id: int
+    sample: int
+    origin: str
+    update: int
+    length: int
+    prefix: int
+    reward: float
+    advantage: float
+    trained: bool
+    logprob: float = 0.0
+    reference_logprob: float = 0.0
+
+
 @dataclass
 class Group:
     """A prompt with all its completions, which optimizer step `step` trains on.
@@ -55,6 +80,8 @@ class Group:
         discarded_tokens: tokens that were sampled for the discarded groups.
         engine: the engine that sampled its rollouts; empty if nothing was sampled.
         weights_fingerprint: of the weights that the engine held.
+        probe_logprobs: of a fixed sequence, as the engine computes them with these weights, in nats; empty
+            with rollout.max_staleness=0.
     """
 
     step: int
@@ -73,6 +100,7 @@ class Group:
     discarded_tokens: int = 0
     engine: str = ""
     weights_fingerprint: str = ""
+    probe_logprobs: tuple[float, ...] = ()
 
     @property
     def rewards(self) -> list[float]:

@@ -64,6 +64,15 @@ def load_model_config(section: ModelSection, key: str = "model.path") -> Any:
     return model
 
 
+def check_trainable(section: ModelSection) -> None:
+    """Raises UserError for a number format that engines know and learners do not."""
+    require(
+        section.dtype != "float16",
+        "model.dtype=float16 cannot be trained, because its gradients overflow: set bfloat16 or float32 "
+        "(rollout.dtype, that of the engines, may be float16).",
+    )
+
+
 def count_parameters(section: ModelSection) -> int:
     """Parameters of the model, from its configuration alone."""
     with torch.device("meta"):

@@ -23,6 +23,7 @@ from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.commands.report import add_report
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
+from srft_ray.text import sanitize_text
 
 SUCCESS = 0
 FAILED = 1
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"srft-ray: {message}", file=sys.stderr)
+    # It may repeat words of the config or of data.
+    print(f"srft-ray: {sanitize_text(message)}", file=sys.stderr)
     return code
 
 

@@ -25,8 +25,10 @@ from srft_ray.run.cluster import placed
 from srft_ray.run.directory import RECORD
 from srft_ray.run.lock import claimed
 from srft_ray.run.preflight import check_installation, evaluation_sizes, plan_stream, prepare_evaluation
+from srft_ray.run.supervisor import wait_for_rollouts
 from srft_ray.run.training_stream import StreamSource
 from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.health import HealthMonitor
 
 BLOCKS_AHEAD = 3  # of each engine, beside the block that it generates
 
@@ -72,6 +74,7 @@ def evaluate_model(
 
     Raises:
         UserError: bad config, model or data; or the folder holds another evaluation.
+        RunFailed: the engines do not deliver.
     """
     resolved = resolve(as_config(config), GRPO(), verifier)
     config = resolved.config
@@ -122,8 +125,9 @@ def _sample(
 ) -> None:
     """Samples what the ledger lacks, from a position of the stream on."""
     config = resolved.config
-    with placed(resolved, engines=True) as (device, _):
-        coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
+    with placed(resolved, engines=True) as placement:
+        monitor = HealthMonitor(config.rollout.stall_timeout_s, print)
+        coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0, monitor)
         start = ray.get(coordinator.restart.remote(0))
         source = StreamSource(
             config,
@@ -135,14 +139,15 @@ def _sample(
             sets,
             resolved.evaluation,
             coordinator,
-            device,
-            engine_dtype(config.model, config.rollout.dtype, device),
+            placement,
+            engine_dtype(config.model, config.rollout.dtype, placement.device),
             resolved.verifier,
         )
         # A task, so that the driver's process stays free of Ray Data's threads, on the node of the folder.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_collect)
-        ray.get(task.remote(source, start.generation, folder, position))
+        collected = task.remote(source, start.generation, folder, position)
+        wait_for_rollouts(collected, coordinator, config.rollout)
 
 
 def _collect(source: StreamSource, generation: int, folder: Path, position: int) -> None:

@@ -47,6 +47,12 @@ METRICS: Table = {
     ),
     "parity/abs_logprob_diff_max": Entry("The largest of these differences.", "nats"),
     "parity/tokens": Entry("Tokens that were compared for it.", "tokens"),
+    "parity/probe_abs_logprob_diff": Entry(
+        "Largest mean absolute difference between the log-probs that an engine, after it loaded a version, "
+        "and the learners, when they published it, give the tokens of a fixed sequence; null with "
+        "rollout.max_staleness=0. Beyond learner.parity_threshold the run stops.",
+        "nats",
+    ),
     "steps/skipped_nonfinite": Entry(
         "1 if the step was skipped because its update was not finite (trainer.on_nonfinite), else 0."
     ),

@@ -49,4 +49,6 @@ def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | 
         section.num_workers,
         section.memory_mb,
         function,
+        network=section.network,
+        environment=section.environment,
     )

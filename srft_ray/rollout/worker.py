@@ -26,6 +26,7 @@ from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
+from srft_ray.sync.processes import Process
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import PolicyWeights
 
@@ -38,6 +39,7 @@ class RolloutSettings:
         max_staleness: versions that a training rollout may be behind when it starts.
         evaluation: how each evaluation set is sampled and judged.
         verifier_function: a verifier given from Python, in the place of the section's.
+        threads: of the engine on CPU; None for as many as Ray gives the actor.
     """
 
     seed: int
@@ -49,6 +51,7 @@ class RolloutSettings:
     verifier: VerifierSection
     max_staleness: int
     verifier_function: Callable[..., Any] | None = None
+    threads: int | None = None
 
 
 class RolloutWorker:
@@ -75,9 +78,15 @@ class RolloutWorker:
             self.judges = Judges(settings.verifier, settings.verifier_function, settings.evaluation)
             self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
             self.engine = Engine(
-                settings.model, settings.rollout, settings.seed, settings.device, settings.dtype
+                settings.model,
+                settings.rollout,
+                settings.seed,
+                settings.device,
+                settings.dtype,
+                settings.threads,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
+            self._probe = self._score_probe()
         self.loaded.weights = PolicyWeights(0, self._fingerprint)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +124,7 @@ class RolloutWorker:
                 self._sampling(groups[0]),
                 [len(request.prefix) for request in requests],
             )
+            probe = self._probe
         for request, generation in zip(requests, generations, strict=True):
             text = self._text(request, generation)
             request.group.completions.append(request.completion(generation, text, weights.version))
@@ -122,6 +132,7 @@ class RolloutWorker:
             group.completions.sort(key=lambda completion: completion.sample)
             group.engine = self.life.process.engine[:8]
             group.weights_fingerprint = weights.fingerprint
+            group.probe_logprobs = probe
             group.started_at = started
             group.finished_at = time.time()
 
@@ -152,15 +163,28 @@ class RolloutWorker:
     def _reload(self, folder: Path) -> None:
         self.engine.load(folder)
         self._fingerprint = folder_fingerprint(folder)
+        self._probe = self._score_probe()
+
+    def _score_probe(self) -> tuple[float, ...]:
+        """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
+        return self.engine.score_probe() if self.settings.max_staleness else ()
 
     def _send_heartbeats(self) -> None:
         """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
         process = self.life.process
+        started = Process.this().started
         while True:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
             heartbeat = Heartbeat(
-                process.engine, process.node, process.pid, steps, busy, self.life.finished, self.generation
+                process.engine,
+                process.node,
+                process.pid,
+                steps,
+                busy,
+                self.life.finished,
+                self.generation,
+                started,
             )
             with suppress(RayError):  # the coordinator is started again if it dies
                 ray.get(self.coordinator.heartbeat.remote(heartbeat))

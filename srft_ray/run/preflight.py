@@ -17,7 +17,7 @@ from srft_ray.data.prepare import prepare, remove
 from srft_ray.data.store import Counts, PreparedData
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError, first_line, require
-from srft_ray.models import load_model_config
+from srft_ray.models import check_trainable, load_model_config
 from srft_ray.observe.loggers import check_loggers
 from srft_ray.run.directory import check_run_directory
 from srft_ray.sync.transport import transport_class
@@ -49,6 +49,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
     """
     config = resolved.config
     check_installation(config, resolved.verifier)
+    check_trainable(config.model)
     _check_reference(resolved, load_model_config(config.model))
     store = open_store(config)
     check_run_directory(resolved, store)
@@ -174,7 +175,7 @@ def _check_reference(resolved: Resolved, model: Any) -> None:
     if path is None:
         return
     require(
-        "reference" in resolved.algorithm.needs,
+        resolved.algorithm.uses_reference,
         f"learner.reference is set, but no term of {resolved.algorithm.name} uses a reference: remove it.",
     )
     section = dataclasses.replace(resolved.config.model, path=path)

@@ -1,8 +1,7 @@
 """The stream of a run: built anew from the newest whole checkpoint each time that the learners start."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -12,6 +11,7 @@ from algorithms import Algorithm
 from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
+from srft_ray.config.training import RolloutSection
 from srft_ray.data.plan import StreamPlan
 from srft_ray.data.reader import GroupReader, GroupSettings
 from srft_ray.data.store import PreparedData
@@ -20,8 +20,13 @@ from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
 from srft_ray.run.directory import choose_start
-from srft_ray.run.placement import gpus_per_engine
+from srft_ray.run.placement import Placement
+from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
+
+# Shares of a GPU's memory for an engine's weights and KV cache, unless the config has one.
+MEMORY_ALONE = 0.85
+MEMORY_BESIDE_LEARNERS = 0.4
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class StreamSource:
     evaluation: dict[str, PreparedData]
     evaluation_settings: dict[str, EvaluationSetSection]
     coordinator: Any
-    device: str
+    placement: Placement
     dtype: str
     verifier_function: Callable[..., Any] | None = None
 
@@ -72,14 +77,15 @@ class StreamSource:
         config = self.config
         settings = RolloutSettings(
             config.run.seed,
-            self.device,
+            self.placement.device,
             self.dtype,
             config.model,
-            config.rollout,
+            self._rollout(),
             self.evaluation_settings,
             config.verifier,
             self.max_staleness,
             self.verifier_function,
+            self.placement.engine_threads,
         )
         return ActorPool(
             RolloutWorker,
@@ -87,10 +93,17 @@ class StreamSource:
             engines,
             self.max_staleness,
             config.rollout.cpus_per_engine,
-            gpus_per_engine(config.rollout) if self.device == "cuda" else 0.0,
+            self.placement.engine_gpus,
             config.rollout.max_restarts,
             config.rollout.resources,
         )
+
+    def _rollout(self) -> RolloutSection:
+        """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""
+        share = self.config.rollout.gpu_memory_utilization
+        if share is None:
+            share = MEMORY_BESIDE_LEARNERS if self.placement.colocated else MEMORY_ALONE
+        return replace(self.config.rollout, gpu_memory_utilization=share)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class TrainingStream:
 
     def __call__(self) -> Dataset:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
-        ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
+        ray.get(self.source.coordinator.set_learners_present.remote(True, Process.this()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
         try:
             step = choose_start(self.store, self.store.run_dir, self.run_id)

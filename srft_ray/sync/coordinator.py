@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ from srft_ray.sync.admission import Admission
 from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
+from srft_ray.sync.processes import Process
 from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
 
 # Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
@@ -39,6 +39,7 @@ class Coordinator:
         self.presence = LearnerPresence(time.monotonic())
         self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
         self._waiting_admissions = 0
+        self._groups_taken = 0  # by the learners since they started
         self._health_checks: asyncio.Task[None] | None = None
         if forgot:
             self.monitor.report(
@@ -91,7 +92,9 @@ class Coordinator:
                 self._waiting_admissions -= 1
         admitted = self.versions.admits(step, exact)
         needed = self.versions.needed(step, exact)
-        return Admission(admitted, self.versions.offered, self.versions.generation, needed, busy)
+        offered, generation = self.versions.offered, self.versions.generation
+        progress = (generation, offered.version, self._groups_taken, self.monitor.finished)
+        return Admission(admitted, offered, generation, needed, busy, progress)
 
     # Engines
 
@@ -116,6 +119,7 @@ class Coordinator:
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
         """Living engines, and groups that wait for the learners, who have taken so many of them."""
+        self._groups_taken = groups_taken
         return self.monitor.metrics(groups_taken, time.monotonic())
 
     # Learners
@@ -137,13 +141,13 @@ class Coordinator:
         self.requests.left()
         await self._notify()
 
-    async def set_learners_present(self, present: bool, controller_pid: int) -> None:
+    async def set_learners_present(self, present: bool, controller: Process) -> None:
         """Whether there are learners, says the process of Ray Train that starts them."""
-        self.presence.set(present, controller_pid, time.monotonic())
+        self.presence.set(present, controller, time.monotonic())
 
-    async def learners_absent(self) -> tuple[float, int]:
-        """Seconds without learners, and the process that is to start them; 0 if that is not known."""
-        return self.presence.absent_s(time.monotonic()), self.presence.controller_pid
+    async def learners_absent(self) -> tuple[float, Process]:
+        """Seconds without learners, and the process that is to start them."""
+        return self.presence.absent_s(time.monotonic()), self.presence.controller
 
     async def abort(self, reason: str) -> None:
         """The run ends for a reason that a restart would only repeat."""
@@ -155,8 +159,9 @@ class Coordinator:
         """(why it was stopped, why it was aborted); empty if it was not."""
         return self.requests.stop_reason, self.requests.abort_reason
 
-    async def pid(self) -> int:
-        return os.getpid()
+    async def process(self) -> Process:
+        """The process of this actor, on the driver's node."""
+        return Process.this()
 
     async def _notify(self) -> None:
         async with self._changed:

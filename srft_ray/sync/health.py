@@ -1,13 +1,13 @@
 """Health of the engines. Ray itself starts an engine that died again; one that hangs is found here."""
 
 import math
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from srft_ray.sync.processes import Process
 
 HEARTBEAT_INTERVAL_S = 1.0  # between heartbeats of an engine, and between checks of all of them
 ALIVE_S = 10.0  # since its last heartbeat, for an engine to be counted
@@ -24,6 +24,7 @@ class Heartbeat:
         in_flight: blocks that are being generated, and a load of weights.
         finished: groups finished by this process.
         generation: the start of the learners whose stream the engine belongs to.
+        started: start time of the process (`sync.processes.Process`).
     """
 
     engine: str
@@ -33,6 +34,7 @@ class Heartbeat:
     in_flight: int
     finished: int
     generation: int = 0
+    started: int = 0
 
 
 @dataclass
@@ -72,9 +74,10 @@ def kill_engine(heartbeat: Heartbeat) -> None:
     """Kills the engine's process from its own node by a signal: a stopped process would not hear Ray's
     request to end.
     """
+    process = Process(heartbeat.pid, heartbeat.started)
 
     def kill() -> None:
-        os.kill(heartbeat.pid, signal.SIGKILL)
+        process.kill()
 
     there = NodeAffinitySchedulingStrategy(heartbeat.node, soft=False)
     ray.remote(num_cpus=0, max_retries=0)(kill).options(scheduling_strategy=there).remote()
@@ -135,10 +138,14 @@ class HealthMonitor:
             self.report("engine", f"engine {engine[:8]} {problem} ({limit}): it is killed")
             self.kill(health.heartbeat)
 
+    @property
+    def finished(self) -> int:
+        """Groups that the engines have finished since the learners started."""
+        return sum(health.finished_before + health.heartbeat.finished for health in self.engines.values())
+
     def metrics(self, groups_taken: int, now: float) -> dict[str, float]:
         """Living engines, and groups that wait for the learners, who have taken `groups_taken` since they
         started.
         """
-        finished = sum(h.finished_before + h.heartbeat.finished for h in self.engines.values())
         alive = sum(now - h.heard_at < ALIVE_S for h in self.engines.values())
-        return {"engines": float(alive), "queue/depth": float(max(0, finished - groups_taken))}
+        return {"engines": float(alive), "queue/depth": float(max(0, self.finished - groups_taken))}

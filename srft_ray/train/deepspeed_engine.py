@@ -1,34 +1,31 @@
 """The training engine: DeepSpeed ZeRO 0-3 behind `forward`, `backward`, `step`, `state` and `load`.
 
-The only file that imports deepspeed. DeepSpeed averages gradients over ranks; the loss is multiplied by the
-number of ranks here, and nowhere else, so that the caller's losses simply sum over all micro-batches of all
-ranks.
+DeepSpeed averages gradients over ranks; here alone the loss is multiplied by the number of ranks, so that the
+caller's losses sum over all micro-batches of all ranks.
 """
 
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
+from srft_ray.train.deepspeed_state import STATE, ParameterState
 from srft_ray.train.logprobs import PolicyModel
+from srft_ray.train.weight_gradients import widen_gradients
 
-STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
+# Else compiled at the first start; a process that is killed meanwhile leaves a lock that others wait for.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -43,9 +40,9 @@ class ReferenceModel:
             self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
 
     @torch.no_grad()
-    def logprobs(self, *inputs: Any) -> Tensor:
-        """Log-probs of the scored tokens, (N,); inputs as of `PolicyModel.forward`."""
-        return self.model(*inputs)[0]
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """As `PolicyModel.forward`, without gradient."""
+        return self.model(*inputs, **options)
 
 
 class DeepSpeedEngine:
@@ -54,6 +51,8 @@ class DeepSpeedEngine:
     def __init__(self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.zero_stage = learner.zero_stage
+        if dtype == torch.bfloat16:
+            widen_gradients(model)
         # DeepSpeed leaves the optimizer as it is only then: it keeps no gradient norm, and skips no update.
         self.is_plain = learner.zero_stage == 0 and dtype == torch.float32
         self.policy = PolicyModel(model, learner.logit_chunk_mb)
@@ -64,14 +63,22 @@ class DeepSpeedEngine:
             eps=learner.eps,
             weight_decay=learner.weight_decay,
         )
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=self.policy, optimizer=optimizer, config=deepspeed_config(learner, dtype)
-        )
+        # Its bfloat16 optimizer prints its memory; errors are raised, not printed.
+        with redirect_stdout(StringIO()):
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=self.policy, optimizer=optimizer, config=deepspeed_config(learner, dtype)
+            )
+        if learner.zero_stage == 2:
+            # ZeRO 2 gathers gradients in a buffer of the weights' type before it reduces them: of float32, it
+            # does not round them.
+            self.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
         self.device = self.engine.device
+        self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
         self.world_size = dist.get_world_size()
         self.updates = 0  # Adam's step
+        self.weight_decay = learner.weight_decay  # of the updates to come
 
-    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
         return self.engine(*inputs)
 
@@ -89,10 +96,11 @@ class DeepSpeedEngine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+            group["weight_decay"] = self.weight_decay
         if self.is_plain:
             return self._plain_step()
         # DeepSpeed computes the norm of the reduced gradients within its step, and skips the update if the
-        # norm is not finite: with ZeRO 1-3, and in its bfloat16 and float16 optimizers.
+        # norm is not finite: with ZeRO 1-3, and in bfloat16.
         self.engine.step()
         if not self.engine.was_step_applied():
             return math.inf
@@ -110,13 +118,6 @@ class DeepSpeedEngine:
             return norm
         self.engine.zero_grad()
         return math.inf
-
-    def may_repeat(self) -> bool:
-        """Whether an update that was not applied may fit when it is repeated: float16 with a scaled loss.
-
-        DeepSpeed lowers the scale, by which the loss is multiplied, when a gradient overflows.
-        """
-        return float(getattr(self.optimizer, "loss_scale", 1.0)) > 1.0
 
     def reset_optimizer(self) -> None:
         """Forgets Adam's moments and step count, as if training began here."""
@@ -151,7 +152,7 @@ class DeepSpeedEngine:
         """
         for name, parameter in self.policy.model.named_parameters():
             for key in STATE:
-                yield f"{name}|{key}", self._get(parameter, key)
+                yield f"{name}|{key}", self._state.get(parameter, key)
 
     def load(self, saved: Mapping[str, Tensor], updates: int) -> None:
         """Takes up training after `updates` updates, from tensors as `state` gave them.
@@ -169,7 +170,7 @@ class DeepSpeedEngine:
                 value = self._receive(
                     saved, f"{name}|{key}", getattr(parameter, "ds_numel", parameter.numel()), reader
                 )
-                self._set(parameter, key, value)
+                self._state.set(parameter, key, value)
                 number += 1
         self._set_updates(updates)
 
@@ -185,7 +186,7 @@ class DeepSpeedEngine:
     def _create_optimizer_state(self) -> None:
         """Adam and DeepSpeed make their tensors in their first update: one of rate 0, without tokens."""
         empty = collate([], 0, 0).to(self.device)
-        logprobs_N, _ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
+        logprobs_N, *_ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
         self.backward(logprobs_N.sum() * 0.0, last=True)
         self.step(0.0)
 
@@ -196,53 +197,3 @@ class DeepSpeedEngine:
 
     def _optimizer_states(self) -> Iterator[dict[str, Tensor]]:
         yield from getattr(self.optimizer, "optimizer", self.optimizer).state.values()
-
-    def _get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        if self._mixed(parameter):
-            if key == "weight":
-                return safe_get_full_fp32_param(parameter)
-            return safe_get_full_optimizer_state(parameter, key)
-        return parameter if key == "weight" else self.optimizer.state[parameter][key]
-
-    def _set(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Sets one whole tensor, given flat and in float32 on every rank."""
-        # The parameter that the forward pass reads; then the float32 copy that Adam updates, if there is one.
-        if key == "weight":
-            self._set_weight(parameter, value)
-        if self.zero_stage == 3:
-            self._set_partition(parameter, key, value)
-        elif self._mixed(parameter):
-            self._set_whole(parameter, key, value.view_as(parameter))
-        elif key != "weight":
-            self.optimizer.state[parameter][key].copy_(value.view_as(parameter))
-
-    @torch.no_grad()
-    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        if self.zero_stage < 3:
-            parameter.copy_(value.view_as(parameter))
-            return
-        # Rank 0 writes the gathered parameter; the context then cuts its value over all ranks again.
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if dist.get_rank() == 0:
-                parameter.copy_(value.view_as(parameter))
-
-    def _set_whole(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        if key == "weight":
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
-
-    def _set_partition(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """This rank's part under ZeRO 3: parts are equally long, the last one padded with zeros."""
-        part = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
-        first = dist.get_rank() * part.numel()
-        own = value[first : first + part.numel()]
-        part[: own.numel()] = own
-        if key == "weight":
-            safe_set_local_fp32_param(parameter, part)
-        else:
-            safe_set_local_optimizer_state(parameter, part, key)
-
-    def _mixed(self, parameter: nn.Parameter) -> bool:
-        """Whether DeepSpeed keeps float32 weights and moments of its own: not in float32 with ZeRO 0."""
-        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")

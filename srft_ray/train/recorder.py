@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from algorithms import Group
 from srft_ray.data.plan import Segment
-from srft_ray.observe import evaluation_ledger, journal, ledger
+from srft_ray.observe import evaluation_ledger, journal, ledger, ledger_windows
 from srft_ray.observe.evaluation import evaluation_figures, evaluation_record
 from srft_ray.observe.loggers import LoggerSettings, make_loggers
 
@@ -56,8 +56,14 @@ class Recorder:
         return record
 
     def checkpoint(self, step: int, path: str) -> None:
-        """Records that the checkpoint of `step` is complete, unless it is recorded already."""
-        self._write(step, lambda: self.rank == 0 and journal.record_checkpoint(self.run_dir, step, path))
+        """Records that the checkpoint of `step` is complete, unless it is recorded already, and merges what
+        it has made final of the ledger."""
+
+        def record() -> None:
+            journal.record_checkpoint(self.run_dir, step, path)
+            ledger_windows.merge(self.run_dir, step)
+
+        self._write(step, lambda: self.rank == 0 and record())
 
     def close(self) -> None:
         """Tells the loggers that there is no more; not a collective."""

@@ -24,7 +24,7 @@ from srft_ray.train.recorder import Recorder
 from srft_ray.train.saving import Saver
 
 POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
-PARITY_THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}  # nats
+PARITY_THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.1}  # nats
 
 
 class LearnerWorker:
@@ -46,9 +46,12 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
-        self.learner = self._make_learner(dtype)
+        threshold = job.learner.parity_threshold
+        if threshold is None:
+            threshold = PARITY_THRESHOLDS[job.dtype]
+        self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
-        self.publisher = Publisher(job, self.start, self.engine)
+        self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
@@ -56,17 +59,14 @@ class LearnerWorker:
         self.step = self._resume()
         self.saved = self.step
 
-    def _make_learner(self, dtype: torch.dtype) -> Learner:
+    def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
         settings = self.job.learner
-        threshold = settings.parity_threshold
-        if threshold is None:
-            threshold = PARITY_THRESHOLDS[self.job.dtype]
         reference = None
-        if "reference" in self.job.algorithm.needs:
+        if self.job.algorithm.uses_reference:
             path = settings.reference or self.job.model.path
             frozen = load_model(self.job.model, dtype, settings.activation_checkpointing, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, threshold, reference)
+        return Learner(self.engine, settings, parity_threshold, reference)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
@@ -81,8 +81,16 @@ class LearnerWorker:
             self.saver.load(step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
-        self.publisher.publish(step)
+        self._publish(step)
         return step
+
+    def _publish(self, version: int) -> None:
+        """Gives the engines the weights of a version that an evaluation or a training rollout may need."""
+        trainer, plan = self.job.trainer, self.job.plan
+        last = min(version + self.job.rollout.max_staleness, trainer.steps - 1)
+        stages = [self.job.algorithm.stage(step, trainer.steps) for step in range(version, last + 1)]
+        if plan.evaluates(version) or any(stage.algorithm.uses_rollouts for stage in stages):
+            self.publisher.publish(version)
 
     def run(self) -> None:
         """Trains until the last step, or until the learners are to leave; then they leave a checkpoint."""
@@ -95,10 +103,10 @@ class LearnerWorker:
             if self._leaving(groups is None):
                 return self.save(final=False)
             # Rollouts of other weights are refused before they are trained on or counted.
-            self.publisher.check(segment.step, groups)
+            probe_difference = self.publisher.check(segment.step, groups)
             self.taken += segment.padded
             if segment.dataset == "train":
-                self._train(segment.step, groups, mark)
+                self._train(segment.step, groups, mark, probe_difference)
             else:
                 self.recorder.evaluation(segment, groups)
             mark = time.perf_counter()
@@ -117,20 +125,21 @@ class LearnerWorker:
             TimeoutError: naming what did not come within rollout.timeout_s.
         """
         timeout_s = self.job.rollout.timeout_s
-        started = time.monotonic()
+        progress_at = time.monotonic()
         groups = list[Group]()
         share = segment.padded // self.world_size
         while len(groups) < share:
             block = self.batches.next(POLL_INTERVAL_S)
             if block is not None:
                 groups.extend(groups_of(block))
+                progress_at = time.monotonic()
             elif self._asked_to_leave():
                 return None
-            elif time.monotonic() - started > timeout_s:
+            elif time.monotonic() - progress_at > timeout_s:
                 raise TimeoutError(
-                    f"Step {segment.step}: after rollout.timeout_s={timeout_s:.0f} s a learner has "
-                    f"{len(groups)} of {share} groups of {segment.dataset}. The engines are stuck, cannot be "
-                    "placed, or need longer."
+                    f"Step {segment.step}: a learner has {len(groups)} of {share} groups of "
+                    f"{segment.dataset}, and none has come for rollout.timeout_s={timeout_s:.0f} s. The "
+                    "engines are stuck, cannot be placed, or need longer."
                 )
         strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
         if strangers:
@@ -150,10 +159,12 @@ class LearnerWorker:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def _train(self, step: int, groups: list[Group], mark: float) -> None:
+    def _train(self, step: int, groups: list[Group], mark: float, probe_difference: float | None) -> None:
         """One step: update, publish, record, and a checkpoint if one is due.
 
-        `mark`: when the step began to wait.
+        Args:
+            mark: when the step began to wait.
+            probe_difference: of the engines that sampled the groups.
         """
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
@@ -162,11 +173,11 @@ class LearnerWorker:
         self.step = step + 1
         learned = time.perf_counter()
         # Engines wait for the weights: they are published before anything is written.
-        if self.step < self.job.trainer.steps or self.job.plan.evaluates(self.step):
-            self.publisher.publish(self.step)
+        self._publish(self.step)
         published = time.perf_counter()
         self.recorder.ledger(step, groups)
         record = {"step": step, "policy_version": step, **learned_metrics}
+        record["parity/probe_abs_logprob_diff"] = probe_difference
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {
             "time/rollout_wait": started - mark,

@@ -5,16 +5,17 @@ import os
 import random
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
-from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
-from srft_ray.config.schedule import updates_per_step
+from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, SequenceRecord, Stage
+from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 
 
@@ -31,6 +32,9 @@ class Case:
     mini_batches: int = 1
     clip: bool = False  # at half the largest gradient norm
     lr: float = 0.1
+    dtype: torch.dtype = torch.float32
+    groups: int = 4
+    length: int | None = None  # tokens to which every sequence is padded; None: as the learner does it
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
@@ -55,7 +59,11 @@ class Case:
     def stage(self, step: int) -> Stage:
         """The algorithm's stage with the learning rate of `learner`."""
         stage = self.algorithm.stage(step, self.steps)
-        return replace(stage, schedule=Schedule(mini_batches=stage.schedule.mini_batches))
+        own = stage.schedule
+        return replace(stage, schedule=Schedule(mini_batches=own.mini_batches, weight_decay=own.weight_decay))
+
+    def make_groups(self, stage: Stage, step: int) -> list[Group]:
+        return make_groups(stage, step, self.groups)
 
     def updates(self, step: int) -> int:
         return updates_per_step(self.learner(), self.stage(step))
@@ -73,6 +81,7 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
             [rng.randrange(3, 90) for _ in range(rng.randrange(1, 9))],
             "",
             max_new_tokens=24,
+            num_rollouts=rollouts,
         )
         for extra in range((1, 0, 2, 1)[group_id % 4]):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(2, 20))]
@@ -106,11 +115,16 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
 def load(path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """(policy, a reference model near it), float32."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return model, near(model)
+
+
+def near(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose weights are a little different."""
     near, noise = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in near.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=noise)
-    return model, near
+    return near
 
 
 def calibrated(model_path: str, case: Case) -> Case:
@@ -135,10 +149,10 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 lr=learner.lr,
                 betas=tuple(learner.betas),
                 eps=learner.eps,
-                weight_decay=learner.weight_decay,
+                weight_decay=weight_decay(learner, stage),
             )
         old = copy.deepcopy(model)
-        groups = make_groups(stage, step)
+        groups = case.make_groups(stage, step)
         for index in range(number):
             optimizer.zero_grad()
             losses = _losses(
@@ -149,6 +163,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 stage,
                 groups,
                 [g for g in groups if g.group_id % number == index],
+                number,
             )
             sum(losses.values()).backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
@@ -158,7 +173,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _losses(model, old, frozen, case, stage, everything, groups):
+def _losses(model, old, frozen, case, stage, everything, groups, number):
     pairs = [(g, c) for g in groups for c in g.trained]
     logprobs_BT, entropies_BT = forward(model, pairs, case.temperature)
     if "entropy_gradient" not in stage.algorithm.needs:
@@ -175,6 +190,9 @@ def _losses(model, old, frozen, case, stage, everything, groups):
             if needs_mean
             else None
         )
+    kl = None
+    if "reference_kl" in stage.algorithm.needs:
+        kl = full_kl(model, frozen, pairs, case.temperature)
     completions = [c for _, c in pairs]
     mask, prefix, behavior = (
         torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
@@ -194,7 +212,45 @@ def _losses(model, old, frozen, case, stage, everything, groups):
         groups[0].max_new_tokens,
         prefix,
     )
-    return stage.algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean))
+    if "values" in stage.algorithm.needs:
+        sums = {}
+        for row, (group, c) in enumerate(pairs):
+            sums[group.group_id, c.sample] = (
+                float(logprobs_BT[row].sum()),
+                0.0 if reference_BT is None else float(reference_BT[row].sum()),
+            )
+        values = _values(stage.algorithm, everything, number, sums)
+        own = [values[group.group_id, c.sample] for group, c in pairs]
+        batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
+        if "advantages" in own[0]:
+            batch.advantages_B = batch.values["advantages"]
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    return stage.algorithm.losses(batch, policy)
+
+
+def _values(algorithm, everything, number, sums):
+    """{(group, sample): {name: value}}; float64."""
+    records = [
+        SequenceRecord(
+            g.group_id,
+            c.sample,
+            c.origin,
+            g.group_id % number,
+            len(c.ids),
+            c.prefix,
+            c.reward,
+            c.advantage,
+            c.trained,
+            *(sums.get((g.group_id, c.sample), (0.0, 0.0))),
+        )
+        for g in everything
+        for c in sorted(g.completions, key=lambda c: c.sample)
+    ]
+    found = algorithm.sequence_values(records)
+    return {
+        (r.group_id, r.sample): {name: figures[i] for name, figures in found.items()}
+        for i, r in enumerate(records)
+    }
 
 
 def forward(model, pairs, temperature):
@@ -213,6 +269,19 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
+def full_kl(model, frozen, pairs, temperature):
+    """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
+    longest, found = max(len(c.ids) for _, c in pairs), []
+    for group, c in pairs:
+        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
+        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        with torch.no_grad():
+            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        kl = (logp.exp() * (logp - known)).sum(-1)
+        found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
+    return torch.stack(found)
+
+
 def _cases(rank, world, model_path, cases, faults):
     template, frozen = load(model_path)
     outcomes = []
@@ -229,17 +298,35 @@ def _steps(rank, world, case, model, frozen):
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-    engine = DeepSpeedEngine(model, case.learner(), torch.float32)
+    engine = DeepSpeedEngine(model.to(case.dtype), case.learner(), case.dtype)
     known = (
-        ReferenceModel(frozen, case.learner(), torch.float32, engine.device)
-        if "reference" in case.algorithm.needs
+        ReferenceModel(frozen.to(case.dtype), case.learner(), case.dtype, engine.device)
+        if case.algorithm.uses_reference
         else None
     )
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
     for step in range(case.steps):
         stage = case.stage(step)
-        metrics = learner.step(make_groups(stage, step)[rank::world], step, stage, case.temperature)
-    return {name: value.detach().clone() for name, value in engine.weights()}, metrics
+        groups = case.make_groups(stage, step)[rank::world]
+        with padded_to(case.length):
+            metrics = learner.step(groups, step, stage, case.temperature)
+    # In bfloat16 the weights of the forward pass are rounded; an update is seen in the float32 weights behind
+    # them, and in Adam's first moment, which is a tenth of the gradient.
+    result = engine.weights() if case.dtype == torch.float32 else engine.state()
+    return {name: value.detach().clone() for name, value in result}, metrics
+
+
+@contextmanager
+def padded_to(length: int | None):
+    """Every micro-batch has so many tokens in a row, whatever its longest sequence; None changes nothing."""
+    from srft_ray.train import batching
+
+    if length is None:
+        yield
+        return
+    make = batching._input_ids
+    with patch.object(batching, "_input_ids", lambda sequences, _: make(sequences, length)):
+        yield
 
 
 def run(
@@ -272,7 +359,7 @@ def _in_group(rank, world, port, function, arguments, results):
         WORLD_SIZE=str(world),
     )
     torch.set_num_threads(1)
-    import deepspeed
+    from srft_ray.train.deepspeed_engine import deepspeed  # as the learners have it
 
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)

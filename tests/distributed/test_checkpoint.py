@@ -9,7 +9,7 @@ from algorithms import SRFT
 from srft_ray.config.load import make_config
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import CheckpointStore
-from tests.distributed.harness import Case, difference, load, make_groups, spawn
+from tests.distributed.harness import Case, difference, load, make_groups, padded_to, spawn
 
 STEPS, STOP = 9, 4
 
@@ -30,23 +30,29 @@ def train(rank, world, model_path, folder, case, first, last, stop):
     from srft_ray.train.saving import Saver
     from tests.conftest import make_tokenizer
 
-    model, _ = load(model_path)
-    engine = DeepSpeedEngine(model, case.learner(), torch.float32)
+    model = load(model_path)[0].to(case.dtype)
+    engine = DeepSpeedEngine(model, case.learner(), case.dtype)
     learner = Learner(engine, case.learner(), parity_threshold=1e9)
     saver = Saver(open_store(config_for(folder)), config_for(folder).trainer, engine, model, make_tokenizer())
     if first:
         saver.load(first)
+        saved = saver.store.tensors(first)
+        assert all(torch.equal(saved[name], value.flatten()) for name, value in engine.state())
     losses = []
     for step in range(first, last):
         stage = case.stage(step)
-        losses.append(learner.step(make_groups(stage, step)[rank::world], step, stage, 1.0)["loss"])
+        with padded_to(case.length):
+            metrics = learner.step(make_groups(stage, step)[rank::world], step, stage, 1.0)
+        losses.append(metrics["loss"])
         if step + 1 == stop:
             assert saver.save(stop, final=False, about={"policy_version": stop})
     return losses, {name: value.detach().clone() for name, value in engine.weights()}
 
 
-def case(zero, offload=False):
-    return Case(SRFT(), zero_stage=zero, offload=offload, micro_batch_tokens=60, steps=STEPS, lr=0.003)
+def case(zero, offload=False, dtype=torch.float32):
+    settings = {"micro_batch_tokens": 60, "steps": STEPS, "lr": 0.003}
+    length = 48 if dtype == torch.bfloat16 else None
+    return Case(SRFT(), zero_stage=zero, offload=offload, dtype=dtype, length=length, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,30 @@ def test_other_learners_and_zero_stages_go_on(saved, tiny_model, world, zero, of
     assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
     if (world, zero) == (2, 2):
         assert continued == losses[STOP:] and all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def saved_bfloat16(tmp_path_factory, tiny_model):
+    folder = tmp_path_factory.mktemp("saved_bfloat16")
+    losses, _ = spawn(2, train, tiny_model, folder, case(2, dtype=torch.bfloat16), 0, STEPS, STOP)
+    return folder, losses
+
+
+@pytest.mark.parametrize(
+    ("world", "zero"), [(2, 2), (1, 0), (4, 3), pytest.param(2, 1, marks=pytest.mark.full)]
+)
+def test_bfloat16_goes_on_with_other_learners_and_zero_stages(saved_bfloat16, tiny_model, world, zero):
+    """The state is taken up bit for bit (see `train`).
+
+    Then float32 weights that differ by rounding become bfloat16 weights that now and then differ by one bit,
+    so that losses agree to bfloat16 rounding only, unless everything is the same.
+    """
+    folder, losses = saved_bfloat16
+    settings = case(zero, dtype=torch.bfloat16)
+    continued, _ = spawn(world, train, tiny_model, folder, settings, STOP, STEPS, None)
+    worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(continued, losses[STOP:], strict=True))
+    print(f"bfloat16 -> {world} learners, ZeRO {zero}: losses differ by at most {worst:.1e}")
+    assert worst <= (0 if (world, zero) == (2, 2) else 2**-8)
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,10 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "config.json that is no JSON": (broken_model_config, "model.path {tmp}/m cannot be read as a model"),
     "unknown kind of model": (unknown_model_type, "model.path {tmp}/m cannot be read as a model"),
+    "float16": (
+        data(ROWS, model={"dtype": "float16"}),
+        "model.dtype=float16 cannot be trained, because its gradients overflow: set bfloat16 or float32",
+    ),
     "model without weights": (model_without("*.safetensors"), "no weights in safetensors format"),
     "model without tokenizer": (model_without("tokenizer*"), "The tokenizer of {tmp}/m has no vocabulary"),
     "tokenizer without eos": (

@@ -174,7 +174,12 @@ def test_a_verifier_of_a_set_must_exist(tmp_path, tiny_model, tokenizer):
 
 def test_sets_are_judged_by_their_own_verifier(tmp_path, tiny_model, monkeypatch):
     made = []
-    monkeypatch.setattr("srft_ray.rollout.judges.VerifierPool", lambda *words: made.append(words) or words)
+
+    def record(*words, **bounds):
+        made.append(words)
+        return words
+
+    monkeypatch.setattr("srft_ray.rollout.judges.VerifierPool", record)
     sets = {"a": {}, "b": {"verifier": "tasks"}, "c": {"verifier": "tasks"}, "d": {"verifier": "own.py:f"}}
     resolved = resolve(config_of(tmp_path, tiny_model, **sets), GRPO())
     judges = Judges(resolved.config.verifier, None, resolved.evaluation)

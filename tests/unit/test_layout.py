@@ -32,8 +32,8 @@ LEVELS = (
 )
 LEVEL_OF = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {
-    "vllm": "srft_ray/rollout/vllm_engine.py",
-    "deepspeed": "srft_ray/train/deepspeed_engine.py",
+    "vllm": {"srft_ray/rollout/vllm_engine.py"},
+    "deepspeed": {"srft_ray/train/deepspeed_engine.py", "srft_ray/train/deepspeed_state.py"},
 }
 LIMITS = {
     "longest_file": 250,
@@ -143,9 +143,7 @@ def test_no_room_imports_the_private_names_of_another_file():
 
 
 def test_heavy_dependencies_have_one_home():
-    assert {package: importers(package) for package in HEAVY} == {
-        package: {home} for package, home in HEAVY.items()
-    }
+    assert {package: importers(package) for package in HEAVY} == HEAVY
 
 
 def test_only_one_file_touches_the_internals_of_ray():
@@ -198,4 +196,4 @@ def test_algorithms_are_short_files():
     lengths = {file.name: len(file.read_text().splitlines()) for file in ALGORITHMS}
     methods = {f"{cls.__module__.removeprefix('algorithms.')}.py" for cls in algorithms.REGISTRY.values()}
     assert max(lengths.values()) <= 200
-    assert {name: lengths[name] for name in methods if lengths[name] > 100} == {}
+    assert {name: lengths[name] for name in methods if lengths[name] > 80} == {}

@@ -1,0 +1,78 @@
+"""Weights and moments of a parameter, whole and in float32, wherever DeepSpeed keeps them."""
+
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
+
+
+class ParameterState:
+    """Reads and writes the state of one parameter at a time. Both methods are collectives."""
+
+    def __init__(self, optimizer: Any, zero_stage: int, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self.zero_stage = zero_stage
+        self.device = device
+
+    def get(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """One of STATE."""
+        if self._mixed(parameter):
+            if key == "weight":
+                return safe_get_full_fp32_param(parameter)
+            return safe_get_full_optimizer_state(parameter, key)
+        return parameter if key == "weight" else self.optimizer.state[parameter][key]
+
+    def set(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Sets one whole tensor, given flat and in float32 on every rank."""
+        # The parameter that the forward pass reads; then the float32 copy that Adam updates, if there is one.
+        if key == "weight":
+            self._set_weight(parameter, value)
+        if self.zero_stage == 3:
+            self._set_partition(parameter, key, value)
+        elif self._mixed(parameter):
+            self._set_whole(parameter, key, value.view_as(parameter))
+        elif key != "weight":
+            self.optimizer.state[parameter][key].copy_(value.view_as(parameter))
+
+    @torch.no_grad()
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self.zero_stage < 3:
+            parameter.copy_(value.view_as(parameter))
+            return
+        # Rank 0 writes the gathered parameter; the context then cuts its value over all ranks again.
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.copy_(value.view_as(parameter))
+
+    def _set_whole(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        if key == "weight":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _set_partition(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """This rank's part under ZeRO 3: parts are equally long, the last one padded with zeros."""
+        part = torch.zeros(parameter.ds_tensor.numel(), device=self.device)
+        first = dist.get_rank() * part.numel()
+        own = value[first : first + part.numel()]
+        part[: own.numel()] = own
+        if key == "weight":
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, key)
+
+    def _mixed(self, parameter: nn.Parameter) -> bool:
+        """Whether DeepSpeed keeps float32 weights and moments of its own: not in float32 with ZeRO 0."""
+        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
