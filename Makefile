@@ -12,7 +12,7 @@ quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit
 	$(BIN)/python -m pytest tests/distributed tests/ray -m "not full and not gpu"
 
 test-full: $(READY)

@@ -3,35 +3,50 @@
 from algorithms import credit, losses, regularizers, schedules, selections, weights
 from algorithms.base import Algorithm, Stage
 from algorithms.batch import Batch, PolicyOutput
+from algorithms.c3po import C3PO
 from algorithms.chord import CHORDMu, CHORDPhi
+from algorithms.chord_variants import CHORDIS, CHORDAdaptive
+from algorithms.cispo import CISPO
 from algorithms.dapo import DAPO
 from algorithms.dft import DFT
+from algorithms.dgro import DGRO, OPMD
 from algorithms.dr_grpo import DrGRPO
 from algorithms.grpo import GRPO
 from algorithms.gspo import GSPO
+from algorithms.guided import R3, TRAPO, GuidedGRPO
+from algorithms.hinted import UFT
 from algorithms.hpt import HPT
+from algorithms.hpt_soft import HPTSoft
+from algorithms.ibro import IBRO
 from algorithms.iw_sft import IWSFT
+from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
+from algorithms.pods import PODS
+from algorithms.preference import DPO
+from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
+from algorithms.probability_mask import ProbabilityMask
+from algorithms.reinforce_pp import REINFORCEPP
 from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
 from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
+from algorithms.sft_kl import SFTKL, OnPolicyDistillation
 from algorithms.sft_then_rl import SFTThenRL
+from algorithms.sft_weighted import EAFT, WeightedSFT
 from algorithms.srft import SRFT
-from algorithms.srft_variants import (
-    SRFTHPT,
-    SRFTAuthors,
+from algorithms.srft_ablations import (
     SRFTWithoutRLDemo,
     SRFTWithoutSFTDemo,
     SRFTWithoutWRL,
     SRFTWithoutWSFT,
 )
+from algorithms.srft_variants import SRFTHPT, SRFTAuthors
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
-from algorithms.types import Completion, Group
+from algorithms.types import Completion, Group, SequenceRecord
 from algorithms.weights import Granularity
 
 REGISTRY: dict[str, type[Algorithm]] = {
@@ -47,11 +62,27 @@ REGISTRY: dict[str, type[Algorithm]] = {
         SFT,
         DFT,
         IWSFT,
+        WeightedSFT,
+        EAFT,
+        SFTKL,
         GRPO,
         DrGRPO,
         DAPO,
         GSPO,
         RLOO,
+        CISPO,
+        IBRO,
+        ProbabilityMask,
+        DGRO,
+        OPMD,
+        REINFORCEPP,
+        LitePPO,
+        PODS,
+        C3PO,
+        OnPolicyDistillation,
+        DPO,
+        IPO,
+        SimPO,
         TwoStage,
         SFTThenRL,
         RLWithSFTLoss,
@@ -59,9 +90,16 @@ REGISTRY: dict[str, type[Algorithm]] = {
         RLPLUS,
         CHORDMu,
         CHORDPhi,
+        CHORDIS,
+        CHORDAdaptive,
         HPT,
+        HPTSoft,
         ReLIFT,
         PrefixRFT,
+        UFT,
+        R3,
+        GuidedGRPO,
+        TRAPO,
     )
 }
 
@@ -77,6 +115,7 @@ __all__ = [
     "PolicyOutput",
     "Schedule",
     "Selection",
+    "SequenceRecord",
     "Stage",
     "Term",
     "credit",

@@ -7,7 +7,7 @@ ranks.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from algorithms import selections
 from algorithms.batch import Batch, PolicyOutput
 from algorithms.settings import AS_THE_RUN, Schedule, check_settings
 from algorithms.term import Term
-from algorithms.types import Completion, Group
+from algorithms.types import Completion, Group, SequenceRecord
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,17 @@ class Algorithm:
         """Whether the completion enters the update; called after `advantages`."""
         return True
 
+    def sequence_values(self, records: Sequence[SequenceRecord]) -> Mapping[str, Sequence[float]]:
+        """Figures of each sequence that depend on other sequences, such as the mean reward of the step.
+
+        Called if a term needs "values". `records` are all completions of the step on all ranks, ordered by
+        group and sample. Each name has one figure per record, in their order; terms find them in
+        `Batch.values`, and the name `advantages` replaces the advantages. If a term needs "sequence_logprobs"
+        it is called again before each update, with the log-probs of that update. It must be pure: every rank
+        calls it with the same records.
+        """
+        return {}
+
     def has_signal(self, group: Group) -> bool:
         """False: another group takes the place of this one, up to `max_refills` times."""
         return True
@@ -107,6 +118,11 @@ class Algorithm:
     def needs(self) -> frozenset[str]:
         """What the terms need, see `Term.needs`. Raises ValueError as `named_terms` does."""
         return frozenset(need for term in self.named_terms().values() for need in term.needs)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a term needs the frozen reference model."""
+        return bool(self.needs & {"reference", "reference_kl"})
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The count of each term in one batch; sum them over all micro-batches and ranks of the update."""

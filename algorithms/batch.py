@@ -3,7 +3,8 @@
 Shapes: B sequences, T response positions, padded on the right.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Batch:
         step: optimizer steps since the first step of the stage, for schedules.
         max_new_tokens: the most tokens that a response may have.
         is_prefix_BT: bool, True at tokens of a rollout that come from a demonstration; None: there are none.
+        values: figures of each sequence by name, float (B,), as `Algorithm.sequence_values` gives them.
     """
 
     mask_BT: Tensor
@@ -32,6 +34,16 @@ class Batch:
     step: int = 0
     max_new_tokens: int = 0
     is_prefix_BT: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def value_B1(self, name: str) -> Tensor:
+        """A figure of each sequence. Raises ValueError if `Algorithm.sequence_values` gives none."""
+        if name not in self.values:
+            raise ValueError(
+                f"the sequences have no value '{name}': a term that uses it says needs=('values',), and "
+                "sequence_values() gives it"
+            )
+        return self.values[name][:, None]
 
 
 @dataclass
@@ -46,6 +58,8 @@ class PolicyOutput:
         reference_logprobs_BT: log-probs by the frozen reference model, if a term needs "reference".
         mean_entropy: scalar, the mean over all rollout tokens of the step before its first update, if a term
             needs "mean_entropy".
+        reference_kl_BT: KL(π‖reference) of the distributions of each token over the whole vocabulary, with
+            gradient, if a term needs "reference_kl".
     """
 
     logprobs_BT: Tensor
@@ -53,6 +67,7 @@ class PolicyOutput:
     old_logprobs_BT: Tensor | None = None
     reference_logprobs_BT: Tensor | None = None
     mean_entropy: Tensor | None = None
+    reference_kl_BT: Tensor | None = None
 
     @property
     def old_BT(self) -> Tensor:
@@ -68,6 +83,13 @@ class PolicyOutput:
             )
         return self.reference_logprobs_BT
 
+    @property
+    def kl_BT(self) -> Tensor:
+        """KL to the reference over the whole vocabulary. Raises ValueError if it was not computed."""
+        if self.reference_kl_BT is None:
+            raise ValueError("the KL is missing: a term that uses it says needs=('reference_kl',)")
+        return self.reference_kl_BT
+
     def where(self, mask_BT: Tensor) -> "PolicyOutput":
         """A copy with 0 outside the mask, so that NaN or infinity there affects neither loss nor gradient."""
 
@@ -82,4 +104,5 @@ class PolicyOutput:
             entropies_BT=keep(self.entropies_BT),
             old_logprobs_BT=keep(self.old_logprobs_BT),
             reference_logprobs_BT=keep(self.reference_logprobs_BT),
+            reference_kl_BT=keep(self.reference_kl_BT),
         )

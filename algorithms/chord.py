@@ -6,16 +6,21 @@ from typing import ClassVar
 
 from algorithms import losses, selections, weights
 from algorithms.grpo import GRPO
+from algorithms.losses import Old
 from algorithms.schedules import warmup_then_cosine
 from algorithms.settings import limited
-from algorithms.term import PerToken, Term, one
+from algorithms.term import Norm, PerToken, Term
 
 
+@dataclass(frozen=True)
 class CHORD(GRPO):
     """L = (1-μ) L_GRPO + μ E_demo[weight · -log π]"""
 
     paper: ClassVar[str] = "arXiv 2508.11408"
     uses_demonstrations: ClassVar[bool] = True
+    norm: Norm = "token_mean"
+    dual_clip: float | None = limited(3.0, least=1)
+    old: Old = "learner"
 
     def mu(self, step: int) -> float:
         """μ at an optimizer step, counted from the first step of the stage."""
@@ -35,14 +40,14 @@ class CHORD(GRPO):
     def _rl_share(self, term: Term) -> Term:
         """The term with its weight multiplied by 1-μ."""
         share = weights.scheduled(self.one_minus_mu)
-        weight = share if term.weight is one else weights.product(term.weight, share)
-        return dataclasses.replace(term, weight=weight)
+        return dataclasses.replace(term, weight=weights.combined(term.weight, share))
 
 
 @dataclass(frozen=True)
 class CHORDMu(CHORD):
     """CHORD-μ: L = (1-μ) L_GRPO + μ E_demo[-log π], μ from `peak` to `valley` along half a cosine
 
+    L_GRPO is a token mean with a clip of 0.2 and a dual clip of 3, as in the authors' implementation.
     Deviation: the demonstrations are those of the rollouts' prompts; the authors take them from a separate
     data set.
     """

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms.grpo import GRPO
+from algorithms.losses import Old
 from algorithms.term import Norm
 
 
@@ -18,3 +19,4 @@ class DrGRPO(GRPO):
     paper: ClassVar[str] = "arXiv 2503.20783"
     standardize: bool = False
     norm: Norm = "sequence_mean_constant"
+    old: Old = "learner"

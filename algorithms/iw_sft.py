@@ -15,8 +15,9 @@ class IWSFT(SFT):
     """Importance-weighted SFT: L = E_demo[sg(w) · -log π], w = clamp(exp(τ · mean_t log π/π_ref), low, high)
 
     π_ref is the frozen reference model and τ is `temperature`. `level: token` weights each token by its own
-    ratio. The default bounds are the authors': 0 and 16 for sequences, 0.2 and 1.8 for tokens. Deviation: the
-    reference is the model that training starts from unless learner.reference names another.
+    ratio. The default bounds are the authors': 0 and 16 for sequences, 0.2 and 1.8 for tokens. Deviations:
+    the reference is the model that training starts from unless learner.reference names another; τ applies to
+    `level: token` too, where the authors' code has none, which is the same at the default of 1.
     """
 
     name: ClassVar[str] = "iw_sft"

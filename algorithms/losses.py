@@ -79,6 +79,37 @@ def sequence_ratio(old: Old = "learner") -> PerToken:
 
 
 @labelled
+def squared_sequence_log_ratio(old: Old = "learner") -> PerToken:
+    """Summed over a sequence: S², S = Σ_t log π/π_old, with the gradient of S²; for sequence sums only."""
+    log = log_ratio(old)
+
+    def loss(batch: Batch, policy: PolicyOutput) -> Tensor:
+        d_BT = log(batch, policy)
+        sum_B1 = d_BT.sum(-1, keepdim=True)
+        # Σ_t S (2 d_t - d_t) is S², and its gradient is 2 S Σ_t ∇d_t.
+        return sum_B1.detach() * (2 * d_BT - d_BT.detach())
+
+    return loss
+
+
+def linearized(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """Any function of the log π(y|x) of several sequences, by its value and its slope at each of them.
+
+    `sequence_values` gives "slope", the derivative by log π(y|x), and "loss", the part of the function's
+    value that is counted at this sequence. Summed over tokens it has the function's value and gradient.
+    """
+    lengths_B1 = batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    change_BT = policy.logprobs_BT - policy.logprobs_BT.detach()
+    return batch.value_B1("slope") * change_BT + batch.value_B1("loss") / lengths_B1
+
+
+@labelled
+def bounded(surrogate: PerToken, low: float | None = None, high: float | None = None) -> PerToken:
+    """The surrogate within [low, high], without gradient outside; None: no bound on that side."""
+    return lambda batch, policy: surrogate(batch, policy).clamp(low, high)
+
+
+@labelled
 def maximize(surrogate: PerToken) -> PerToken:
     return lambda batch, policy: -surrogate(batch, policy)
 
@@ -139,6 +170,14 @@ def _bounds(clip_low: float | None, clip_high: float | None) -> tuple[float, flo
     low = -math.inf if clip_low is None else 1 - clip_low
     high = math.inf if clip_high is None else 1 + clip_high
     return low, high
+
+
+def logistic(margin: float) -> tuple[float, float]:
+    """-log σ(margin), and its derivative -σ(-margin)."""
+    small = math.exp(-abs(margin))  # never overflows
+    value = max(-margin, 0.0) + math.log1p(small)
+    share = small / (1 + small) if margin >= 0 else 1 / (1 + small)
+    return value, -share
 
 
 nll = maximize(log_prob)

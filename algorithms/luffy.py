@@ -20,7 +20,8 @@ class LUFFY(Algorithm):
     Â = R - mean over rollouts and demonstration. Z counts all response tokens of the update, as in the paper
     (the code divides by the maximal length). The final version of LUFFY has no clip; `clip` sets ε for the
     on-policy part. The entropy bonus is that of all tokens, with the paper's 0.01 (the script has 0.001). The
-    authors' 7 rollouts and 1 demonstration are rollout.num_rollouts=7 here.
+    authors' 7 rollouts and 1 demonstration are rollout.num_rollouts=7 here. A group of one has Â = 0 (the
+    code: R).
     """
 
     name: ClassVar[str] = "luffy"
@@ -28,7 +29,7 @@ class LUFFY(Algorithm):
     gamma: float = 0.1
     clip: float | None = None
     standardize: bool = False
-    old: Old = "behavior"
+    old: Old = "learner"
     entropy_coefficient: float = 0.01
 
     def terms(self) -> tuple[Term, ...]:

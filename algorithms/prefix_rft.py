@@ -22,6 +22,9 @@ class PrefixRFT(GRPO):
     |y*| is at most rollout.max_new_tokens. ℓ is uniform on [low, high]; low goes from `low_start` to
     `low_end` along half a cosine in `decay_steps` steps. The prefix has the same surrogate and advantage as
     the rest of its rollout, but only the `top_share` of its tokens with the highest entropy is trained on.
+    Which normalisation and clip the authors launched is unknown, since their launch values are not public: Â
+    with std, 1/|y| and a clip of 0.2 are a choice. Their recipe's defaults are a token mean and dual_clip 3;
+    it can leave prefix tokens unclipped or clip them by bounds of their own, which is not offered here.
     Deviations: these tokens are chosen within each sequence, not within the micro-batch, so that the update
     does not depend on how it is split; π_old is the learner's policy, since the engine has no log-probs of a
     prefix, so that the clip has an effect only with several updates per step.
@@ -44,8 +47,8 @@ class PrefixRFT(GRPO):
             raise ValueError(f"{wanted}: the engine has no log-probs of a prefix")
 
     def policy_term(self) -> Term:
-        weight = weights.highest_entropy(selections.prefixes, self.top_share)
-        return dataclasses.replace(super().policy_term(), weight=weight)
+        chosen = weights.highest_entropy(selections.prefixes, self.top_share)
+        return dataclasses.replace(super().policy_term(), weight=weights.combined(self.policy_weight, chosen))
 
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
         if sample > 0 or not group.demonstrations:

@@ -5,28 +5,43 @@ from typing import Literal
 from torch import Tensor
 
 from algorithms.batch import Batch, PolicyOutput
-from algorithms.losses import LOG_RATIO_LIMIT
+from algorithms.losses import LOG_RATIO_LIMIT, advantage_weighted
 from algorithms.selections import sampled
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.weights import constant
 
-Estimator = Literal["k1", "k2", "k3", "k3_plus"]
+Estimator = Literal["k1", "k2", "k3", "k3_plus", "full"]
+EntropyKind = Literal["plain", "advantage"]
 
 
-def entropy_bonus(coefficient: float, select: Selection = sampled) -> tuple[Term, ...]:
-    """-coefficient · mean entropy of the selected tokens, in nats."""
+def entropy_bonus(
+    coefficient: float, select: Selection = sampled, kind: EntropyKind = "plain"
+) -> tuple[Term, ...]:
+    """-coefficient · mean entropy of the selected tokens, in nats; `advantage`: of Â · entropy (IBRO)."""
     if not coefficient:
         return ()
-    weight = constant(coefficient)
-    return (Term("entropy", select, negative_entropy, weight, needs=("entropy_gradient",)),)
+    loss = negative_entropy if kind == "plain" else advantage_weighted(entropy)
+    return (Term("entropy", select, loss, constant(coefficient), needs=("entropy_gradient",)),)
 
 
-def kl_penalty(coefficient: float, estimator: Estimator, norm: Norm = "token_mean") -> tuple[Term, ...]:
-    """coefficient · KL(π‖reference), estimated at the sampled tokens, in nats."""
+def kl_penalty(
+    coefficient: float, estimator: Estimator, norm: Norm = "token_mean", norm_constant: float | None = None
+) -> tuple[Term, ...]:
+    """coefficient · KL(π‖reference) at the sampled tokens, in nats; `full`: over the whole vocabulary."""
     if not coefficient:
         return ()
-    weight = constant(coefficient)
-    return (Term("kl", sampled, kl(estimator), weight, norm=norm, needs=("reference",)),)
+    need = "reference_kl" if estimator == "full" else "reference"
+    return (
+        Term(
+            name="kl",
+            select=sampled,
+            loss=full_kl if estimator == "full" else kl(estimator),
+            weight=constant(coefficient),
+            norm=norm,
+            constant=norm_constant,
+            needs=(need,),
+        ),
+    )
 
 
 @labelled
@@ -49,6 +64,16 @@ def kl(estimator: Estimator) -> PerToken:
         return k3_BT if estimator == "k3" else k2_BT - k2_BT.detach() + k3_BT.detach()
 
     return loss
+
+
+def full_kl(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """KL(π‖reference) of each token, the sum over the vocabulary; a term with it needs "reference_kl"."""
+    return policy.kl_BT
+
+
+def entropy(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """H of the distribution of each token, in nats; a term with this loss needs "entropy_gradient"."""
+    return policy.entropies_BT
 
 
 def negative_entropy(batch: Batch, policy: PolicyOutput) -> Tensor:

@@ -17,17 +17,19 @@ from algorithms.types import Group
 class RLPLUS(Algorithm):
     """RL-PLUS: L = -1/Z [Σ_demo r_m Â (1 - sg π)^γ + Σ_rollouts r Â], r_m = 2π/(π_ω + π_old)
 
-    π_ω = (π_old + 1)/2: multiple importance sampling. (1 - π)^γ gives more weight to improbable tokens of the
-    demonstration. There is no clip. Â = R - mean over rollouts and demonstration. `old` is π_old of the
-    rollouts; r_m uses the learner's. Deviation: Z counts all response tokens of the update; the code divides
-    by the maximal length. The entropy bonus is that of all tokens.
+    π_ω = (π_old + 1)/2 is multiple importance sampling as in the authors' code; in the paper the second
+    member of the mixture is a uniform policy, for which the code's 1 stands in. (1 - π)^γ gives more weight
+    to improbable tokens of the demonstration. There is no clip. Â = R - mean over rollouts and demonstration;
+    a group of one has Â = 0 (the code: R). `old` is π_old of the rollouts; r_m uses the learner's. The
+    authors' 7 rollouts and 1 demonstration are rollout.num_rollouts=7 here. Deviation: Z counts all response
+    tokens of the update; the code divides by the maximal length. The entropy bonus is that of all tokens.
     """
 
     name: ClassVar[str] = "rl_plus"
     paper: ClassVar[str] = "arXiv 2508.00222"
     gamma: float = 0.5
     standardize: bool = False
-    old: Old = "behavior"
+    old: Old = "learner"
     entropy_coefficient: float = 0.001
 
     def terms(self) -> tuple[Term, ...]:

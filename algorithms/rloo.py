@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms import losses
-from algorithms.credit import among_rollouts, leave_one_out
+from algorithms.credit import leave_one_out
 from algorithms.grpo import GRPO
 from algorithms.losses import Old
 from algorithms.term import Norm, Term
-from algorithms.types import Group
 
 
 @dataclass(frozen=True)
 class RLOO(GRPO):
     """REINFORCE leave-one-out: L = -E[Σ_t Â log π], Â = R_i - mean of the other rollouts' rewards
 
-    There is neither an importance ratio nor a clip.
+    There is neither an importance ratio nor a clip. Deviation: the paper's reward includes -β · KL to the
+    reference; here there is no KL unless `kl_coefficient` is set, and then it is a term of the loss.
     """
 
     name: ClassVar[str] = "rloo"
@@ -38,5 +38,5 @@ class RLOO(GRPO):
         loss = losses.advantage_weighted(losses.log_prob)
         return dataclasses.replace(super().policy_term(), loss=loss, metrics={})
 
-    def advantages(self, group: Group) -> list[float]:
-        return among_rollouts(group, leave_one_out)
+    def credit_rule(self, rewards: list[float]) -> list[float]:
+        return leave_one_out(rewards)

@@ -1,5 +1,6 @@
 """Which tokens a term uses: functions Batch -> bool (B, T)."""
 
+import torch
 from torch import Tensor
 
 from algorithms.batch import Batch
@@ -29,6 +30,23 @@ def correct_rollouts(above: float) -> Selection:
 def wrong_rollouts(above: float) -> Selection:
     """Rollouts whose reward is not above the threshold."""
     return lambda batch: rollouts(batch) & ~(batch.rewards_B > above)[:, None]
+
+
+@labelled
+def leading(name: str) -> Selection:
+    """The first tokens of each rollout, as many as its value of that name."""
+
+    def select(batch: Batch) -> Tensor:
+        positions_T = torch.arange(batch.mask_BT.shape[-1], device=batch.mask_BT.device)
+        return rollouts(batch) & (positions_T < batch.value_B1(name))
+
+    return select
+
+
+@labelled
+def valued(name: str) -> Selection:
+    """All tokens of the sequences whose value of that name is above 0."""
+    return lambda batch: batch.mask_BT & (batch.value_B1(name) > 0)
 
 
 def favoured_rollouts(batch: Batch) -> Tensor:

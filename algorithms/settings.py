@@ -46,6 +46,7 @@ class Schedule:
     min_lr_ratio: float | None = limited(None, least=0, most=1)
     groups_per_step: int | None = limited(None, least=1)
     mini_batches: int | None = limited(None, least=1)
+    weight_decay: float | None = limited(None, least=0)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -25,9 +25,10 @@ class SRFT(SRFTSettings):
     Â = (R - mean) / std over the rollouts and the demonstration of a prompt (Eq. 7), std with ddof 1. Choices
     where the paper leaves one: H is the mean token entropy of the sequence. Each term is a token mean over
     the whole update (`sequence_mean_token_sum` is the literal log π(y|x)). Both rollout terms are divided by
-    the number of all rollout tokens, which is what E[R log π] in Eq. 11 gives. If all rollouts of a prompt
-    are wrong, rl_negative still applies to them. With `self_rollout_mode: group_advantage`, Â replaces the
-    coefficients ±1, and rl_positive has the rollouts with Â > 0. R log π is on-policy only in the first
+    the number of all rollout tokens, which is what E[R log π] in Eq. 11 gives. rl_negative also applies if
+    all rollouts of a prompt are wrong, and it has no lower bound; `negative_coefficient`, `min_logprob` and
+    `ratio_clip` bound it, and are off as in the paper. With `self_rollout_mode: group_advantage`, Â replaces
+    the coefficients ±1, and rl_positive has the rollouts with Â > 0. R log π is on-policy only in the first
     update of a step: with several updates per step, set `self_rollout_surrogate: ratio`, which uses π/π_old.
     """
 
@@ -64,15 +65,15 @@ class SRFT(SRFTSettings):
         w_rl = entropy_weight(self.rl_scale, self.rl_entropy_sign, self.entropy_granularity)
         correct = selections.correct_rollouts(self.correct_above)
         select = selections.favoured_rollouts if self.by_advantage else correct
-        loss = advantage_weighted(self.surrogate) if self.by_advantage else maximize(self.surrogate)
+        loss = advantage_weighted(self.surrogate_up) if self.by_advantage else maximize(self.surrogate_up)
         return self.rl_term("rl_positive", select, loss, w_rl, self.population, self.entropy_needs)
 
     def rl_negative(self) -> Term:
         """Eq. 12, second half: E_y-[log π]."""
         wrong = selections.wrong_rollouts(self.correct_above)
         select = selections.disfavoured_rollouts if self.by_advantage else wrong
-        loss = advantage_weighted(self.surrogate) if self.by_advantage else minimize(self.surrogate)
-        return self.rl_term("rl_negative", select, loss, population=self.population)
+        loss = advantage_weighted(self.surrogate_down) if self.by_advantage else minimize(self.surrogate_down)
+        return self.rl_term("rl_negative", select, loss, self.negative_weight, self.population)
 
     def advantages(self, group: Group) -> list[float]:
         """Eq. 7."""

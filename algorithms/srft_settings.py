@@ -1,10 +1,12 @@
 """The settings of SRFT. The defaults are the paper's, or one of its readings where it leaves a choice."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from algorithms import losses, selections
+from algorithms import losses, selections, weights
 from algorithms.base import Algorithm
+from algorithms.settings import limited
 from algorithms.term import Norm, PerToken, Selection, Term, one
 from algorithms.weights import Granularity
 
@@ -36,6 +38,12 @@ class SRFTSettings(Algorithm):
     self_rollout_mode: Literal["reinforce", "group_advantage"] = "reinforce"
     # What these coefficients multiply; in the paper log π.
     self_rollout_surrogate: Literal["log_prob", "prob", "ratio", "log_ratio"] = "log_prob"
+    # Bounds of the negative term, which has none in the paper. Its coefficient; a floor on log π, below which
+    # a token of a wrong rollout is not pushed down further; and a PPO clip of the ratio on both kinds of
+    # rollout, which needs self_rollout_surrogate=ratio. The defaults leave the paper's term as it is.
+    negative_coefficient: float = limited(1.0, least=0)
+    min_logprob: float | None = None
+    ratio_clip: float | None = limited(None, least=0)
     # Whether rl_positive and rl_negative are divided by the count of all rollouts, or each by its own.
     pos_neg_norm: Literal["joint", "separate"] = "joint"
     # How the three RL terms, and the SFT term, are divided (`Term.norm`); the constant of norm=constant.
@@ -55,10 +63,37 @@ class SRFTSettings(Algorithm):
         """Whether Â takes the place of ±1 on rollouts."""
         return self.self_rollout_mode == "group_advantage"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio_clip is not None and self.self_rollout_surrogate != "ratio":
+            raise ValueError("ratio_clip bounds π/π_old: set self_rollout_surrogate=ratio")
+
     @property
-    def surrogate(self) -> PerToken:
-        """What the coefficients of rollouts multiply."""
-        return SURROGATES[self.self_rollout_surrogate]
+    def surrogate_up(self) -> PerToken:
+        """What the coefficients of rollouts multiply that become more likely."""
+        surrogate = SURROGATES[self.self_rollout_surrogate]
+        if self.ratio_clip is None:
+            return surrogate
+        return losses.bounded(surrogate, high=1 + self.ratio_clip)
+
+    @property
+    def surrogate_down(self) -> PerToken:
+        """What the coefficients of rollouts multiply that become less likely."""
+        surrogate = SURROGATES[self.self_rollout_surrogate]
+        if self.ratio_clip is None:
+            return surrogate
+        return losses.bounded(surrogate, low=1 - self.ratio_clip)
+
+    @property
+    def negative_weight(self) -> PerToken:
+        """Coefficient and floor of the negative term."""
+        coefficient = one
+        if self.negative_coefficient != 1:
+            coefficient = weights.constant(self.negative_coefficient)
+        if self.min_logprob is None:
+            return coefficient
+        floor = weights.probability_between(math.exp(self.min_logprob), 1.0)
+        return weights.combined(coefficient, floor)
 
     @property
     def population(self) -> Selection | None:

@@ -15,15 +15,15 @@ class TwoStage(Algorithm):
     """Two stages: `first` for `first_steps` steps (None: half of all steps), then `second`
 
     Each stage is like a run of its own that starts from the current weights: its optimizer state is fresh,
-    and it has the learning rate, schedule, prompts per step and mini-batches that `first_schedule` or
-    `second_schedule` give. What these leave out is the run's, warm-up steps included. What an algorithm
-    schedules by steps counts from the first step of its stage. If the second stage uses a reference model,
-    learner.reference must be set. The second stage continues in the seeded order of prompts where the first
-    ended, as a run with trainer.first_group does.
+    and it has the learning rate, schedule, weight decay, prompts per step and mini-batches that
+    `first_schedule` or `second_schedule` give. What these leave out is the run's, warm-up steps included.
+    What an algorithm schedules by steps counts from the first step of its stage. If the second stage uses a
+    reference model, learner.reference must be set. The second stage continues in the seeded order of prompts
+    where the first ended, as a run with trainer.first_group does.
     """
 
     name: ClassVar[str] = "two_stage"
-    paper: ClassVar[str] = "arXiv 2604.23747"
+    paper: ClassVar[str] = "general; arXiv 2604.23747 is one case"
     first: Algorithm = field(default_factory=SFT)
     second: Algorithm = field(default_factory=GRPO)
     first_steps: int | None = limited(None, least=0)

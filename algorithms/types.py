@@ -18,6 +18,7 @@ class Completion:
         policy_version: optimizer steps behind the weights that generated it; -1 for demonstrations.
         verdict: match, mismatch, no_answer, timeout or error; `given` for demonstrations.
         answer: what the verifier extracted from the text.
+        reason: how the verifier came to its verdict, in a few words; may be empty.
         prefix: how many of the first ids come from the group's demonstration. The engine has no log-probs of
             them, and `logprobs` is 0 there.
         trained: whether it enters the update (`Algorithm.trains_on`).
@@ -34,9 +35,35 @@ class Completion:
     reward: float = 1.0
     verdict: str = "given"
     answer: str | None = None
+    reason: str = ""
     advantage: float = 0.0
     prefix: int = 0
     trained: bool = True
+
+
+@dataclass(frozen=True)
+class SequenceRecord:
+    """What `Algorithm.sequence_values` sees of a completion of the step, of this or of another rank.
+
+    Attributes:
+        update: the number of the update that its group belongs to, from 0.
+        length: response tokens, those of a prefix included.
+        trained: whether it enters the update.
+        logprob, reference_logprob: log π(y|x) in nats, the sum over its tokens, by the policy before the
+            update and by the reference; 0 where a term does not need them, and in other updates.
+    """
+
+    group_id: int
+    sample: int
+    origin: str
+    update: int
+    length: int
+    prefix: int
+    reward: float
+    advantage: float
+    trained: bool
+    logprob: float = 0.0
+    reference_logprob: float = 0.0
 
 
 @dataclass
@@ -53,6 +80,8 @@ class Group:
         discarded_tokens: tokens that were sampled for the discarded groups.
         engine: the engine that sampled its rollouts; empty if nothing was sampled.
         weights_fingerprint: of the weights that the engine held.
+        probe_logprobs: of a fixed sequence, as the engine computes them with these weights, in nats; empty
+            with rollout.max_staleness=0.
     """
 
     step: int
@@ -71,6 +100,7 @@ class Group:
     discarded_tokens: int = 0
     engine: str = ""
     weights_fingerprint: str = ""
+    probe_logprobs: tuple[float, ...] = ()
 
     @property
     def rewards(self) -> list[float]:

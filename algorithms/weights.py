@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from algorithms.batch import Batch, PolicyOutput
-from algorithms.losses import LOG_RATIO_LIMIT
+from algorithms.losses import LOG_RATIO_LIMIT, Old, bounded, ratio
+from algorithms.selections import sampled
 from algorithms.term import PerToken, Selection, labelled, one
 
 Granularity = Literal["token", "sequence", "batch"]
@@ -29,8 +30,21 @@ def scheduled(value_at: Callable[[int], float]) -> PerToken:
 
 
 @labelled
+def value(name: str) -> PerToken:
+    """A figure of each sequence; a term with this weight needs "values"."""
+    return lambda batch, policy: batch.value_B1(name).to(policy.logprobs_BT.dtype)
+
+
+@labelled
 def product(first: PerToken, second: PerToken) -> PerToken:
     return lambda batch, policy: first(batch, policy) * second(batch, policy)
+
+
+def combined(first: PerToken, second: PerToken) -> PerToken:
+    """Their product, or the other one where one of them is the weight 1."""
+    if first is one:
+        return second
+    return first if second is one else product(first, second)
 
 
 @labelled
@@ -65,6 +79,37 @@ def probability(batch: Batch, policy: PolicyOutput) -> Tensor:
 def uncertainty(batch: Batch, policy: PolicyOutput) -> Tensor:
     """π(1-π): φ of CHORD (arXiv 2508.11408)."""
     return policy.logprobs_BT.exp() * -policy.logprobs_BT.expm1()
+
+
+@labelled
+def probability_between(low: float, high: float) -> PerToken:
+    """1 where low ≤ π ≤ high, else 0."""
+
+    def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
+        p_BT = policy.logprobs_BT.exp()
+        return ((p_BT >= low) & (p_BT <= high)).to(p_BT.dtype)
+
+    return weight
+
+
+@labelled
+def trust_region(alpha: float) -> PerToken:
+    """min(1, π/α): with it, -log π has the gradient of -π/max(sg(π), α) (TRAPO, arXiv 2512.17636)."""
+    return lambda batch, policy: (policy.logprobs_BT.exp() / alpha).clamp(max=1)
+
+
+@labelled
+def entropy_share(scale: float, power: float = 1.0, most: float | None = None) -> PerToken:
+    """(H/scale)^power of each token, H in nats; H/scale is at most `most`, None: without limit."""
+    return lambda batch, policy: (policy.entropies_BT / scale).clamp(0, most) ** power
+
+
+@labelled
+def clipped_ratio(old: Old, clip_low: float | None, clip_high: float | None) -> PerToken:
+    """clip(π/π_old, 1-clip_low, 1+clip_high) (CISPO, arXiv 2506.13585); None: no clip on that side."""
+    low = 0.0 if clip_low is None else 1 - clip_low
+    high = None if clip_high is None else 1 + clip_high
+    return bounded(ratio(old), low, high)
 
 
 @labelled
@@ -104,11 +149,13 @@ def mismatch_correction(kind: Correction, low: float, high: float) -> PerToken:
     level, _, action = kind.partition("_")
 
     def weight(batch: Batch, policy: PolicyOutput) -> Tensor:
-        log_BT = policy.old_BT - batch.behavior_logprobs_BT
-        if level == "sequence":
+        # The engine has no log-probs of what it did not sample.
+        sampled_BT = sampled(batch)
+        log_BT = torch.where(sampled_BT, policy.old_BT - batch.behavior_logprobs_BT, 0.0)
+        if level != "token":
             log_BT = log_BT.sum(-1, keepdim=True)
-        elif level == "geometric":
-            log_BT = _sequence_mean(log_BT, batch)
+        if level == "geometric":
+            log_BT = log_BT / sampled_BT.sum(-1, keepdim=True).clamp(min=1)
         rho_BT = log_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
         if action == "tis":
             return rho_BT.clamp(max=high)

@@ -61,10 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29577", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    import deepspeed
     from transformers import AutoModelForCausalLM
 
-    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine, deepspeed
     from srft_ray.train.learner import Learner
 
     deepspeed.init_distributed("gloo", verbose=False)

@@ -36,7 +36,7 @@ def measure(steps):
     trainer = TrainerSection(steps=steps, groups_per_step=GROUPS, evaluate_every=10)
     plan = make_plan(trainer, SFT(), Bounds(1, 1), Bounds(1, 1), None, {"heldout": 16})
     data = SimpleNamespace(counts=SimpleNamespace(kept=ROWS))
-    reader = GroupReader(GroupSettings(0, 8, 64, 1, 8), SFT(), plan, 0, data, {})
+    reader = GroupReader(GroupSettings(0, 8, 64, 1, {}), SFT(), plan, 0, data, {})
     found = {"plan_s": time.perf_counter() - started, "reader_bytes": len(pickle.dumps(reader))}
 
     stop = plan.stream_stop(0)

@@ -36,3 +36,10 @@ def last_line(error: BaseException) -> str:
     no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def cause(error: BaseException) -> str:
+    """The innermost error of a chain, or the last line of a remote traceback, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return last_line(error)

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, scale, plan, data, algorithms.
+"""The command line: train, evaluate, benchmark, compare, scale, plan, data, algorithms.
 
 Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
 
@@ -19,8 +19,10 @@ from srft_ray.commands.arguments import (
     evaluation_config,
     whole_numbers,
 )
+from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
+from srft_ray.text import sanitize_text
 
 SUCCESS = 0
 FAILED = 1
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"srft-ray: {message}", file=sys.stderr)
+    # It may repeat words of the config or of data.
+    print(f"srft-ray: {sanitize_text(message)}", file=sys.stderr)
     return code
 
 
@@ -70,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         prog="srft-ray", description="SRFT and related methods for LLM post-training, on Ray."
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_train, add_evaluate, add_compare, add_scale, add_plan, add_data, add_algorithms):
+    for add in ADDED:
         add(commands)
     return top
 
@@ -133,7 +136,22 @@ def add_evaluate(commands: Any) -> None:
         metavar = option.removeprefix("--").upper()
         required = option == "--data"
         command.add_argument(option, dest=key, type=kind, metavar=metavar, required=required, help=help_text)
+    output = "folder of the evaluation's ledger (default: one in run.dir named after model and settings)"
+    command.add_argument("--output", dest="output", metavar="FOLDER", help=output, default=None)
     add_overrides(command, "any other config key, such as verifier.path=judge.py:judge")
+
+
+# In the order in which `--help` lists them.
+ADDED = (
+    add_train,
+    add_evaluate,
+    add_benchmark,
+    add_compare,
+    add_scale,
+    add_plan,
+    add_data,
+    add_algorithms,
+)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -201,10 +219,11 @@ def algorithms(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from srft_ray.commands.evaluate import evaluate as run
+    from srft_ray.commands.evaluate import evaluate_model
     from srft_ray.observe.progress import evaluation_line
 
-    records = run(evaluation_config(options))
-    for record in records:
+    done = evaluate_model(evaluation_config(options), folder=options.output)
+    for record in done.records:
         print(evaluation_line(record).removeprefix("evaluation after step 0: "))
+    print(f"every response is in {done.folder / 'evaluations'}")
     return SUCCESS

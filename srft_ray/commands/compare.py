@@ -15,7 +15,7 @@ from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters
 from srft_ray.observe.journal import read_json_lines
 from srft_ray.run.cluster import start_ray
-from srft_ray.run.placement import demand
+from srft_ray.run.placement import Placement, demand
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], 
     runs = [comparison.run for comparison in comparisons]
     check(runs)
     # One Ray for all runs, large enough for the largest of them.
-    demands = [demand(run.resolved, "cpu", engines=True) for run in runs]
+    demands = [demand(run.resolved, Placement("cpu"), engines=True) for run in runs]
     largest = max(demands, key=lambda needed: needed.cpus)
     start_ray(config.cluster, largest.cpus, largest.custom)
     parameters = count_parameters(config.model)

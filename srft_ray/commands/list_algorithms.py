@@ -6,6 +6,7 @@ from typing import Any
 
 from algorithms import REGISTRY, Algorithm, Schedule, Term
 from algorithms.term import one
+from algorithms.uses import USES
 from srft_ray.errors import nearest, require
 
 HEADER = """# Algorithms
@@ -18,9 +19,29 @@ count over the whole update, so that the update does not depend on micro-batches
 the policy, sg() stops the gradient, Â is the advantage, H is the entropy in nats. If an algorithm samples
 rollouts, log-probs and entropies are those of the logits divided by rollout.temperature, for demonstrations
 too; otherwise they are those of the logits.
+
+π_old is the learner's policy before the updates of a step (`old: learner`, as in papers and their codes), or
+has the engine's log-probs (`old: behavior`, the default of `grpo`, which corrects for stale rollouts). In
+bfloat16 the engine's log-probs differ from the learner's, so that with `behavior` a clip acts on numerical
+noise too; with `learner`, stale rollouts need `correction`. What a class calls unknown or a choice was not
+found in its paper or code.
 """
 
-OVERVIEW = "| name | summary | paper | rollouts | demonstrations |\n|---|---|---|---|---|"
+OVERVIEW = "| name | summary | paper |\n|---|---|---|"
+PROPERTIES = """## Properties
+
+- **prefix**: rollouts may continue the beginning of a demonstration.
+- **reference**: a frozen model is needed, which costs its memory and one more forward pass.
+- **π_old**: a ratio to an earlier policy corrects for several updates per step (`learner.mini_batches`); the
+  others are on-policy in the first update only.
+- **step**: a term looks at all sequences of the step: their rewards and lengths, or also their log-probs,
+  which costs one more forward pass for each update.
+- **refills**: groups from which nothing can be learned are replaced.
+
+No algorithm has a history of prompts or a critic.
+
+| name | rollouts | demonstrations | prefix | reference | π_old | step | refills | when to use it |
+|---|---|---|---|---|---|---|---|---|"""
 TERMS = "| algorithm | term | tokens | loss | weight | divided by |\n|---|---|---|---|---|---|"
 
 
@@ -37,7 +58,7 @@ def describe(name: str | None) -> str:
     title = f"{name}  ({algorithm.paper})"
     settings = f"settings: {_settings(algorithm)}"
     terms = _table([("term", "tokens", "loss", "weight", "divided by"), *_term_rows(algorithm)])
-    return "\n\n".join([title, _document(algorithm), settings, terms])
+    return "\n\n".join([title, _document(algorithm), f"use: {USES[name]}", settings, terms])
 
 
 def markdown() -> str:
@@ -48,19 +69,39 @@ def markdown() -> str:
     for algorithm in algorithms:
         terms += [_row(algorithm.name, *map(_code, cells)) for cells in _term_rows(algorithm)]
     sections = map(_section, algorithms)
-    return "\n".join([HEADER, *overview, "", "## How they differ", "", *terms, "", *sections])
+    properties = [PROPERTIES, *map(_properties_row, algorithms)]
+    return "\n".join(
+        [HEADER, *overview, "", *properties, "", "## How they differ", "", *terms, "", *sections]
+    )
 
 
 def _overview_row(algorithm: Algorithm) -> str:
     link = f"[`{algorithm.name}`](#{algorithm.name})"
     summary = _summary(algorithm).replace("|", "\\|")
-    uses = (_yes(algorithm.uses_rollouts), _yes(algorithm.uses_demonstrations))
-    return _row(link, summary, algorithm.paper, *uses)
+    return _row(link, summary, algorithm.paper)
+
+
+def _properties_row(algorithm: Algorithm) -> str:
+    """What the class declares, and the labels of its terms show."""
+    methods = {stage.algorithm for stage in (algorithm.stage(0, 2), algorithm.stage(1, 2))}
+    labels = [part for method in methods for term in method.terms() for part in _term_row(term)]
+    needs = algorithm.needs
+    step = "log-probs" if "sequence_logprobs" in needs else _yes("values" in needs or "mean_entropy" in needs)
+    cells = (
+        _yes(algorithm.uses_rollouts),
+        _yes(algorithm.uses_demonstrations),
+        _yes(any(type(method).prefix is not Algorithm.prefix for method in methods)),
+        _yes(algorithm.uses_reference),
+        _yes(any("ratio(" in label for label in labels)),
+        step,
+        _yes(any(method.max_refills for method in methods)),
+    )
+    return _row(f"`{algorithm.name}`", *cells, USES[algorithm.name])
 
 
 def _section(algorithm: Algorithm) -> str:
     text = f"```text\n{_document(algorithm)}\n```"
-    source = f"Source: {algorithm.paper}. Settings: {_settings(algorithm, '`')}"
+    source = f"Source: {algorithm.paper}. Use: {USES[algorithm.name]} Settings: {_settings(algorithm, '`')}"
     return f"## {algorithm.name}\n\n{text}\n{source}\n"
 
 

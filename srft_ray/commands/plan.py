@@ -1,5 +1,7 @@
 """`srft-ray plan`: checks a config and says what it will ask for, by arithmetic alone; it starts nothing."""
 
+import os
+
 import torch
 from huggingface_hub import try_to_load_from_cache
 
@@ -12,7 +14,8 @@ from srft_ray.config.schema import Config
 from srft_ray.data.rows import read_rows
 from srft_ray.errors import require
 from srft_ray.models import count_parameters, is_local
-from srft_ray.run.placement import demand
+from srft_ray.run.cluster import cluster_address
+from srft_ray.run.placement import choose_placement, demand
 from srft_ray.run.preflight import check_installation, plan_stream, prepare_run
 
 GIB = 2**30
@@ -72,9 +75,13 @@ def _is_elsewhere(path: str) -> bool:
 
 def _placement(resolved: Resolved, device: str) -> list[str]:
     config = resolved.config
-    needed = demand(resolved, device, engines=resolved.needs_engines)
     gpus = torch.cuda.device_count()
+    cores = None if cluster_address(config.cluster) else os.cpu_count()
+    placement = choose_placement(resolved, device, resolved.needs_engines, gpus, cores)
+    needed = demand(resolved, placement, engines=resolved.needs_engines)
     lines = [f"placement     {needed} on {device}"]
+    if resolved.needs_engines:
+        lines.append(f"{INDENT}{placement}")
     if needed.gpus > gpus:
         lines.append(
             f"{INDENT}this machine alone has {gpus} GPUs: the run needs a cluster "
@@ -141,7 +148,7 @@ def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str
         f"memory        {parameters / 1e6:,.1f} M parameters; each learner {states:.2f} GiB of weights, "
         f"gradients and optimizer{where}, {logits} at a time"
     ]
-    if "reference" in resolved.algorithm.needs:
+    if resolved.algorithm.uses_reference:
         lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")
     if resolved.needs_engines:
         engine = parameters * width / config.rollout.tensor_parallel / GIB

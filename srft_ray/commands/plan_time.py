@@ -6,7 +6,7 @@ from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import stage_size, updates_per_step
 from srft_ray.config.schema import Config
 from srft_ray.models import resolve_dtype
-from srft_ray.run.placement import demand, gpus_per_engine
+from srft_ray.run.placement import Placement, demand, gpus_per_engine
 
 
 def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters: int | None) -> list[str]:
@@ -20,7 +20,7 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
     if missing or not parameters:
         needed_keys = ", ".join(missing) or "model.num_parameters"
         return [f"time          unknown: for seconds per step and the best split state {needed_keys}"]
-    needed = demand(resolved, device, engines=resolved.needs_engines)
+    needed = demand(resolved, Placement(device), engines=resolved.needs_engines)
     share = gpus_per_engine(config.rollout) if device == "cuda" else 1.0
     setting = Setting(max(1, needed.engines), needed.learners, config.rollout.max_staleness)
     devices = needed.learners + needed.engines * share
@@ -83,7 +83,8 @@ def _learner_seconds(config: Config, stage: Stage, parameters: int, number: int)
     stated = config.hardware
     further_passes = (
         config.learner.activation_checkpointing,
-        "reference" in stage.algorithm.needs,
+        stage.algorithm.uses_reference,
+        "sequence_logprobs" in stage.algorithm.needs,
         updates_per_step(config.learner, stage) > 1 or "mean_entropy" in stage.algorithm.needs,
     )
     operations = 6 + 2 * sum(further_passes)  # per parameter and token

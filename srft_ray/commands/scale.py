@@ -24,7 +24,7 @@ from srft_ray.config.schema import Config
 from srft_ray.errors import require
 from srft_ray.observe.journal import read_json_lines
 from srft_ray.run.cluster import cluster_address, placed
-from srft_ray.run.placement import check_placement, demand, gpus_per_engine, resolve_device
+from srft_ray.run.placement import Placement, check_placement, demand, gpus_per_engine, resolve_device
 
 # These steps are left out: engines and learners start, kernels compile, and the overlapping stream fills.
 WARM_UP = 3
@@ -91,11 +91,10 @@ def _variant(config: Config, setting: Setting, steps: int) -> Variant:
 
 def _check_cluster(runs: Sequence[Resolved]) -> None:
     """Raises UserError if the cluster can never place one of the runs."""
-    largest = max(runs, key=lambda run: demand(run, "cpu", engines=True).cpus)
-    with placed(largest, engines=True) as (device, _):
+    largest = max(runs, key=lambda run: demand(run, Placement("cpu"), engines=True).cpus)
+    with placed(largest, engines=True) as placement:
         for run in runs:
-            needed = demand(run, device, engines=True)
-            check_placement(needed)
+            check_placement(run, placement, engines=True)
 
 
 def _machine(config: Config) -> Machine:

@@ -12,6 +12,7 @@ from algorithms import Algorithm
 from srft_ray.config.load import to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
+from srft_ray.errors import RunFailed
 from srft_ray.run.directory import RECORD
 from srft_ray.run.driver import fit
 from srft_ray.run.preflight import check_installation, prepare_run
@@ -68,9 +69,18 @@ def unfinished(runs: Sequence[Variant]) -> list[Variant]:
 
 
 def complete(run: Variant) -> Path:
-    """Trains the run if it is not finished; returns its directory."""
+    """Trains the run if it is not finished; returns its directory.
+
+    Raises:
+        RunFailed: as `fit`, or the run was asked to stop.
+    """
     if not _finished(run.config):
-        fit(run.config, run.algorithm)
+        result = fit(run.config, run.algorithm)
+        if result.stopped:
+            raise RunFailed(
+                f"stopped by {result.stopped} after step {result.steps} of {run.config.run_dir}; every "
+                "finished step is kept, and the same command continues"
+            )
     return run.config.run_dir
 
 

@@ -14,6 +14,7 @@ def check_values(config: Config) -> None:
         for item in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
             check_limits(f"{name}.{item.name}", getattr(section, item.name), item.metadata["limits"])
     _check_workers(config)
+    _check_turns(config)
     _check_checkpoints(config.trainer, config.evaluation)
     _check_optimizer(config.learner)
     _check_sampling(config.rollout, config.evaluation, config.model)
@@ -36,6 +37,16 @@ def _check_workers(config: Config) -> None:
             f"trainer.groups_per_step={groups} is not divisible by {workers} learners "
             f"(learner.num_workers={config.learner.num_workers}): choose a multiple.",
         )
+
+
+def _check_turns(config: Config) -> None:
+    staleness = config.rollout.max_staleness
+    require(
+        config.cluster.placement != "colocated" or staleness == 0,
+        f"cluster.placement=colocated lets learners and engines take turns, but with "
+        f"rollout.max_staleness={staleness} they work at the same time: set rollout.max_staleness=0 or "
+        "cluster.placement=separate.",
+    )
 
 
 def _check_checkpoints(trainer: TrainerSection, evaluation: EvaluationSection) -> None:

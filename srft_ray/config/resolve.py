@@ -4,23 +4,20 @@ What files, models, clusters and earlier runs show to be wrong is refused by `ru
 """
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from algorithms import Algorithm
 from srft_ray.config.algorithm import check_terms, make_algorithm, settings_of
-from srft_ray.config.checks import check_values, engine_bounds, learner_bounds
+from srft_ray.config.checks import engine_bounds, learner_bounds
+from srft_ray.config.evaluation import EvaluationSetSection, evaluation_sets
 from srft_ray.config.formats import data_format
 from srft_ray.config.schedule import stage_size, updates_per_step
-from srft_ray.config.schema import Config, DataSection
+from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
-from srft_ray.errors import UserError, first_line, nearest, require
+from srft_ray.errors import UserError, require
 
 PYTHON_VERIFIER = "python:"  # begins `verifier.name` in the resolved config of a run with a Python callable
 
@@ -42,7 +39,7 @@ class Resolved:
             algorithm.
         algorithm: made from the config's section, or given by the caller.
         learners, engines: how many there may be.
-        evaluation: the data section of each evaluation set.
+        evaluation: what each evaluation set is, and how it is sampled and judged.
         verifier: given by the caller, in the place of the config's `verifier.name` and `verifier.path`.
     """
 
@@ -50,7 +47,7 @@ class Resolved:
     algorithm: Algorithm
     learners: Bounds
     engines: Bounds
-    evaluation: dict[str, DataSection]
+    evaluation: dict[str, EvaluationSetSection]
     verifier: Callable[..., Any] | None = None
 
     @property
@@ -65,8 +62,12 @@ class Resolved:
     @property
     def token_limits(self) -> TokenLimits:
         """The same for every algorithm, so that all of them see the same prompts in the same order."""
+        return self.limits(self.config.rollout.max_new_tokens)
+
+    def limits(self, max_new_tokens: int) -> TokenLimits:
+        """What fits beside responses of so many tokens."""
         longest = self.config.model.max_length
-        return TokenLimits(longest - self.config.rollout.max_new_tokens, longest)
+        return TokenLimits(longest - max_new_tokens, longest)
 
 
 def resolve(
@@ -89,7 +90,7 @@ def resolve(
         config.verifier.name = _recorded_name(verifier)
     elif config.verifier.path is None and config.verifier.name == "auto":
         config.verifier.name = "tasks" if data_format(config.data) == "tasks" else "math"
-    evaluation = {name: _evaluation_section(config, name) for name in config.evaluation.data}
+    evaluation = evaluation_sets(config)
     require(
         config.learner.zero_stage > 0 or not config.learner.offload_optimizer,
         "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3: ZeRO 0 has no partitioned optimizer.",
@@ -162,33 +163,7 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{stage.algorithm.min_rollouts}.",
         )
         require(
-            stage.start == 0
-            or "reference" not in stage.algorithm.needs
-            or config.learner.reference is not None,
+            stage.start == 0 or not stage.algorithm.uses_reference or config.learner.reference is not None,
             f"The second stage, {name}, uses a reference model, and it would be the model before the first "
             "stage: set learner.reference.",
         )
-
-
-def _evaluation_section(config: Config, name: str) -> DataSection:
-    """The `data` section with the keys that the evaluation set changes; its format is told anew if its path
-    differs."""
-    given: Any = config.evaluation.data[name]
-    where = f"evaluation.data.{name}"
-    keys = [item.name for item in dataclasses.fields(DataSection)]
-    require(
-        isinstance(given, dict), f"{where} must hold keys of the data section, such as path, not {given!r}."
-    )
-    for key in given:
-        require(key in keys, f"Unknown config key '{where}.{key}': {nearest(key, keys)}")
-    base = config.data
-    if "path" in given and config.data.format != "tasks":
-        base = dataclasses.replace(config.data, format="auto")
-    try:
-        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), given))
-        check_values(dataclasses.replace(config, data=section))
-        return section
-    except OmegaConfBaseException as error:
-        raise UserError(f"Wrong value for '{where}.{error.full_key}': {first_line(error)}.") from error
-    except UserError as error:
-        raise UserError(f"In {where}: {error}") from error

@@ -20,6 +20,11 @@ def updates_per_step(learner: LearnerSection, stage: Stage) -> int:
     return stage.schedule.mini_batches or learner.mini_batches
 
 
+def weight_decay(learner: LearnerSection, stage: Stage) -> float:
+    """Weight decay of the stage's updates."""
+    return _first(stage.schedule.weight_decay, learner.weight_decay)
+
+
 def learning_rate(learner: LearnerSection, stage: Stage, step: int) -> float:
     """Rate of step `step`: linear warm-up, then constant, or down to lr · min_lr_ratio at the stage's end."""
     own, done = stage.schedule, step - stage.start

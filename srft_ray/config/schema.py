@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from srft_ray.config.hardware import HardwareSection
 from srft_ray.config.settings import setting
 from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
 
@@ -52,6 +53,15 @@ class ClusterSection:
         None,
         "Logical CPUs of the Ray that is started on this machine; by default as many as it has or the run "
         "asks for, whichever is more.",
+        may_change=True,
+    )
+    placement: str = setting(
+        "auto",
+        "Whether learners and engines have devices of their own (`separate`), or take turns on the same "
+        "ones (`colocated`), which needs rollout.max_staleness=0: on GPUs each learner shares one with at "
+        "most one engine, on CPU whoever works has all cores. `auto` takes turns where GPUs are too few "
+        "for both.",
+        choices=("auto", "separate", "colocated"),
         may_change=True,
     )
 
@@ -131,7 +141,10 @@ class EvaluationSection:
     """Evaluation sets and how they are sampled."""
 
     data: dict[str, Any] = setting(
-        dict, "Evaluation sets by name; of each, the keys that differ from the data section."
+        dict,
+        "Evaluation sets by name; of each, the keys that differ from the data section. A set may also have "
+        "`samples`, `max_prompts`, `temperature`, `top_p`, `max_new_tokens` and `verifier` (a name, or "
+        "`file.py:function`) of its own.",
     )
     samples: int = setting(8, "Responses sampled for each prompt, the k of avg@k and pass@k.", least=1)
     max_prompts: int | None = setting(
@@ -164,45 +177,17 @@ class VerifierSection:
         may_change=True,
         least=256,
     )
-
-
-@dataclass
-class HardwareSection:
-    """Figures of your hardware for the time estimates of `srft-ray plan`; training does not use them."""
-
-    learner_tflops: float | None = setting(
-        None,
-        "Peak speed of one learner's device in model.dtype, in 1e12 operations per second.",
+    network: bool = setting(
+        False,
+        "Whether verifiers may use the network, for one that asks a server. They are kept from it where the "
+        "kernel allows that, which is said at the start where it does not.",
         may_change=True,
-        above=0,
     )
-    utilization: float | None = setting(
-        None,
-        "Share of that peak that the learner reaches (model FLOPs utilization, MFU).",
+    environment: list[str] = setting(
+        list,
+        "Names of environment variables that verifiers may see, such as a server's key. Of the others they "
+        "see only those that Python needs.",
         may_change=True,
-        above=0,
-        most=1,
-    )
-    engine_tokens_per_s: float | None = setting(
-        None, "Tokens per second that one engine generates with a full batch.", may_change=True, above=0
-    )
-    engine_token_ms: float | None = setting(
-        None,
-        "Time between two tokens of one sequence in an engine, in milliseconds.",
-        may_change=True,
-        above=0,
-    )
-    network_gb_per_s: float | None = setting(
-        None,
-        "Rate at which weights travel from the learners to the engines, in 1e9 bytes per second.",
-        may_change=True,
-        above=0,
-    )
-    mean_prompt_tokens: float | None = setting(
-        None, "Mean length of a prompt, in tokens.", may_change=True, above=0
-    )
-    mean_response_tokens: float | None = setting(
-        None, "Mean length of a rollout or demonstration, in tokens.", may_change=True, above=0
     )
 
 

@@ -34,8 +34,13 @@ class RolloutSection:
     gpus_per_engine: float = setting(
         1.0, "Share of a GPU that an engine reserves when tensor_parallel is 1.", may_change=True, above=0
     )
-    gpu_memory_utilization: float = setting(
-        0.85, "Share of the GPU's memory that vLLM may use for weights and KV cache.", may_change=True
+    gpu_memory_utilization: float | None = setting(
+        None,
+        "Share of the GPU's memory that vLLM may use for weights and KV cache; by default 0.85, and 0.4 "
+        "beside a learner (cluster.placement).",
+        may_change=True,
+        above=0,
+        most=1,
     )
     cpus_per_engine: float = setting(1.0, "Logical CPUs that an engine reserves.", may_change=True, above=0)
     max_num_seqs: int = setting(
@@ -74,11 +79,12 @@ class RolloutSection:
         above=0,
     )
     max_restarts: int = setting(
-        10,
-        "Restarts of each engine. After them the learners start again, which counts for "
-        "trainer.max_failures.",
+        -1,
+        "Restarts of each engine between two starts of the learners; -1 sets no limit. After them the "
+        "learners start again, which counts for trainer.max_failures. Engines that die again and again at "
+        "the same point end the run, whatever this limit.",
         may_change=True,
-        least=0,
+        least=-1,
     )
 
 
@@ -87,6 +93,12 @@ class LearnerSection:
     """The DeepSpeed learners and their optimizer (AdamW)."""
 
     num_workers: Any = setting(1, "Number of learners; [min, max] makes training elastic.", may_change=True)
+    gpus_per_worker: float = setting(
+        1.0,
+        "GPUs, or share of one, that a learner reserves where it has them for itself.",
+        may_change=True,
+        above=0,
+    )
     zero_stage: int = setting(2, "ZeRO stage of DeepSpeed.", may_change=True, choices=(0, 1, 2, 3))
     offload_optimizer: bool = setting(
         False,
@@ -220,7 +232,11 @@ class TrainerSection:
         3, "Steps in a row that on_nonfinite=skip may skip; one more ends the run.", may_change=True, least=0
     )
     max_failures: int = setting(
-        3, "Restarts of the learners after failures; one more failure ends the run.", may_change=True, least=0
+        3,
+        "Restarts of the learners after failures. One more failure ends the run, or begins the count anew if "
+        "the run has saved a checkpoint since the count began.",
+        may_change=True,
+        least=0,
     )
     resize_timeout_s: float = setting(
         300.0,

@@ -177,12 +177,12 @@ def _fingerprint(section: DataSection, template: Template, limits: TokenLimits, 
     if data_format(section) == "tasks":
         parts.append(seed)
     else:
-        parts += _file_stamps(Path(section.path).expanduser())
+        parts += file_stamps(Path(section.path).expanduser())
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _file_stamps(path: Path) -> list[tuple[str, int, int]]:
+def file_stamps(path: Path) -> list[tuple[str, int, int]]:
     """Path, time of the last change (ns) and size (bytes) of the file, or of all files in the folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stamps = []

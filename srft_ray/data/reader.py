@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from algorithms import Algorithm, Completion, Group, Stage
+from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.data.plan import Segment, StreamPlan
 from srft_ray.data.store import PreparedData, shuffled
 
@@ -20,14 +21,14 @@ class GroupSettings:
         num_rollouts: rollouts of a training group, if its algorithm samples any.
         max_new_tokens: longest response, in tokens.
         max_demonstrations: most demonstrations of a training group.
-        evaluation_samples: rollouts of an evaluation group.
+        evaluation: how each evaluation set is sampled.
     """
 
     seed: int
     num_rollouts: int
     max_new_tokens: int
     max_demonstrations: int
-    evaluation_samples: int
+    evaluation: Mapping[str, EvaluationSetSection]
 
 
 class GroupReader:
@@ -86,6 +87,7 @@ class GroupReader:
     def _evaluation_group(self, segment: Segment, offset: int) -> Group:
         if offset >= segment.groups:  # fills the segment up to a multiple of what the learners take at a time
             return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
+        settings = self.settings.evaluation[segment.dataset]
         row = self.evaluation[segment.dataset].row(offset)
         return Group(
             segment.step,
@@ -95,8 +97,8 @@ class GroupReader:
             row["reference"],
             row["metadata"],
             dataset=segment.dataset,
-            num_rollouts=self.settings.evaluation_samples,
-            max_new_tokens=self.settings.max_new_tokens,
+            num_rollouts=settings.samples,
+            max_new_tokens=settings.max_new_tokens,
         )
 
 

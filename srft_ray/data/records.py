@@ -41,7 +41,8 @@ def read_records(path: Path, format: str) -> Iterator[tuple[str, dict[str, Any]]
                     kind = type(record).__name__
                     raise UserError(f"{where} must be a JSON object with named fields, not a {kind}.")
                 yield where, record
-        except (pa.ArrowException, OSError) as error:  # damaged pages are an OSError
+        # Damaged pages are an OSError, damaged text in them is found when it becomes a Python string.
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not a readable {reader.name} file: {first_line(error)}.") from error
 
 

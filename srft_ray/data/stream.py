@@ -43,19 +43,24 @@ def execution_options() -> ExecutionOptions:
 
 
 def make_stream(
-    plan: StreamPlan, start: int, process: ActorPool | Callable[[dict[str, Any]], dict[str, Any]]
+    plan: StreamPlan,
+    start: int,
+    process: ActorPool | Callable[[dict[str, Any]], dict[str, Any]],
+    first: int = 0,
 ) -> Dataset:
     """The stream from step `start` on, as far as `plan.stream_stop` lets it go.
 
     Args:
         process: turns a block of positions into a block of groups.
+        first: position of the first group, a multiple of `plan.block`; what comes before it is left out.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options = execution_options()
     total = plan.length(start, plan.stream_stop(start))
     blocks = [
-        pa.table({"position": np.arange(first, first + plan.block)}) for first in range(0, total, plan.block)
+        pa.table({"position": np.arange(begin, begin + plan.block)})
+        for begin in range(first, total, plan.block)
     ]
     positions = ray.data.from_arrow(blocks)
     if isinstance(process, ActorPool):

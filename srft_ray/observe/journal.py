@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from srft_ray.observe import ledger
+from srft_ray.observe import evaluation_ledger, ledger
 from srft_ray.text import sanitize_text
 
 METRICS = "metrics.jsonl"
@@ -166,3 +166,4 @@ def truncate(run_dir: Path, step: int) -> None:
         if path.exists():
             os.truncate(path, end_of_steps(path, first_removed))
     ledger.truncate(run_dir, step)
+    evaluation_ledger.truncate(run_dir, step)

@@ -1,11 +1,9 @@
 """The ledger: every sequence that entered an update, one row each, in `groups/*.parquet`.
 
-There is one file per step and rank, and files are not merged. Readers list the folder, and no file system
-replaces several names at once: between the appearance of a merged file and the removal of its last part
-a reader would find rows twice, and in the other order rows would be missing. So would one after a crash.
+There is one file per step and rank. Those of many steps are merged to one file when a checkpoint has made
+them final (`ledger_windows`).
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from algorithms import Completion, Group
+from srft_ray.observe import ledger_windows
+from srft_ray.observe.ledger_windows import FOLDER, step_of
 
-FOLDER = "groups"
-FILE_NAME = re.compile(r"step-(?P<step>\d+)-\d+\.(parquet|part)$")
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -54,9 +52,10 @@ def write(run_dir: Path, step: int, rank: int, groups: Sequence[Group]) -> None:
 def truncate(run_dir: Path, step: int) -> None:
     """Removes the rows of steps >= `step`."""
     for file in (run_dir / FOLDER).glob("step-*"):
-        found = FILE_NAME.match(file.name)
-        if found and int(found["step"]) >= step:
+        found = step_of(file)
+        if found is not None and found >= step:
             file.unlink()
+    ledger_windows.truncate(run_dir, step)
 
 
 def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -70,15 +69,15 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
         "group_id": group.group_id,
         "sample": completion.sample,
         "origin": completion.origin,
-        "prompt": _encodable(group.prompt),
-        "response": _encodable(completion.text),
+        "prompt": encodable(group.prompt),
+        "response": encodable(completion.text),
         "prompt_ids": group.prompt_ids,
         "response_ids": completion.ids,
         "logprobs": _logprobs(completion),
         "reward": completion.reward,
         "verdict": completion.verdict,
-        "answer": _encodable(completion.answer),
-        "reference": _encodable(group.reference),
+        "answer": encodable(completion.answer),
+        "reference": encodable(group.reference),
         "advantage": completion.advantage,
         "policy_version": completion.policy_version,
         "seed": completion.seed,
@@ -95,6 +94,6 @@ def _logprobs(completion: Completion) -> list[float | None] | None:
     return [None] * completion.prefix + list(completion.logprobs[completion.prefix :])
 
 
-def _encodable(text: str | None) -> str | None:
+def encodable(text: str | None) -> str | None:
     """The text with `?` for each lone surrogate, which no file can hold. Nothing else is changed."""
     return text and text.encode(errors="replace").decode()

@@ -47,6 +47,12 @@ METRICS: Table = {
     ),
     "parity/abs_logprob_diff_max": Entry("The largest of these differences.", "nats"),
     "parity/tokens": Entry("Tokens that were compared for it.", "tokens"),
+    "parity/probe_abs_logprob_diff": Entry(
+        "Largest mean absolute difference between the log-probs that an engine, after it loaded a version, "
+        "and the learners, when they published it, give the tokens of a fixed sequence; null with "
+        "rollout.max_staleness=0. Beyond learner.parity_threshold the run stops.",
+        "nats",
+    ),
     "steps/skipped_nonfinite": Entry(
         "1 if the step was skipped because its update was not finite (trainer.on_nonfinite), else 0."
     ),
@@ -91,10 +97,26 @@ EVALUATIONS: Table = {
     "prompts": Entry("Prompts that were evaluated.", "prompts"),
     "samples": Entry("Responses sampled for each prompt, the k of avg@k and pass@k.", "responses"),
     "avg": Entry("avg@k: mean reward over all responses.", "percent"),
-    "avg_interval": Entry("Half-width of the 95 % interval of `avg` over prompts.", "percentage points"),
+    "avg_interval": Entry("1.96 standard errors of `avg` over prompts.", "percentage points"),
+    "avg_low": Entry(
+        "Lower end of the 95 % interval of `avg` that also holds for few prompts: a studentized bootstrap "
+        "over prompts, or Wilson's interval with one sample a prompt. NaN with one prompt.",
+        "percent",
+    ),
+    "avg_high": Entry("Its upper end.", "percent"),
     "pass": Entry("pass@k: prompts with at least one response whose reward is above 0.5.", "percent"),
-    "pass_interval": Entry("Half-width of the 95 % interval of `pass` over prompts.", "percentage points"),
+    "pass_interval": Entry("1.96 standard errors of `pass` over prompts.", "percentage points"),
+    "pass_low": Entry("As `avg_low`, of `pass`.", "percent"),
+    "pass_high": Entry("As `avg_high`, of `pass`.", "percent"),
+    "maj": Entry(
+        "maj@k: prompts whose most frequent answer is right; answers that tie share the prompt.", "percent"
+    ),
     "length": Entry("Mean length of the responses.", "tokens"),
+    "length_correct": Entry("Mean length of the right responses; null without any.", "tokens"),
+    "length_wrong": Entry("Mean length of the wrong responses; null without any.", "tokens"),
+    "truncated": Entry("Share of the responses that reached max_new_tokens.", "0 to 1"),
+    "unanswered": Entry("Share of the responses in which the verifier found no answer.", "0 to 1"),
+    "unjudged": Entry("Share of the responses whose verdict is `timeout` or `error`.", "0 to 1"),
     "entropy": Entry(
         "Minus the mean log-prob of the sampled tokens, which estimates the entropy at the evaluation's "
         "temperature.",
@@ -139,6 +161,31 @@ LEDGER: Table = {
     "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),
 }
 
+EVALUATION_LEDGER: Table = {
+    "set": Entry("Name of the evaluation set."),
+    "step": Entry("Optimizer steps done before the evaluation."),
+    "prompt_id": Entry("Number of the prompt in the set, from 0 in the order of its file."),
+    "sample": Entry("Number of the response among those to the prompt."),
+    "group_id": Entry(
+        "Number of the group in the set. It is `prompt_id`, unless each sample has a prompt of its own, with "
+        "its options in another order."
+    ),
+    "seed": Entry("Seed of its sampling."),
+    "policy_version": Entry("Optimizer steps behind the weights that sampled it."),
+    "prompt": Entry("The prompt with its template."),
+    "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
+    "prompt_ids": Entry("Token ids of the prompt."),
+    "response_ids": Entry("Token ids of the response."),
+    "logprobs": Entry("The engine's log-prob of each response token.", "nats"),
+    "reward": Entry("What the verifier gave."),
+    "verdict": Entry("`match`, `mismatch`, `no_answer`, `timeout` or `error`."),
+    "reason": Entry("How the verifier came to it, in a few words; may be empty."),
+    "answer": Entry("The answer as the verifier extracted it; null if it found none."),
+    "reference": Entry("The reference answer."),
+    "finish_reason": Entry("`stop`, or `length` if it was truncated."),
+    "seconds": Entry("From the start to the end of the generation of its block of prompts.", "seconds"),
+}
+
 # Title, what a record is, and the table of each kind of record.
 TABLES = (
     ("metrics.jsonl", "One line for each optimizer step. Figures are over all ranks.", METRICS),
@@ -146,6 +193,11 @@ TABLES = (
     ("checkpoints.jsonl", "One line for each complete checkpoint.", CHECKPOINTS),
     ("events.jsonl", "One line for each thing that happened to the run besides training.", EVENTS),
     ("groups/*.parquet (the ledger)", "One row for each sequence that entered an update.", LEDGER),
+    (
+        "evaluations/SET/step-N.parquet (the evaluation ledger)",
+        "One row for each response that an evaluation sampled after N optimizer steps.",
+        EVALUATION_LEDGER,
+    ),
 )
 
 

@@ -80,10 +80,12 @@ def judge_groups(verifiers: VerifierPool, groups: Sequence[Group]) -> None:
         rollout.verdict = verdict.verdict
         rollout.reward = verdict.reward
         rollout.answer = verdict.answer
+        rollout.reason = verdict.reason
         # Learners compute in float32: a reward that is not finite there would make every update of its group
         # so.
         if not abs(rollout.reward) <= LARGEST_FLOAT32:
             rollout.verdict = "error"
+            rollout.reason = "the reward is not finite in float32"
             rollout.reward = 0.0
 
 

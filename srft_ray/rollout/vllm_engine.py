@@ -7,12 +7,14 @@ on GPUs it is a process of its own, as vLLM has it by default.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import RolloutSection
 from srft_ray.rollout.step_loop import StepLoop
+from srft_ray.sync.probe import probe_ids
 
 MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
 
@@ -46,9 +48,17 @@ class Engine:
     """Thread-safe: `generate` may be called from any number of threads; their sequences share batches."""
 
     def __init__(
-        self, model: ModelSection, rollout: RolloutSection, seed: int, device: str, dtype: str
+        self,
+        model: ModelSection,
+        rollout: RolloutSection,
+        seed: int,
+        device: str,
+        dtype: str,
+        threads: int | None = None,
     ) -> None:
+        """`threads`: of the loop that steps the engine, on CPU; None for as many as the process has."""
         set_environment(rollout, device)
+        import torch
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -56,6 +66,8 @@ class Engine:
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self._loop = StepLoop(self._llm)
+        if threads:
+            self._loop.run(partial(torch.set_num_threads, threads))
         # The first generation compiles kernels.
         self.generate([[0]], [0], Sampling(1.0, 1.0, 2))
 
@@ -85,6 +97,17 @@ class Engine:
             for ids, seed, length in zip(prompts, seeds, lengths, strict=True)
         ]
         return [_generation(output) for output in self._loop.sample(requests)]
+
+    def score_probe(self) -> tuple[float, ...]:
+        """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`)."""
+        from vllm import SamplingParams
+
+        config = self._llm.model_config
+        ids = probe_ids(config.get_vocab_size(), config.max_model_len)
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        [output] = self._loop.sample([({"prompt_token_ids": ids}, params)])
+        scored = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
+        return tuple(position[token].logprob for position, token in scored)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as text, as in a generation."""

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,23 @@ import ray
 from ray.exceptions import RayError
 
 from algorithms import Group
-from srft_ray.config.schema import EvaluationSection, ModelSection, VerifierSection
+from srft_ray.config.evaluation import EvaluationSetSection
+from srft_ray.config.schema import ModelSection, VerifierSection
 from srft_ray.config.training import RolloutSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, judge_groups
 from srft_ray.rollout.engine_life import EngineLife
+from srft_ray.rollout.judges import Judges
 from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
+from srft_ray.sync.processes import Process
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import PolicyWeights
-from srft_ray.verify import VerifierPool
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class RolloutSettings:
 
     Attributes:
         max_staleness: versions that a training rollout may be behind when it starts.
+        evaluation: how each evaluation set is sampled and judged.
         verifier_function: a verifier given from Python, in the place of the section's.
+        threads: of the engine on CPU; None for as many as Ray gives the actor.
     """
 
     seed: int
@@ -43,10 +47,11 @@ class RolloutSettings:
     dtype: str
     model: ModelSection
     rollout: RolloutSection
-    evaluation: EvaluationSection
+    evaluation: Mapping[str, EvaluationSetSection]
     verifier: VerifierSection
     max_staleness: int
     verifier_function: Callable[..., Any] | None = None
+    threads: int | None = None
 
 
 class RolloutWorker:
@@ -70,12 +75,18 @@ class RolloutWorker:
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         with self.life.ending_on_error():
-            self.verifiers = make_verifier_pool(settings.verifier, settings.verifier_function)
+            self.judges = Judges(settings.verifier, settings.verifier_function, settings.evaluation)
             self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
             self.engine = Engine(
-                settings.model, settings.rollout, settings.seed, settings.device, settings.dtype
+                settings.model,
+                settings.rollout,
+                settings.seed,
+                settings.device,
+                settings.dtype,
+                settings.threads,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
+            self._probe = self._score_probe()
         self.loaded.weights = PolicyWeights(0, self._fingerprint)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +112,7 @@ class RolloutWorker:
         admission = self._wait_for_admission(groups[0])
         with self.life.ending_on_error():
             self._sample(groups, requests, admission)
-            judge_groups(self.verifiers, groups)
+            judge_groups(self.judges.of(groups[0].dataset), groups)
 
     def _sample(self, groups: list[Group], requests: list[Request], admission: Admission) -> None:
         """Samples the rollouts by one version, which the admission allows."""
@@ -113,6 +124,7 @@ class RolloutWorker:
                 self._sampling(groups[0]),
                 [len(request.prefix) for request in requests],
             )
+            probe = self._probe
         for request, generation in zip(requests, generations, strict=True):
             text = self._text(request, generation)
             request.group.completions.append(request.completion(generation, text, weights.version))
@@ -120,6 +132,7 @@ class RolloutWorker:
             group.completions.sort(key=lambda completion: completion.sample)
             group.engine = self.life.process.engine[:8]
             group.weights_fingerprint = weights.fingerprint
+            group.probe_logprobs = probe
             group.started_at = started
             group.finished_at = time.time()
 
@@ -133,8 +146,9 @@ class RolloutWorker:
         return self.engine.text([*request.prefix, *generation.ids])
 
     def _sampling(self, group: Group) -> Sampling:
-        source = self.settings.rollout if group.dataset == "train" else self.settings.evaluation
-        return Sampling(source.temperature, source.top_p, self.settings.rollout.max_new_tokens)
+        is_training = group.dataset == "train"
+        source = self.settings.rollout if is_training else self.settings.evaluation[group.dataset]
+        return Sampling(source.temperature, source.top_p, source.max_new_tokens)
 
     def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
@@ -149,29 +163,29 @@ class RolloutWorker:
     def _reload(self, folder: Path) -> None:
         self.engine.load(folder)
         self._fingerprint = folder_fingerprint(folder)
+        self._probe = self._score_probe()
+
+    def _score_probe(self) -> tuple[float, ...]:
+        """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
+        return self.engine.score_probe() if self.settings.max_staleness else ()
 
     def _send_heartbeats(self) -> None:
         """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
         process = self.life.process
+        started = Process.this().started
         while True:
             steps = self.engine.steps if self.engine else 0
             busy = self.loaded.in_flight + self.loaded.loading
             heartbeat = Heartbeat(
-                process.engine, process.node, process.pid, steps, busy, self.life.finished, self.generation
+                process.engine,
+                process.node,
+                process.pid,
+                steps,
+                busy,
+                self.life.finished,
+                self.generation,
+                started,
             )
             with suppress(RayError):  # the coordinator is started again if it dies
                 ray.get(self.coordinator.heartbeat.remote(heartbeat))
             time.sleep(HEARTBEAT_INTERVAL_S)
-
-
-def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | None = None) -> VerifierPool:
-    """The verifier processes of one engine; `function` is a verifier given from Python, in the place of the
-    section's."""
-    return VerifierPool(
-        section.name,
-        section.path,
-        section.timeout_s,
-        section.num_workers,
-        section.memory_mb,
-        function,
-    )

@@ -10,7 +10,7 @@ import ray
 
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import ClusterSection
-from srft_ray.run.placement import check_placement, demand, resolve_device
+from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, resolve_device
 from srft_ray.run.shared_storage import check_shared, shared_paths
 
 WORKER_ENVIRONMENT = {
@@ -53,9 +53,8 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
 
 
 @contextmanager
-def placed(resolved: Resolved, engines: bool) -> Iterator[tuple[str, int | None]]:
-    """Ray with room for the run, for the length of the context: (device, CPU threads of a learner; None on
-    GPUs).
+def placed(resolved: Resolved, engines: bool) -> Iterator[Placement]:
+    """Ray with room for the run, for the length of the context, and the devices that the run gets.
 
     Args:
         engines: whether the run samples at all.
@@ -66,17 +65,15 @@ def placed(resolved: Resolved, engines: bool) -> Iterator[tuple[str, int | None]
             run's files.
     """
     config = resolved.config
-    asked = demand(resolved, "cpu", engines)
+    asked = demand(resolved, Placement("cpu"), engines)
     ours = start_ray(config.cluster, asked.cpus, asked.custom)
     try:
         device = resolve_device(config.run.device)
-        needed = demand(resolved, device, engines)
-        check_placement(needed)
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        placement = choose_placement(resolved, device, engines, gpus, os.cpu_count() if ours else None)
+        check_placement(resolved, placement, engines)
         check_shared(shared_paths(config))
-        cores = math.ceil(config.learner.cpus_per_worker)
-        if ours:
-            cores = (os.cpu_count() or 1) // (needed.learners + needed.engines)
-        yield device, max(1, cores) if device == "cpu" else None
+        yield placement
     finally:
         if ours:
             ray.shutdown()

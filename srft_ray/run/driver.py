@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from algorithms import Algorithm
 from srft_ray.config.load import as_config, to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
-from srft_ray.errors import RunFailed, last_line
 from srft_ray.models import resolve_dtype
 from srft_ray.observe import report
 from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
@@ -35,10 +33,10 @@ from srft_ray.run.identity import (
     write_owner,
 )
 from srft_ray.run.lock import claimed
-from srft_ray.run.placement import resolve_device
+from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
-from srft_ray.run.supervisor import RunSupervisor, stopping
-from srft_ray.run.trainer import make_trainer
+from srft_ray.run.supervisor import stopping
+from srft_ray.run.until_done import train_until_done
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import HealthMonitor
 from srft_ray.train.checkpoint import CheckpointStore
@@ -100,8 +98,8 @@ def fit(
         prepared = prepare_run(resolved)
         if _is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
-        with placed(resolved, resolved.needs_engines) as (device, threads):
-            return _run(prepared, device, threads, listeners)
+        with placed(resolved, resolved.needs_engines) as placement:
+            return _run(prepared, placement, listeners)
 
 
 def _is_finished(prepared: Prepared) -> bool:
@@ -111,11 +109,11 @@ def _is_finished(prepared: Prepared) -> bool:
     return store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps
 
 
-def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequence[Callback]) -> Result:
+def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]) -> Result:
     resolved, store = prepared.resolved, prepared.store
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
-    identity = _identify(prepared, device)
+    identity = _identify(prepared, placement.device)
     # Vanished storage is refused before records are removed. The checkpoint itself is read when the learners
     # start.
     start = store.latest()
@@ -130,7 +128,7 @@ def _run(prepared: Prepared, device: str, threads: int | None, listeners: Sequen
         Progress(run_dir, steps, start) as progress,
         RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
     ):
-        stopped = _train_until_done(prepared, identity.id, coordinator, device, threads)
+        stopped = train_until_done(prepared, identity.id, coordinator, placement)
     result = _result(resolved, store, started, stopped)
     follower.raise_failure()
     return result
@@ -182,59 +180,3 @@ def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Res
     else:
         figures = report.write(resolved.run_dir, steps, model, time.time() - started)
     return Result(resolved.run_dir, steps, "", figures, model)
-
-
-def _train_until_done(
-    prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None
-) -> str:
-    """Trains until the last step, or until the run is asked to stop; returns who asked.
-
-    Learners that left because a machine is taken away start again on the others.
-    """
-    store, trainer = prepared.store, prepared.resolved.config.trainer
-    idle = 0  # starts in a row that did not bring the run forward
-    while True:
-        before = store.latest()
-        _train(prepared, run_id, coordinator, device, threads)
-        stopped, aborted = ray.get(coordinator.ended.remote())
-        if aborted:
-            raise RunFailed(aborted)
-        if stopped or store.finished(trainer.steps):
-            return stopped
-        idle = 0 if store.latest() > before else idle + 1
-        if idle > trainer.max_failures:
-            raise RunFailed(f"The learners left {idle} times without a step (after {before} saved steps).")
-
-
-def _train(prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None) -> None:
-    """One call of Ray Train, which restarts the learners by itself."""
-    config, run_dir, store = prepared.resolved.config, prepared.resolved.run_dir, prepared.store
-    trainer = make_trainer(prepared, run_id, coordinator, device, threads)
-    supervisor = RunSupervisor(
-        coordinator, run_dir, config.rollout.stall_timeout_s, config.learner.start_timeout_s
-    )
-    started = time.time()
-    try:
-        with supervisor:
-            trainer.fit()
-    except SystemExit:  # Ray Train's own answer to Ctrl-C
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        if supervisor.stopped:
-            return
-        problem = supervisor.problem or supervisor.engine_problem()
-        if problem:
-            raise RunFailed(f"{problem} (after {store.latest()} saved steps)") from None
-        with suppress(OSError):  # on a full disk
-            text = f"{time.time() - started:.0f} s after the start:\n{error}\n"
-            (run_dir / "failure.txt").write_text(text)
-        raise RunFailed(
-            f"{cause(error)} (after {store.latest()} saved steps; details in {run_dir / 'failure.txt'})"
-        ) from error
-
-
-def cause(error: BaseException) -> str:
-    """The innermost error of a chain, or the last line of a remote traceback, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return last_line(error)

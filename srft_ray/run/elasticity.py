@@ -4,7 +4,6 @@ is repeated.
 The only file that touches Ray's internals.
 """
 
-import os
 import time
 from pathlib import Path
 from textwrap import shorten
@@ -22,6 +21,7 @@ from ray.train.v2._internal.execution.controller.state import (
 
 from srft_ray.errors import last_line
 from srft_ray.observe.journal import record_event
+from srft_ray.sync.processes import Process
 
 WAIT_S = 1.0  # between two looks for nodes
 
@@ -37,7 +37,7 @@ class CheckpointBeforeResize(ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         placed = isinstance(current_state, (RunningState, ResizingState, PreemptingState))
-        self.coordinator.set_learners_present.remote(placed, os.getpid())
+        self.coordinator.set_learners_present.remote(placed, Process.this())
         if not placed and type(previous_state) is type(current_state):
             time.sleep(WAIT_S)  # the controller looks for nodes again and again, without a pause of its own
         if isinstance(current_state, ResizingState):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from srft_ray.errors import UserError, require
+from srft_ray.sync.processes import Process, start_time
 
 LOCK = ".lock"
 HEARTBEAT_INTERVAL_S = 5.0
@@ -47,7 +48,7 @@ class Owner:
     @property
     def is_alive(self) -> bool:
         """Of a process on this machine."""
-        return self.is_here and self.started != 0 and start_time(self.pid) == self.started
+        return self.is_here and Process(self.pid, self.started).is_alive
 
 
 @contextmanager
@@ -163,14 +164,6 @@ def _write(file: IO[str], owner: Owner | None) -> None:
     if owner:
         file.write(json.dumps(asdict(owner)))
     file.flush()
-
-
-def start_time(pid: int) -> int:
-    """In clock ticks since boot; 0 if there is no such process."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19])
-    return 0
 
 
 def _boot_id() -> str:

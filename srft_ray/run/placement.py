@@ -1,16 +1,24 @@
-"""Which resources a run asks for, and on which device it runs."""
+"""Which devices learners and engines get, and which resources the run asks Ray for."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
 
 from srft_ray.config.resolve import Resolved
+from srft_ray.config.schema import Config
 from srft_ray.config.training import LearnerSection, RolloutSection
 from srft_ray.errors import UserError, require
 
 SPARE_CPUS = 2.0  # for Ray Data's own tasks
+# Of a GPU that a learner and an engine take turns on. They fit beside each other, and two learners do not fit
+# on one GPU. Learners are placed first, so that each GPU then has room for one engine.
+LEARNER_SHARE = 0.6
+ENGINE_SHARE = 0.4
+ROUNDING = 1e-6  # of sums of shares
 
 
 @dataclass(frozen=True)
@@ -29,26 +37,105 @@ class Demand:
         return f"{self.learners} learners and {self.engines} engines, together {self.cpus:g} CPUs{more}"
 
 
-def demand(resolved: Resolved, device: str, engines: bool) -> Demand:
-    """What the run needs at least on the device, cpu or cuda; `engines`: whether it samples at all."""
+@dataclass(frozen=True)
+class Placement:
+    """The devices of a run.
+
+    Attributes:
+        device: cpu or cuda.
+        colocated: whether learners and engines take turns on the same devices.
+        learner_gpus, engine_gpus: GPUs, or the share of one, that a learner and an engine reserve.
+        learner_threads, engine_threads: CPU threads of each; None for as many as Ray or the library gives.
+    """
+
+    device: str
+    colocated: bool = False
+    learner_gpus: float = 0.0
+    engine_gpus: float = 0.0
+    learner_threads: int | None = None
+    engine_threads: int | None = None
+
+    def __str__(self) -> str:
+        devices = "CPU cores" if self.device == "cpu" else "GPUs"
+        how = "take turns on the same" if self.colocated else "have separate"
+        return f"learners and engines {how} {devices}"
+
+
+def choose_placement(
+    resolved: Resolved, device: str, engines: bool, gpus: float = 0.0, cores: int | None = None
+) -> Placement:
+    """The placement that `cluster.placement` names; `auto` takes turns where there are too few devices.
+
+    Args:
+        engines: whether the run samples at all.
+        gpus: of the cluster.
+        cores: of this machine if the run has it for itself, else None.
+    """
+    config = resolved.config
+    colocated = engines and _takes_turns(resolved, device, gpus, cores)
+    learner_gpus, engine_gpus = _gpus(config, colocated) if device == "cuda" else (0.0, 0.0)
+    if device == "cuda":
+        return Placement(device, colocated, learner_gpus, engine_gpus)
+    if cores is None:
+        return Placement(device, colocated, learner_threads=max(1, round(config.learner.cpus_per_worker)))
+    learners = resolved.learners.low
+    num_engines = resolved.engines.low if engines else 0
+    if not colocated:
+        return Placement(device, learner_threads=max(1, cores // (learners + num_engines)))
+    turns = {"learner_threads": cores // learners, "engine_threads": cores // num_engines}
+    return Placement(device, True, **{name: max(1, threads) for name, threads in turns.items()})
+
+
+def _takes_turns(resolved: Resolved, device: str, gpus: float, cores: int | None) -> bool:
+    config = resolved.config
+    wanted = config.cluster.placement
+    if wanted != "auto":
+        return wanted == "colocated"
+    # With staleness engines and learners work at the same time.
+    if config.rollout.max_staleness or device == "cpu":
+        return False
+    learner_gpus, engine_gpus = _gpus(config, colocated=False)
+    separate = resolved.learners.low * learner_gpus + resolved.engines.low * engine_gpus
+    return separate > gpus and not turns_problem(resolved)
+
+
+def turns_problem(resolved: Resolved) -> str:
+    """Why learners and engines cannot take turns on GPUs; empty if they can."""
+    if resolved.config.rollout.tensor_parallel > 1:
+        return "rollout.tensor_parallel must be 1"
+    if resolved.engines.low > resolved.learners.low:
+        return "there must not be more engines than learners"
+    return ""
+
+
+def _gpus(config: Config, colocated: bool) -> tuple[float, float]:
+    """GPUs of one learner and of one engine."""
+    if colocated:
+        return LEARNER_SHARE, ENGINE_SHARE
+    return config.learner.gpus_per_worker, gpus_per_engine(config.rollout)
+
+
+def gpus_per_engine(rollout: RolloutSection) -> float:
+    """GPUs that one engine takes where it does not share them with learners: a share of one, or whole ones
+    under tensor parallelism."""
+    parallel = rollout.tensor_parallel
+    return rollout.gpus_per_engine if parallel == 1 else float(parallel)
+
+
+def demand(resolved: Resolved, placement: Placement, engines: bool) -> Demand:
+    """What the run needs at least; `engines`: whether it samples at all."""
     learner, rollout = resolved.config.learner, resolved.config.rollout
     num_learners = resolved.learners.low
     num_engines = resolved.engines.low if engines else 0
     cpus = num_learners * learner.cpus_per_worker + num_engines * rollout.cpus_per_engine + SPARE_CPUS
-    gpus = num_learners + num_engines * gpus_per_engine(rollout) if device == "cuda" else 0.0
+    gpus = num_learners * placement.learner_gpus + num_engines * placement.engine_gpus
     custom = Counter({name: number * num_learners for name, number in learner.resources.items()})
     custom.update({name: number * num_engines for name, number in rollout.resources.items()})
     return Demand(num_learners, num_engines, cpus, gpus, dict(custom))
 
 
-def gpus_per_engine(rollout: RolloutSection) -> float:
-    """GPUs that one engine takes: a share of one, or whole ones under tensor parallelism."""
-    parallel = rollout.tensor_parallel
-    return rollout.gpus_per_engine if parallel == 1 else float(parallel)
-
-
-def learner_resources(learner: LearnerSection, device: str) -> dict[str, float]:
-    gpu = {"GPU": 1.0} if device == "cuda" else {}
+def learner_resources(learner: LearnerSection, placement: Placement) -> dict[str, float]:
+    gpu = {"GPU": placement.learner_gpus} if placement.learner_gpus else {}
     return {"CPU": learner.cpus_per_worker, **gpu, **learner.resources}
 
 
@@ -72,15 +159,58 @@ def resolve_device(wanted: str) -> str:
     return "cuda" if present else "cpu"
 
 
-def check_placement(needed: Demand) -> None:
+def check_placement(resolved: Resolved, placement: Placement, engines: bool) -> None:
     """Raises UserError if the cluster can never place what the run asks for."""
-    present = ray.cluster_resources()
+    needed = demand(resolved, placement, engines)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    _check_totals(needed, nodes)
+    if placement.device == "cuda":
+        _check_gpus(resolved, placement, needed, [node.get("GPU", 0.0) for node in nodes])
+
+
+def _check_totals(needed: Demand, nodes: Iterable[Mapping[str, float]]) -> None:
+    present: Counter[str] = Counter()
+    for node in nodes:
+        present.update(node)
     asked = {"CPU": needed.cpus, "GPU": needed.gpus, **needed.custom}
-    if all(number <= present.get(name, 0.0) for name, number in asked.items()):
+    if all(number <= present[name] + ROUNDING for name, number in asked.items()):
         return
     plural = {"CPU": "CPUs", "GPU": "GPUs"}
-    has = " and ".join(f"{present.get(name, 0.0):g} {plural.get(name, name)}" for name in asked)
+    has = " and ".join(f"{present[name]:g} {plural.get(name, name)}" for name in asked)
     raise UserError(
         f"The run asks for {needed}, but the Ray cluster has {has}: lower learner.num_workers or "
         "rollout.num_engines (or their cpus_per_… and resources), or add nodes."
     )
+
+
+def _check_gpus(resolved: Resolved, placement: Placement, needed: Demand, gpus_of_nodes: list[float]) -> None:
+    """Raises UserError if the GPUs of single nodes are too few for an engine or for all of them together."""
+    problem = turns_problem(resolved) if placement.colocated else ""
+    if problem:
+        raise UserError(
+            f"Learners and engines cannot take turns on {sum(gpus_of_nodes):g} GPUs: {problem}. Change that, "
+            "or set cluster.placement=separate."
+        )
+    parts = [placement.engine_gpus] * needed.engines + [placement.learner_gpus] * needed.learners
+    # Shares of a GPU never span two of them; whole GPUs of an engine never span two nodes.
+    bins = [1.0] * round(sum(gpus_of_nodes)) if placement.colocated else gpus_of_nodes
+    if not fits(parts, bins):
+        raise UserError(
+            f"The run asks for {needed}, of which an engine takes {placement.engine_gpus:g} GPUs of a node. "
+            f"The nodes have {', '.join(f'{gpus:g}' for gpus in gpus_of_nodes)} GPUs: lower "
+            "rollout.tensor_parallel, rollout.num_engines or learner.num_workers, or add nodes."
+        )
+
+
+def fits(parts: Iterable[float], bins: Iterable[float]) -> bool:
+    """Whether parts can be put into bins, the largest part first into the first bin with room.
+
+    That finds a way if there is one, as long as each size divides the next larger one.
+    """
+    room = list(bins)
+    for part in sorted(parts, reverse=True):
+        place: Any = next((i for i, left in enumerate(room) if left + ROUNDING >= part), None)
+        if place is None:
+            return False
+        room[place] -= part
+    return True

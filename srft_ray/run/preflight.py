@@ -10,7 +10,7 @@ from typing import Any
 from ray import cloudpickle
 from transformers import PreTrainedTokenizerBase
 
-from srft_ray.config.resolve import PYTHON_VERIFIER, Resolved
+from srft_ray.config.resolve import PYTHON_VERIFIER, Resolved, TokenLimits
 from srft_ray.config.schema import Config, DataSection, VerifierSection
 from srft_ray.data.plan import StreamPlan, make_plan
 from srft_ray.data.prepare import prepare, remove
@@ -68,7 +68,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
     except UserError:
         remove(created)
         raise
-    plan = plan_stream(resolved, evaluation_sizes(config, evaluation))
+    plan = plan_stream(resolved, evaluation_sizes(resolved, evaluation))
     return Prepared(resolved, train, evaluation, plan, store)
 
 
@@ -137,26 +137,37 @@ def prepare_data(
     section: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     created: list[Path] | None = None,
+    limits: TokenLimits | None = None,
 ) -> PreparedData:
     """Prepares a data set in the folder that runs beside each other share; new paths are added to
-    `created`."""
+    `created`. `limits` are those of the training data by default."""
     folder = Path(resolved.config.run.dir) / ".data"
-    return prepare(section, tokenizer, resolved.token_limits, folder, resolved.config.run.seed, created)
+    limits = limits or resolved.token_limits
+    return prepare(section, tokenizer, limits, folder, resolved.config.run.seed, created)
 
 
 def prepare_evaluation(
     resolved: Resolved, tokenizer: PreTrainedTokenizerBase, created: list[Path] | None = None
 ) -> dict[str, PreparedData]:
+    """Checks the verifiers of the sets, and prepares their data."""
+    for section in resolved.evaluation.values():
+        if section.verifier:
+            _check_named_verifier(section.judge(resolved.config.verifier))
     return {
-        name: prepare_data(resolved, section, tokenizer, created)
+        name: prepare_data(
+            resolved, section.data, tokenizer, created, resolved.limits(section.max_new_tokens)
+        )
         for name, section in resolved.evaluation.items()
     }
 
 
-def evaluation_sizes(config: Config, evaluation: dict[str, PreparedData]) -> dict[str, int]:
+def evaluation_sizes(resolved: Resolved, evaluation: dict[str, PreparedData]) -> dict[str, int]:
     """Prompts of each evaluation set that are used."""
-    most = config.evaluation.max_prompts
-    return {name: min(data.counts.kept, most or data.counts.kept) for name, data in evaluation.items()}
+    sizes = {}
+    for name, data in evaluation.items():
+        most = resolved.evaluation[name].max_prompts or data.counts.kept
+        sizes[name] = min(data.counts.kept, most)
+    return sizes
 
 
 def _check_reference(resolved: Resolved, model: Any) -> None:
@@ -164,7 +175,7 @@ def _check_reference(resolved: Resolved, model: Any) -> None:
     if path is None:
         return
     require(
-        "reference" in resolved.algorithm.needs,
+        resolved.algorithm.uses_reference,
         f"learner.reference is set, but no term of {resolved.algorithm.name} uses a reference: remove it.",
     )
     section = dataclasses.replace(resolved.config.model, path=path)

@@ -1,8 +1,8 @@
 """What the driver does while Ray Train runs: it passes a stop on, and ends what does not end by itself."""
 
-import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +11,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from srft_ray.config.training import RolloutSection
+from srft_ray.errors import RunFailed, cause
 from srft_ray.observe.journal import record_event
+from srft_ray.sync.processes import Process
 
 POLL_INTERVAL_S = 2.0
 STOP_TIMEOUT_S = 10.0  # without learners, until a stop is not left to them
@@ -42,6 +45,35 @@ def stopping(coordinator: Any) -> Iterator[Callable[[str], None]]:
             signal.signal(signal.SIGTERM, before)
 
 
+def wait_for_rollouts(task: ray.ObjectRef, coordinator: Any, rollout: RolloutSection) -> Any:
+    """The result of a task that takes rollouts from engines, without learners that would wait for them.
+
+    Raises:
+        RunFailed: the task failed, engines die again and again, or none has finished a group for
+            rollout.timeout_s.
+    """
+    finished = 0.0
+    progress_at = time.monotonic()
+    try:
+        while not ray.wait([task], timeout=POLL_INTERVAL_S)[0]:
+            questions = [coordinator.engine_problem.remote(), coordinator.engine_metrics.remote(0)]
+            problem, engines = ray.get(questions, timeout=rollout.stall_timeout_s)
+            if engines["queue/depth"] != finished:
+                finished = engines["queue/depth"]
+                progress_at = time.monotonic()
+            if not problem and time.monotonic() - progress_at > rollout.timeout_s:
+                problem = (
+                    f"No engine has finished a group for rollout.timeout_s={rollout.timeout_s:g} s. The "
+                    "engines are stuck, cannot be placed, or need longer"
+                )
+            if problem:
+                ray.cancel(task, force=True)
+                raise RunFailed(problem)
+        return ray.get(task)
+    except RayError as error:
+        raise RunFailed(cause(error)) from error
+
+
 class RunSupervisor:
     """Kills processes beside the driver that do not end by themselves.
 
@@ -62,7 +94,7 @@ class RunSupervisor:
         self.absence_s = absence_s
         self.problem = ""
         self.stopped = False
-        self._coordinator_pid = 0
+        self._coordinator = Process()
         self._done = threading.Event()
 
     def __enter__(self) -> None:
@@ -88,39 +120,44 @@ class RunSupervisor:
 
     def _check(self) -> None:
         """Asks the coordinator for its process, for the absence of learners, and for a stop."""
-        names = ("learners_absent", "ended", "engine_problem", "pid")
+        names = ("learners_absent", "ended", "engine_problem", "process")
         questions = [getattr(self.coordinator, name).remote() for name in names]
-        absence, ended, engines, self._coordinator_pid = ray.get(questions, timeout=self.silence_s)
-        absent_s, controller_pid = absence
-        stop, _ = ended
-        self.stopped = bool(stop) and absent_s > STOP_TIMEOUT_S
-        if engines:
+        absence, ended, engine_problem, self._coordinator = ray.get(questions, timeout=self.silence_s)
+        self.decide(*absence, stop=ended[0], engine_problem=engine_problem)
+
+    def decide(self, absent_s: float, controller: Process, stop: str, engine_problem: str) -> None:
+        """Kills Ray Train's controller if it waits for what will not come.
+
+        Args:
+            absent_s: seconds without learners.
+            stop: who asked the run to stop; empty if nobody did.
+            engine_problem: why no engine is to be started any more; empty while there is no reason.
+        """
+        if engine_problem:
             # The learners wait for rollouts that will not come, and would be started again if they failed.
-            self.problem = engines
-            self._kill(controller_pid)
-        elif self.stopped or absent_s > self.absence_s:
+            self.problem = engine_problem
+            self._kill(controller)
+        elif stop and absent_s > STOP_TIMEOUT_S:
+            # Only now is what Ray Train raises the stop's doing. An error of its own is not.
+            self.stopped = self._kill(controller) or self.stopped
+        elif absent_s > self.absence_s:
             self.problem = (
                 f"No learners could be placed for learner.start_timeout_s={self.absence_s:.0f} s: add nodes, "
                 "or lower learner.num_workers, and run the same command again"
             )
-            self._kill(controller_pid)
+            self._kill(controller)
 
     def _end_coordinator(self) -> None:
-        if self._kill(self._coordinator_pid):
+        if self._kill(self._coordinator):
             record_event(
                 self.run_dir,
                 "coordinator",
                 "the actor that holds the weights said nothing for "
                 f"rollout.stall_timeout_s={self.silence_s:g} s: it is killed",
             )
-        self._coordinator_pid = 0  # of the next one it is not known yet
+        self._coordinator = Process()  # of the next one it is not known yet
 
-    def _kill(self, pid: int) -> bool:
+    def _kill(self, process: Process) -> bool:
         """Kills a process on this node by a signal: one that is stopped or busy does not answer Ray's request
         to end."""
-        if not pid or self._done.is_set():
-            return False
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            return True
-        return False
+        return not self._done.is_set() and process.kill()

@@ -13,7 +13,7 @@ from srft_ray.data.stream import execution_options
 from srft_ray.models import engine_dtype, resolve_dtype
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
-from srft_ray.run.placement import learner_resources
+from srft_ray.run.placement import Placement, learner_resources
 from srft_ray.run.preflight import Prepared
 from srft_ray.run.training_stream import StreamSource, TrainingStream
 from srft_ray.train.entry import train_loop
@@ -22,16 +22,14 @@ from srft_ray.train.job import Job
 ELASTIC_START_TIMEOUT_S = 30.0
 
 
-def make_trainer(
-    prepared: Prepared, run_id: str, coordinator: Any, device: str, threads: int | None
-) -> TorchTrainer:
-    """The trainer of a run; `threads`: CPU threads of a learner, None on GPUs."""
+def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> TorchTrainer:
+    """The trainer of a run."""
     resolved = prepared.resolved
     learner, trainer = resolved.config.learner, resolved.config.trainer
     _set_deadlines(resolved)
-    source = stream_source(prepared, coordinator, device)
-    dtype = resolve_dtype(resolved.config.model, device)
-    job = _job(prepared, run_id, coordinator, dtype, threads)
+    source = stream_source(prepared, coordinator, placement)
+    dtype = resolve_dtype(resolved.config.model, placement.device)
+    job = _job(prepared, run_id, coordinator, dtype, placement.learner_threads)
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -41,12 +39,12 @@ def make_trainer(
         train_loop,
         train_loop_config={"job": job},
         torch_config=TorchConfig(
-            backend="nccl" if device == "cuda" else "gloo", timeout_s=int(learner.timeout_s)
+            backend="nccl" if placement.device == "cuda" else "gloo", timeout_s=int(learner.timeout_s)
         ),
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=device == "cuda",
-            resources_per_worker=learner_resources(learner, device),
+            use_gpu=placement.device == "cuda",
+            resources_per_worker=learner_resources(learner, placement),
             elastic_resize_monitor_interval_s=learner.resize_interval_s,
         ),
         datasets={"train": TrainingStream(source, prepared.store, run_id)},
@@ -60,7 +58,7 @@ def make_trainer(
     )
 
 
-def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSource:
+def stream_source(prepared: Prepared, coordinator: Any, placement: Placement) -> StreamSource:
     resolved = prepared.resolved
     config = resolved.config
     return StreamSource(
@@ -71,9 +69,10 @@ def stream_source(prepared: Prepared, coordinator: Any, device: str) -> StreamSo
         prepared.plan,
         prepared.train,
         prepared.evaluation,
+        resolved.evaluation,
         coordinator,
-        device,
-        engine_dtype(config.model, config.rollout.dtype, device),
+        placement,
+        engine_dtype(config.model, config.rollout.dtype, placement.device),
         resolved.verifier,
     )
 

@@ -1,16 +1,17 @@
 """The stream of a run: built anew from the newest whole checkpoint each time that the learners start."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.data import Dataset
 
 from algorithms import Algorithm
+from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
+from srft_ray.config.training import RolloutSection
 from srft_ray.data.plan import StreamPlan
 from srft_ray.data.reader import GroupReader, GroupSettings
 from srft_ray.data.store import PreparedData
@@ -19,8 +20,13 @@ from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
 from srft_ray.run.directory import choose_start
-from srft_ray.run.placement import gpus_per_engine
+from srft_ray.run.placement import Placement
+from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
+
+# Shares of a GPU's memory for an engine's weights and KV cache, unless the config has one.
+MEMORY_ALONE = 0.85
+MEMORY_BESIDE_LEARNERS = 0.4
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class StreamSource:
 
     Attributes:
         engines: how many there may be; None for a stream in which nothing is sampled.
+        evaluation_settings: how each evaluation set is sampled and judged.
         max_staleness: versions that a training rollout may be behind when it starts.
         coordinator: handle of the coordinator's actor.
         verifier_function: a verifier given from Python, in the place of the config's.
@@ -41,39 +48,44 @@ class StreamSource:
     plan: StreamPlan
     train: PreparedData
     evaluation: dict[str, PreparedData]
+    evaluation_settings: dict[str, EvaluationSetSection]
     coordinator: Any
-    device: str
+    placement: Placement
     dtype: str
     verifier_function: Callable[..., Any] | None = None
 
-    def stream(self, start: int, generation: int) -> Dataset:
-        """The stream from step `start` on, for the learners' start of that generation."""
+    def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
+        """The stream from step `start` on, for the learners' start of that generation.
+
+        `first`: position in it of the first group that is wanted, a multiple of the size of a block.
+        """
         config = self.config
         settings = GroupSettings(
             config.run.seed,
             config.rollout.num_rollouts,
             config.rollout.max_new_tokens,
             config.data.max_demonstrations,
-            config.evaluation.samples,
+            self.evaluation_settings,
         )
         reader = GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
         process = (
             SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines, generation)
         )
-        return make_stream(self.plan, start, process)
+        return make_stream(self.plan, start, process, first)
 
     def _pool(self, reader: GroupReader, engines: Bounds, generation: int) -> ActorPool:
         config = self.config
         settings = RolloutSettings(
             config.run.seed,
-            self.device,
+            self.placement.device,
             self.dtype,
             config.model,
-            config.rollout,
-            config.evaluation,
+            self._rollout(),
+            self.evaluation_settings,
             config.verifier,
             self.max_staleness,
             self.verifier_function,
+            self.placement.engine_threads,
         )
         return ActorPool(
             RolloutWorker,
@@ -81,10 +93,17 @@ class StreamSource:
             engines,
             self.max_staleness,
             config.rollout.cpus_per_engine,
-            gpus_per_engine(config.rollout) if self.device == "cuda" else 0.0,
+            self.placement.engine_gpus,
             config.rollout.max_restarts,
             config.rollout.resources,
         )
+
+    def _rollout(self) -> RolloutSection:
+        """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""
+        share = self.config.rollout.gpu_memory_utilization
+        if share is None:
+            share = MEMORY_BESIDE_LEARNERS if self.placement.colocated else MEMORY_ALONE
+        return replace(self.config.rollout, gpu_memory_utilization=share)
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class TrainingStream:
 
     def __call__(self) -> Dataset:
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
-        ray.get(self.source.coordinator.set_learners_present.remote(True, os.getpid()))
+        ray.get(self.source.coordinator.set_learners_present.remote(True, Process.this()))
         # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
         try:
             step = choose_start(self.store, self.store.run_dir, self.run_id)

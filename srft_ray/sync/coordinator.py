@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ from srft_ray.sync.admission import Admission
 from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
+from srft_ray.sync.processes import Process
 from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
 
 # Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
@@ -137,13 +137,13 @@ class Coordinator:
         self.requests.left()
         await self._notify()
 
-    async def set_learners_present(self, present: bool, controller_pid: int) -> None:
+    async def set_learners_present(self, present: bool, controller: Process) -> None:
         """Whether there are learners, says the process of Ray Train that starts them."""
-        self.presence.set(present, controller_pid, time.monotonic())
+        self.presence.set(present, controller, time.monotonic())
 
-    async def learners_absent(self) -> tuple[float, int]:
-        """Seconds without learners, and the process that is to start them; 0 if that is not known."""
-        return self.presence.absent_s(time.monotonic()), self.presence.controller_pid
+    async def learners_absent(self) -> tuple[float, Process]:
+        """Seconds without learners, and the process that is to start them."""
+        return self.presence.absent_s(time.monotonic()), self.presence.controller
 
     async def abort(self, reason: str) -> None:
         """The run ends for a reason that a restart would only repeat."""
@@ -155,8 +155,9 @@ class Coordinator:
         """(why it was stopped, why it was aborted); empty if it was not."""
         return self.requests.stop_reason, self.requests.abort_reason
 
-    async def pid(self) -> int:
-        return os.getpid()
+    async def process(self) -> Process:
+        """The process of this actor, on the driver's node."""
+        return Process.this()
 
     async def _notify(self) -> None:
         async with self._changed:

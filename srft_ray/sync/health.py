@@ -1,13 +1,13 @@
 """Health of the engines. Ray itself starts an engine that died again; one that hangs is found here."""
 
 import math
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from srft_ray.sync.processes import Process
 
 HEARTBEAT_INTERVAL_S = 1.0  # between heartbeats of an engine, and between checks of all of them
 ALIVE_S = 10.0  # since its last heartbeat, for an engine to be counted
@@ -24,6 +24,7 @@ class Heartbeat:
         in_flight: blocks that are being generated, and a load of weights.
         finished: groups finished by this process.
         generation: the start of the learners whose stream the engine belongs to.
+        started: start time of the process (`sync.processes.Process`).
     """
 
     engine: str
@@ -33,6 +34,7 @@ class Heartbeat:
     in_flight: int
     finished: int
     generation: int = 0
+    started: int = 0
 
 
 @dataclass
@@ -72,9 +74,10 @@ def kill_engine(heartbeat: Heartbeat) -> None:
     """Kills the engine's process from its own node by a signal: a stopped process would not hear Ray's
     request to end.
     """
+    process = Process(heartbeat.pid, heartbeat.started)
 
     def kill() -> None:
-        os.kill(heartbeat.pid, signal.SIGKILL)
+        process.kill()
 
     there = NodeAffinitySchedulingStrategy(heartbeat.node, soft=False)
     ray.remote(num_cpus=0, max_retries=0)(kill).options(scheduling_strategy=there).remote()

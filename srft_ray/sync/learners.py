@@ -1,5 +1,7 @@
 """What the coordinator knows of the learners: what they are asked to do, and whether there are any."""
 
+from srft_ray.sync.processes import Process
+
 
 class LearnerRequests:
     """Requests to the learners to leave between two steps, and the reason that ends the run."""
@@ -45,12 +47,12 @@ class LearnerPresence:
     """Since when there have been no learners, in monotonic seconds, and which process is to start them."""
 
     def __init__(self, now: float) -> None:
-        self.controller_pid = 0  # of Ray Train; 0 while it is not known
+        self.controller = Process()  # of Ray Train; the default while it is not known
         self._absent_since: float | None = now
 
-    def set(self, present: bool, controller_pid: int, now: float) -> None:
+    def set(self, present: bool, controller: Process, now: float) -> None:
         """Whether there are learners, says the process that starts them."""
-        self.controller_pid = controller_pid
+        self.controller = controller
         if present:
             self._absent_since = None
         elif self._absent_since is None:

@@ -1,8 +1,7 @@
 """The training engine: DeepSpeed ZeRO 0-3 behind `forward`, `backward`, `step`, `state` and `load`.
 
-DeepSpeed averages gradients over ranks; the loss is multiplied by the
-number of ranks here, and nowhere else, so that the caller's losses simply sum over all micro-batches of all
-ranks.
+DeepSpeed averages gradients over ranks; here alone the loss is multiplied by the number of ranks, so that the
+caller's losses sum over all micro-batches of all ranks.
 """
 
 import logging
@@ -22,8 +21,11 @@ from srft_ray.errors import require
 from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
 from srft_ray.train.deepspeed_state import STATE, ParameterState
-from srft_ray.train.logprobs import PolicyModel
+from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.weight_gradients import widen_gradients
+
+# Else compiled at the first start; a process that is killed meanwhile leaves a lock that others wait for.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -39,9 +41,9 @@ class ReferenceModel:
             self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
 
     @torch.no_grad()
-    def logprobs(self, *inputs: Any) -> Tensor:
-        """Log-probs of the scored tokens, (N,); inputs as of `PolicyModel.forward`."""
-        return self.model(*inputs)[0]
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """As `PolicyModel.forward`, without gradient."""
+        return self.model(*inputs, **options)
 
 
 class DeepSpeedEngine:
@@ -75,8 +77,9 @@ class DeepSpeedEngine:
         self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
         self.world_size = dist.get_world_size()
         self.updates = 0  # Adam's step
+        self.weight_decay = learner.weight_decay  # of the updates to come
 
-    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
         return self.engine(*inputs)
 
@@ -93,9 +96,9 @@ class DeepSpeedEngine:
         ids_BL = torch.arange(1, 9, device=self.device)[None]
         rows_N = torch.zeros(7, dtype=torch.int64, device=self.device)
         positions_N = torch.arange(1, 8, device=self.device)
-        own_N, _ = self.forward(ids_BL, rows_N, positions_N, 1.0)
+        own_N, *_ = self.forward(ids_BL, rows_N, positions_N, 1.0)
         with self.policy.model_logits():
-            model_N, _ = self.forward(ids_BL, rows_N, positions_N, 1.0)
+            model_N, *_ = self.forward(ids_BL, rows_N, positions_N, 1.0)
         difference = float((own_N - model_N).abs().mean())
         name = type(self.policy.model).__name__
         require(
@@ -118,6 +121,7 @@ class DeepSpeedEngine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+            group["weight_decay"] = self.weight_decay
         if self.is_plain:
             return self._plain_step()
         # DeepSpeed computes the norm of the reduced gradients within its step, and skips the update if the
@@ -207,7 +211,7 @@ class DeepSpeedEngine:
     def _create_optimizer_state(self) -> None:
         """Adam and DeepSpeed make their tensors in their first update: one of rate 0, without tokens."""
         empty = collate([], 0, 0).to(self.device)
-        logprobs_N, _ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
+        logprobs_N, *_ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
         self.backward(logprobs_N.sum() * 0.0, last=True)
         self.step(0.0)
 

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from algorithms import Algorithm, Group, PolicyOutput, Stage
-from srft_ray.config.schedule import learning_rate, updates_per_step
+from algorithms import Algorithm, Group, PolicyOutput, SequenceRecord, Stage
+from srft_ray.config.schedule import learning_rate, updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
+from srft_ray.train import sequence_values
 from srft_ray.train.batching import MicroBatch, collate, pack
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
@@ -67,12 +68,15 @@ class Learner:
         if step == stage.start > 0:
             self.engine.reset_optimizer()
         lr = learning_rate(self.config, stage, step)
+        self.engine.weight_decay = weight_decay(self.config, stage)
         number = updates_per_step(self.config, stage)
         mini_batches = []
         for index in range(number):
             chosen = [group for group in groups if group.group_id % number == index]
             mini_batches.append(self._cut(chosen, step, stage.start))
         context = StepContext(step, algorithm, temperature)
+        records = sequence_values.gather(algorithm, groups, number)
+        sequence_values.attach(algorithm, records, list(chain(*mini_batches)))
         parity: dict[str, float] = {}
         # Parity, the mean entropy and π_old are those of the policy before its first update.
         if number > 1 or "mean_entropy" in algorithm.needs:
@@ -84,6 +88,8 @@ class Learner:
             parity = check_parity(sums, parity_max, step, self.parity_threshold)
         updates = []
         for micro_batches in mini_batches:
+            if "sequence_logprobs" in algorithm.needs:
+                self._refresh_values(context, records, micro_batches)
             metrics, measured = self._update(context, micro_batches, lr, measures_parity=not parity)
             parity = parity or measured
             updates.append(metrics)
@@ -140,6 +146,15 @@ class Learner:
                 micro_batch.old_BT = policy.logprobs_BT
         return all_reduce(sums), sums.parity_max
 
+    @torch.no_grad()
+    def _refresh_values(
+        self, context: StepContext, records: Sequence[SequenceRecord], micro_batches: Sequence[MicroBatch]
+    ) -> None:
+        """Gives the sequences of an update the values that follow from their log-probs before it."""
+        needs = context.algorithm.needs & {"reference"}
+        policies = [self._forward(each, context.temperature, needs) for each in micro_batches]
+        sequence_values.refresh(context.algorithm, records, micro_batches, policies)
+
     def _accumulate(
         self, context: StepContext, micro_batches: Sequence[MicroBatch], counts: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
@@ -167,15 +182,19 @@ class Learner:
     ) -> PolicyOutput:
         """What the policy, and the reference where it is needed, say of the micro-batch's tokens."""
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
-        logprobs_N, entropies_N = self.engine.forward(*inputs, "entropy_gradient" in needs)
+        logits = None
+        if self.reference and "reference_kl" in needs:
+            logits = self.reference(*inputs, logits_only=True)
+        logprobs_N, entropies_N, *kl = self.engine.forward(*inputs, "entropy_gradient" in needs, logits)
         reference_BT = None
         if self.reference and "reference" in needs:
-            reference_BT = micro_batch.align(self.reference.logprobs(*inputs))
+            reference_BT = micro_batch.align(self.reference(*inputs)[0])
         return PolicyOutput(
             logprobs_BT=micro_batch.align(logprobs_N),
             entropies_BT=micro_batch.align(entropies_N),
             old_logprobs_BT=micro_batch.old_BT,
             reference_logprobs_BT=reference_BT,
+            reference_kl_BT=micro_batch.align(kl[0]) if kl else None,
             mean_entropy=mean_entropy,
         )
 

@@ -149,11 +149,13 @@ def _as_json(value: float) -> float | str:
 
 def _row(values: Rows, row: int) -> Rows:
     """One sequence of a micro-batch, in the same shapes with B = 1."""
-    own = {}
+    own: dict[str, Any] = {}
     for item in fields(values):
         value = getattr(values, item.name)
         if isinstance(value, Tensor) and value.ndim > 0:
             own[item.name] = value[row : row + 1]
+        if isinstance(value, Mapping):
+            own[item.name] = {name: figures[row : row + 1] for name, figures in value.items()}
     return replace(values, **own)
 
 

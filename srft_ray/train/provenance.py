@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from algorithms import Group
+from srft_ray.sync.probe import mean_difference
 from srft_ray.train.parity import ParityError
 
 SIGN = 2**63  # fingerprints are unsigned, the integers of a collective are not
@@ -16,38 +17,55 @@ class ProvenanceError(ParityError):
 
 
 class Provenance:
-    """The fingerprints of the versions that the learners published since they started; every rank has one.
+    """What the learners published since they started; every rank has one.
 
     The stream is built anew with each start of the learners, so no rollout of an earlier start reaches this
     one.
+
+    Attributes:
+        fingerprints: by version.
+        probes: log-probs of the probe by version (`sync.probe`); empty if they are not compared.
     """
 
-    def __init__(self, max_staleness: int, device: torch.device) -> None:
+    def __init__(self, max_staleness: int, parity_threshold: float, device: torch.device) -> None:
+        """`parity_threshold`: of the mean difference between the log-probs of engine and learner, in nats."""
         self.max_staleness = max_staleness
+        self.parity_threshold = parity_threshold
         self.device = device
         self.fingerprints: dict[int, str] = {}
+        self.probes: dict[int, tuple[float, ...]] = {}
 
-    def published(self, version: int, fingerprint: str) -> None:
-        """Records a publication with the fingerprint that rank 0 computed; a collective."""
+    def published(self, version: int, fingerprint: str, probe: tuple[float, ...] = ()) -> None:
+        """Records a publication with the fingerprint that rank 0 computed and this rank's log-probs of the
+        probe; a collective."""
         value = torch.tensor(int(fingerprint or "0", 16) - SIGN, device=self.device)
         dist.broadcast(value, 0)
         self.fingerprints[version] = f"{int(value) + SIGN:016x}"
+        self.probes[version] = probe
         for old in [known for known in self.fingerprints if known < version - self.max_staleness - 1]:
             del self.fingerprints[old]
+            self.probes.pop(old, None)
 
-    def check(self, step: int, groups: Sequence[Group]) -> None:
+    def check(self, step: int, groups: Sequence[Group]) -> float | None:
         """Checks this rank's groups of a step before anything is made of them; a collective.
+
+        Returns:
+            The largest mean difference of an engine's log-probs of the probe from those of the learners that
+            published its version, in nats; None if none was compared.
 
         Raises:
             ProvenanceError: on all ranks, if rollouts of one of them do not prove their origin.
         """
         problem = next(filter(None, (self.problem(step, group) for group in groups)), "")
-        found = torch.tensor(float(bool(problem)), device=self.device)
+        differences = [self.probe_difference(group) for group in groups]
+        largest = max((difference for difference in differences if difference is not None), default=-1.0)
+        found = torch.tensor([float(bool(problem)), largest], dtype=torch.float64, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        if found:
+        if found[0]:
             problems = [""] * dist.get_world_size()
             dist.all_gather_object(problems, problem)
             raise ProvenanceError(f"Step {step}: {next(filter(None, problems))} No update was applied.")
+        return float(found[1]) if found[1] >= 0 else None
 
     def problem(self, step: int, group: Group) -> str:
         """Why the group's rollouts must not be used; empty if they may."""
@@ -67,4 +85,20 @@ class Provenance:
                     f"learners published version {version} with fingerprint {published}. The engines hold "
                     f"other weights: the publication of version {version} did not reach them, or not whole."
                 )
+        difference = self.probe_difference(group)
+        if difference is not None and not difference <= self.parity_threshold:
+            return (
+                f"{sampled}, but after it loaded the published weights its log-probs of a fixed sequence "
+                f"differ from the learner's by {difference:.2e} on average (threshold "
+                f"{self.parity_threshold:.0e}): it computes with other weights, or its model differs."
+            )
         return ""
+
+    def probe_difference(self, group: Group) -> float | None:
+        """Of the engine's log-probs of the probe from the learner's; None if they are not compared.
+
+        A group has one version, because an engine keeps its weights until a block is finished.
+        """
+        versions = {rollout.policy_version for rollout in group.rollouts}
+        expected = self.probes.get(max(versions), ()) if versions else ()
+        return mean_difference(expected, group.probe_logprobs) if expected else None

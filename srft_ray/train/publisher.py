@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 
 from algorithms import Group
 from srft_ray.sync.fingerprint import FingerprintedWeights, model_fingerprint
+from srft_ray.sync.probe import probe_ids
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
@@ -14,13 +16,16 @@ from srft_ray.train.provenance import Provenance
 
 
 class Publisher:
-    """Both methods are collectives; without rollout engines they do nothing."""
+    """All methods are collectives; without rollout engines they do nothing."""
 
-    def __init__(self, job: Job, start: LearnerStart, engine: DeepSpeedEngine) -> None:
+    def __init__(
+        self, job: Job, start: LearnerStart, engine: DeepSpeedEngine, parity_threshold: float
+    ) -> None:
         self.start = start
         self.engine = engine
-        self.model_path = job.model.path
-        self.provenance = Provenance(job.rollout.max_staleness, engine.device)
+        self.model = job.model
+        self.probes = job.rollout.max_staleness > 0
+        self.provenance = Provenance(job.rollout.max_staleness, parity_threshold, engine.device)
         self.transport = None
         if job.uses_engines:
             make_transport = transport_class(job.rollout.transport)
@@ -38,11 +43,22 @@ class Publisher:
         self.transport.publish(version, weights, sender=sender)
         fingerprint = weights.exhaust()
         if from_model and sender:
-            fingerprint = model_fingerprint(self.model_path)
-        self.provenance.published(version, fingerprint)
+            fingerprint = model_fingerprint(self.model.path)
+        self.provenance.published(version, fingerprint, self._score_probe())
 
-    def check(self, step: int, groups: Sequence[Group]) -> None:
-        """Raises ProvenanceError if rollouts of a step come from weights that were not published, or are too
-        old."""
-        if self.transport:
-            self.provenance.check(step, groups)
+    @torch.no_grad()
+    def _score_probe(self) -> tuple[float, ...]:
+        """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
+        if not self.probes:
+            return ()
+        vocab_size = self.engine.policy.model.config.get_text_config().vocab_size
+        ids = probe_ids(vocab_size, self.model.max_length)
+        ids_BL = torch.tensor([ids], device=self.engine.device)
+        positions_N = torch.arange(1, len(ids), device=self.engine.device)
+        logprobs_N, _ = self.engine.forward(ids_BL, torch.zeros_like(positions_N), positions_N, 1.0, False)
+        return tuple(logprobs_N.tolist())
+
+    def check(self, step: int, groups: Sequence[Group]) -> float | None:
+        """Gives the largest difference of the probes; raises ProvenanceError if rollouts of a step come from
+        weights that were not published, or are too old."""
+        return self.provenance.check(step, groups) if self.transport else None

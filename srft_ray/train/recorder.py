@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from algorithms import Group
 from srft_ray.data.plan import Segment
-from srft_ray.observe import journal, ledger
-from srft_ray.observe.evaluation import Scored, evaluation_figures, evaluation_record
+from srft_ray.observe import evaluation_ledger, journal, ledger, ledger_windows
+from srft_ray.observe.evaluation import evaluation_figures, evaluation_record
 from srft_ray.observe.loggers import LoggerSettings, make_loggers
 
 
@@ -36,21 +37,33 @@ class Recorder:
             logger(step, record)
 
     def evaluation(self, segment: Segment, groups: Sequence[Group]) -> None:
-        """Gathers the evaluation groups of all ranks and writes the figures of the set."""
-        mine = [Scored.of(group) for group in groups if group.group_id >= 0]
-        shares: list[list[Scored]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(shares, mine)
-        every = [scored for share in shares for scored in share]
-        record = evaluation_record(segment.dataset, segment.step, every)
-        path = self.run_dir / journal.EVALUATIONS
-        self._write(segment.step, lambda: self.rank == 0 and journal.append_json(path, record))
-        figures = evaluation_figures(record)
-        for logger in self.loggers:
-            logger(segment.step, figures)
+        """Writes the rows of an evaluation set to its ledger, and its figures, which are computed from it."""
+        name, step = segment.dataset, segment.step
+        self._write(step, lambda: evaluation_ledger.write_part(self.run_dir, name, step, self.rank, groups))
+        # All parts are there: the write above returns only when no rank has failed.
+        records: list[dict[str, Any]] = []
+        self._write(step, lambda: self.rank == 0 and records.append(self._join(name, step)))
+        for record in records:
+            figures = evaluation_figures(record)
+            for logger in self.loggers:
+                logger(step, figures)
+
+    def _join(self, name: str, step: int) -> dict[str, Any]:
+        """The table comes before its figures, so that every line of figures has its table."""
+        table = evaluation_ledger.join(self.run_dir, name, step, range(self.world_size))
+        record = evaluation_record(name, step, table)
+        journal.append_json(self.run_dir / journal.EVALUATIONS, record)
+        return record
 
     def checkpoint(self, step: int, path: str) -> None:
-        """Records that the checkpoint of `step` is complete, unless it is recorded already."""
-        self._write(step, lambda: self.rank == 0 and journal.record_checkpoint(self.run_dir, step, path))
+        """Records that the checkpoint of `step` is complete, unless it is recorded already, and merges what
+        it has made final of the ledger."""
+
+        def record() -> None:
+            journal.record_checkpoint(self.run_dir, step, path)
+            ledger_windows.merge(self.run_dir, step)
+
+        self._write(step, lambda: self.rank == 0 and record())
 
     def close(self) -> None:
         """Tells the loggers that there is no more; not a collective."""

@@ -47,9 +47,12 @@ class LearnerWorker:
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
         self.engine.check_logits(PARITY_THRESHOLDS[job.dtype])
-        self.learner = self._make_learner(dtype)
+        threshold = job.learner.parity_threshold
+        if threshold is None:
+            threshold = PARITY_THRESHOLDS[job.dtype]
+        self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
-        self.publisher = Publisher(job, self.start, self.engine)
+        self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
@@ -57,17 +60,14 @@ class LearnerWorker:
         self.step = self._resume()
         self.saved = self.step
 
-    def _make_learner(self, dtype: torch.dtype) -> Learner:
+    def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
         settings = self.job.learner
-        threshold = settings.parity_threshold
-        if threshold is None:
-            threshold = PARITY_THRESHOLDS[self.job.dtype]
         reference = None
-        if "reference" in self.job.algorithm.needs:
+        if self.job.algorithm.uses_reference:
             path = settings.reference or self.job.model.path
             frozen = load_model(self.job.model, dtype, settings.activation_checkpointing, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, threshold, reference)
+        return Learner(self.engine, settings, parity_threshold, reference)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
@@ -96,10 +96,10 @@ class LearnerWorker:
             if self._leaving(groups is None):
                 return self.save(final=False)
             # Rollouts of other weights are refused before they are trained on or counted.
-            self.publisher.check(segment.step, groups)
+            probe_difference = self.publisher.check(segment.step, groups)
             self.taken += segment.padded
             if segment.dataset == "train":
-                self._train(segment.step, groups, mark)
+                self._train(segment.step, groups, mark, probe_difference)
             else:
                 self.recorder.evaluation(segment, groups)
             mark = time.perf_counter()
@@ -151,10 +151,12 @@ class LearnerWorker:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def _train(self, step: int, groups: list[Group], mark: float) -> None:
+    def _train(self, step: int, groups: list[Group], mark: float, probe_difference: float | None) -> None:
         """One step: update, publish, record, and a checkpoint if one is due.
 
-        `mark`: when the step began to wait.
+        Args:
+            mark: when the step began to wait.
+            probe_difference: of the engines that sampled the groups.
         """
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
@@ -168,6 +170,7 @@ class LearnerWorker:
         published = time.perf_counter()
         self.recorder.ledger(step, groups)
         record = {"step": step, "policy_version": step, **learned_metrics}
+        record["parity/probe_abs_logprob_diff"] = probe_difference
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {
             "time/rollout_wait": started - mark,

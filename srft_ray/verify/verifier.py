@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
 from srft_ray.errors import UserError
@@ -15,7 +15,11 @@ Verify = Callable[[str, str, dict], Any]
 
 MAX_REWARD = 3.4e38  # finite in float32, in which advantages are computed
 VERDICTS = ("match", "mismatch", "no_answer", "timeout", "error")
-BUILT_IN = {"math": "srft_ray.verify.math_verifier", "tasks": "srft_ray.verify.task_verifier"}
+BUILT_IN = {
+    "math": "srft_ray.verify.math_verifier",
+    "either": "srft_ray.verify.either_verifier",
+    "tasks": "srft_ray.verify.task_verifier",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Verdict:
     verdict: str  # one of VERDICTS; the ledger's "given" is reserved for demonstrations
     reward: float  # 1.0 or 0.0, or the number that a scorer returned
     answer: str | None  # as extracted from the response
+    reason: str = field(default="", compare=False)  # how the verifier came to it, in a few words
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,12 @@ def as_verdict(result: Any) -> Verdict:
         verdict = str(result.verdict)
         reward = float(result.reward)
         answer = None if result.answer is None else str(result.answer)
+        reason = str(result.reason)
     elif isinstance(result, SupportsFloat):  # also numpy's and torch's scalars, but no str
         reward = float(result)
         verdict = "match" if reward > 0.5 else "mismatch"
         answer = None
+        reason = ""
     else:
         raise TypeError(f"a verifier must return a number, a bool or a Verdict, not {type(result).__name__}")
     if verdict not in VERDICTS:
@@ -57,7 +64,7 @@ def as_verdict(result: Any) -> Verdict:
     # The comparison is false for NaN too.
     if not abs(reward) <= MAX_REWARD:
         raise ValueError(f"a verifier's reward must be finite in float32, not {reward}")
-    return Verdict(verdict, reward, answer)
+    return Verdict(verdict, reward, answer, reason)
 
 
 def resolve(name: str, path: str | None = None, function: Callable | None = None) -> Verify:

@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
-from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, Stage
-from srft_ray.config.schedule import updates_per_step
+from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, SequenceRecord, Stage
+from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 
 
@@ -59,7 +59,8 @@ class Case:
     def stage(self, step: int) -> Stage:
         """The algorithm's stage with the learning rate of `learner`."""
         stage = self.algorithm.stage(step, self.steps)
-        return replace(stage, schedule=Schedule(mini_batches=stage.schedule.mini_batches))
+        own = stage.schedule
+        return replace(stage, schedule=Schedule(mini_batches=own.mini_batches, weight_decay=own.weight_decay))
 
     def make_groups(self, stage: Stage, step: int) -> list[Group]:
         return make_groups(stage, step, self.groups)
@@ -80,6 +81,7 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
             [rng.randrange(3, 90) for _ in range(rng.randrange(1, 9))],
             "",
             max_new_tokens=24,
+            num_rollouts=rollouts,
         )
         for extra in range((1, 0, 2, 1)[group_id % 4]):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(2, 20))]
@@ -147,7 +149,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 lr=learner.lr,
                 betas=tuple(learner.betas),
                 eps=learner.eps,
-                weight_decay=learner.weight_decay,
+                weight_decay=weight_decay(learner, stage),
             )
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
@@ -161,6 +163,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 stage,
                 groups,
                 [g for g in groups if g.group_id % number == index],
+                number,
             )
             sum(losses.values()).backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)
@@ -170,7 +173,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _losses(model, old, frozen, case, stage, everything, groups):
+def _losses(model, old, frozen, case, stage, everything, groups, number):
     pairs = [(g, c) for g in groups for c in g.trained]
     logprobs_BT, entropies_BT = forward(model, pairs, case.temperature)
     if "entropy_gradient" not in stage.algorithm.needs:
@@ -187,6 +190,9 @@ def _losses(model, old, frozen, case, stage, everything, groups):
             if needs_mean
             else None
         )
+    kl = None
+    if "reference_kl" in stage.algorithm.needs:
+        kl = full_kl(model, frozen, pairs, case.temperature)
     completions = [c for _, c in pairs]
     mask, prefix, behavior = (
         torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
@@ -206,7 +212,45 @@ def _losses(model, old, frozen, case, stage, everything, groups):
         groups[0].max_new_tokens,
         prefix,
     )
-    return stage.algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean))
+    if "values" in stage.algorithm.needs:
+        sums = {}
+        for row, (group, c) in enumerate(pairs):
+            sums[group.group_id, c.sample] = (
+                float(logprobs_BT[row].sum()),
+                0.0 if reference_BT is None else float(reference_BT[row].sum()),
+            )
+        values = _values(stage.algorithm, everything, number, sums)
+        own = [values[group.group_id, c.sample] for group, c in pairs]
+        batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
+        if "advantages" in own[0]:
+            batch.advantages_B = batch.values["advantages"]
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    return stage.algorithm.losses(batch, policy)
+
+
+def _values(algorithm, everything, number, sums):
+    """{(group, sample): {name: value}}; float64."""
+    records = [
+        SequenceRecord(
+            g.group_id,
+            c.sample,
+            c.origin,
+            g.group_id % number,
+            len(c.ids),
+            c.prefix,
+            c.reward,
+            c.advantage,
+            c.trained,
+            *(sums.get((g.group_id, c.sample), (0.0, 0.0))),
+        )
+        for g in everything
+        for c in sorted(g.completions, key=lambda c: c.sample)
+    ]
+    found = algorithm.sequence_values(records)
+    return {
+        (r.group_id, r.sample): {name: figures[i] for name, figures in found.items()}
+        for i, r in enumerate(records)
+    }
 
 
 def forward(model, pairs, temperature):
@@ -223,6 +267,19 @@ def forward(model, pairs, temperature):
         logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], padding]))
         entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
     return torch.stack(logprobs), torch.stack(entropies)
+
+
+def full_kl(model, frozen, pairs, temperature):
+    """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
+    longest, found = max(len(c.ids) for _, c in pairs), []
+    for group, c in pairs:
+        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
+        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        with torch.no_grad():
+            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        kl = (logp.exp() * (logp - known)).sum(-1)
+        found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
+    return torch.stack(found)
 
 
 def _cases(rank, world, model_path, cases, faults):
@@ -244,7 +301,7 @@ def _steps(rank, world, case, model, frozen):
     engine = DeepSpeedEngine(model.to(case.dtype), case.learner(), case.dtype)
     known = (
         ReferenceModel(frozen.to(case.dtype), case.learner(), case.dtype, engine.device)
-        if "reference" in case.algorithm.needs
+        if case.algorithm.uses_reference
         else None
     )
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
@@ -302,7 +359,7 @@ def _in_group(rank, world, port, function, arguments, results):
         WORLD_SIZE=str(world),
     )
     torch.set_num_threads(1)
-    import deepspeed
+    from srft_ray.train.deepspeed_engine import deepspeed  # as the learners have it
 
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)

@@ -8,7 +8,26 @@ from functools import cache
 
 import pytest
 
-from algorithms import DAPO, GRPO, GSPO, IWSFT, LUFFY, REGISTRY, SRFT, SRFTHPT, Algorithm, CHORDMu, TwoStage
+from algorithms import (
+    C3PO,
+    DAPO,
+    DGRO,
+    DPO,
+    GRPO,
+    GSPO,
+    IWSFT,
+    LUFFY,
+    REGISTRY,
+    REINFORCEPP,
+    SRFT,
+    SRFTHPT,
+    UFT,
+    Algorithm,
+    CHORDMu,
+    Schedule,
+    TwoStage,
+    WeightedSFT,
+)
 from tests.distributed.harness import Case, calibrated, difference, reference, run
 
 TOLERANCE = 1e-5
@@ -52,9 +71,26 @@ OPTIONS = [  # what no registered algorithm has by default
         dual_clip=3.0,
     ),
     DAPO(kl_coefficient=0.2, kl_estimator="k3_plus"),
+    GRPO(kl_coefficient=0.2, kl_estimator="full"),
+    C3PO(token_budget=40),
+    DPO(with_demonstrations=False, beta=1.0),
+    REINFORCEPP(group_baseline=True),
+    DGRO(value="soft"),
+    UFT(old="learner", correction="sequence_tis"),
+    WeightedSFT(weighting="top_entropy", top_share=0.4),
     GSPO(old="behavior", clip_low=3.0, clip_high=3.0),
     LUFFY(clip=0.2, standardize=True),
+    SRFT(negative_coefficient=0.5, min_logprob=-5.0, self_rollout_surrogate="ratio", ratio_clip=0.2),
+    GRPO(
+        old="learner",
+        max_probability=0.02,
+        norm="constant",
+        norm_constant=50.0,
+        entropy_coefficient=0.1,
+        entropy_kind="advantage",
+    ),
     CHORDMu(warmup_steps=2, decay_steps=3),
+    TwoStage(first_steps=1, first_schedule=Schedule(weight_decay=0.5)),
     TwoStage(first=IWSFT(), second=SRFT(entropy_granularity="batch"), first_steps=1),
 ]
 

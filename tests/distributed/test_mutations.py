@@ -5,12 +5,13 @@ Each fault is a context that every rank enters.
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
 
-from algorithms import SRFT
+from algorithms import C3PO, DPO, REINFORCEPP, SFTKL, SRFT
 from tests.distributed.harness import Case, calibrated, difference, reference, run
 from tests.distributed.test_exact_update import TOLERANCE
 
@@ -87,7 +88,7 @@ def wrong_temperature(model):
 def stale_entropy(model):
     """Weights of the second step come from the entropies of the policy before the first."""
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-    from srft_ray.train.logprobs import PolicyModel
+    from srft_ray.train.policy_model import PolicyModel
 
     forward, before = DeepSpeedEngine.forward, PolicyModel(copy.deepcopy(model), 64)
 
@@ -112,6 +113,77 @@ def averaged_over_ranks(model):
         yield
 
 
+@contextmanager
+def own_sequences_only(model):
+    """Every rank derives values from its own sequences: a budget of tokens for each."""
+    from srft_ray.train import sequence_values
+
+    with patch.object(sequence_values, "_from_all_ranks", list):
+        yield
+
+
+@contextmanager
+def one_token_more(model):
+    """The rollout that the budget cuts keeps one token too many."""
+    cut = C3PO._cut
+
+    def longer(self, records, numbers, kept):
+        cut(replace(self, token_budget=self.token_budget + 1), records, numbers, kept)
+
+    with patch.object(C3PO, "_cut", longer):
+        yield
+
+
+@contextmanager
+def wrong_pair(model):
+    """The worse response of a pair is taken for the better one."""
+    loss = DPO.pair_loss
+
+    def swapped(self, better, worse):
+        value, slopes = loss(self, worse, better)
+        return value, slopes
+
+    with patch.object(DPO, "pair_loss", swapped):
+        yield
+
+
+@contextmanager
+def margins_of_an_earlier_policy(model):
+    """The margins of the pairs are those before the first step."""
+    from srft_ray.train import sequence_values
+
+    refresh, before = sequence_values.refresh, {}
+
+    def stale(algorithm, records, micro_batches, policies):
+        known = before.setdefault("policies", policies)
+        refresh(algorithm, records, micro_batches, known)
+
+    with patch.object(sequence_values, "refresh", stale):
+        yield
+
+
+@contextmanager
+def kl_without_gradient(model):
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+
+    forward = DeepSpeedEngine.forward
+
+    def detached(self, *inputs):
+        logprobs, entropies, *kl = forward(self, *inputs)
+        return logprobs, entropies, *(each.detach() for each in kl)
+
+    with patch.object(DeepSpeedEngine, "forward", detached):
+        yield
+
+
+FAULTS_OF = (  # with the algorithm in whose update they are seen
+    (own_sequences_only, C3PO(token_budget=40)),
+    (own_sequences_only, REINFORCEPP()),
+    (one_token_more, C3PO(token_budget=40)),
+    (wrong_pair, DPO(beta=1.0)),
+    (margins_of_an_earlier_policy, DPO(beta=1.0)),
+    (kl_without_gradient, SFTKL()),
+)
 FAULTS = (
     local_denominator,
     mean_of_micro_batch_means,
@@ -143,3 +215,25 @@ def test_a_fault_makes_the_proof_fail(differences, fault, capsys):
     with capsys.disabled():
         print(f"\n{fault.__name__}: {differences[fault]:.1e}")
     assert differences[fault] > 100 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def pairs_of_differences(tiny_model):
+    """Without a fault and with it, of two steps of each algorithm of FAULTS_OF."""
+    cases = [
+        calibrated(tiny_model, Case(algorithm, zero_stage=1, micro_batch_tokens=40, steps=2))
+        for _, algorithm in FAULTS_OF
+    ]
+    faults = [fault for fault, _ in FAULTS_OF]
+    results = run(tiny_model, 2, cases * 2, [nothing] * len(cases) + faults)
+    truths = [reference(tiny_model, case) for case in cases]
+    found = [difference(state, truth) for (state, _), truth in zip(results, truths * 2, strict=True)]
+    return list(zip(found[: len(cases)], found[len(cases) :], strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS_OF)), ids=[fault.__name__ for fault, _ in FAULTS_OF])
+def test_a_fault_in_what_sequences_share_makes_the_proof_fail(pairs_of_differences, number, capsys):
+    right, wrong = pairs_of_differences[number]
+    with capsys.disabled():
+        print(f"\n{FAULTS_OF[number][0].__name__}: {right:.1e} without and {wrong:.1e} with the fault")
+    assert right <= TOLERANCE and wrong > 100 * TOLERANCE

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from srft_ray.config.schema import VerifierSection
+from srft_ray.rollout.judges import make_verifier_pool
 from srft_ray.verify import Verdict, VerifierPool
 from srft_ray.verify.pool import VerifierFailed
 from tests.judges import EXPECTED, item
@@ -136,3 +139,44 @@ def test_processes_that_always_die_are_a_failure(user: Callable[..., VerifierPoo
     pool._start = start_and_die
     with pytest.raises(VerifierFailed, match="died or hung 3 times in a row"):
         pool.verify([item("good")])
+
+
+ASKS_A_SERVER = """
+import os
+import socket
+
+def judge(response, reference):
+    with socket.create_connection(("127.0.0.1", int(reference)), timeout=1) as server:
+        return server.recv(10) == b"correct" and os.environ.get("JUDGE_KEY") == "key"
+"""
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_verifier_that_asks_a_server_needs_two_keys(tmp_path, monkeypatch, allowed):
+    monkeypatch.setenv("JUDGE_KEY", "key")
+    (tmp_path / "judge.py").write_text(ASKS_A_SERVER)
+    section = VerifierSection(path=f"{tmp_path / 'judge.py'}:judge")
+    if allowed:
+        section.network = True
+        section.environment = ["JUDGE_KEY"]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        contextlib.closing(make_verifier_pool(section)) as pool,
+    ):
+        server.settimeout(0.1)
+        thread = threading.Thread(target=answer, args=(server, 3.0), daemon=True)
+        thread.start()
+        [verdict] = pool.verify([item("", str(server.getsockname()[1]))])
+        thread.join()
+    assert verdict.reward == float(allowed)
+
+
+def answer(server, seconds):
+    """Says `correct` to the first who asks."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            client, _ = server.accept()
+            client.sendall(b"correct")
+            client.close()
+            return

@@ -244,6 +244,16 @@ class Deaf(ObjectStoreTransport):
         return super().fetch((lambda folder: None) if self.deaf else reload)
 
 
+class Ignored(ObjectStoreTransport):
+    """The engine is given the weights, and goes on with those that it has."""
+
+    def fetch(self, reload):
+        from srft_ray.rollout.vllm_engine import Engine
+
+        Engine.load = lambda engine, folder: None
+        return super().fetch(reload)
+
+
 class Silent(ObjectStoreTransport):
     """Says that it published, and publishes the first weights again and again."""
 
@@ -290,17 +300,43 @@ REFUSAL = (
 )
 
 
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.full), 1])
+def test_an_engine_that_computes_with_other_weights_than_it_was_given_is_refused(
+    tmp_path, tiny_model, staleness
+):
+    """The fingerprints are right. Without staleness the rollouts themselves show it, else the probe."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    keys = {"transport": f"{tmp_path / 'broken.py'}:Ignored", "max_staleness": staleness}
+    values = base_config(
+        tmp_path, tiny_model, rollout=keys, learner={"lr": 3e-2}, trainer={"steps": 6, "evaluate_every": 0}
+    )
+    config = make_config(values)
+    wanted = "log-probs of a fixed sequence differ" if staleness else "did not reach them"
+    with pytest.raises(RunFailed, match=wanted):
+        fit(config)
+    run = Run(config.run_dir)
+    assert {row["policy_version"] for row in run.rollouts} == {0}
+    if staleness:
+        assert run.metrics[0]["parity/probe_abs_logprob_diff"] < 1e-4
+    else:
+        assert run.metrics[0]["parity/probe_abs_logprob_diff"] is None
+
+
 @pytest.mark.parametrize(
-    ("transport", "staleness"),
+    ("transport", "staleness", "dtype"),
     [
-        pytest.param("Silent", 0, marks=pytest.mark.full),
-        ("Silent", 1),
-        pytest.param("Silent", 2, marks=pytest.mark.full),
-        ("Deaf", 0),
-        pytest.param("Deaf", 1, marks=pytest.mark.full),
+        pytest.param("Silent", 0, "float32", marks=pytest.mark.full),
+        ("Silent", 1, "float32"),
+        pytest.param("Silent", 2, "float32", marks=pytest.mark.full),
+        pytest.param("Silent", 0, "bfloat16", marks=pytest.mark.full),
+        pytest.param("Silent", 1, "bfloat16", marks=pytest.mark.full),
+        pytest.param("Silent", 2, "bfloat16", marks=pytest.mark.full),
+        ("Deaf", 0, "float32"),
+        pytest.param("Deaf", 1, "float32", marks=pytest.mark.full),
+        pytest.param("Deaf", 1, "bfloat16", marks=pytest.mark.full),
     ],
 )
-def test_rollouts_of_other_weights_are_refused(tmp_path, tiny_model, transport, staleness):
+def test_rollouts_of_other_weights_are_refused(tmp_path, tiny_model, transport, staleness, dtype):
     """At this learning rate the log-probs of neighbouring versions agree to far less than the parity
     threshold.
     """
@@ -313,7 +349,9 @@ def test_rollouts_of_other_weights_are_refused(tmp_path, tiny_model, transport, 
                 "transport": f"{tmp_path / 'broken.py'}:{transport}",
                 "max_staleness": staleness,
                 "num_engines": 2,
+                "dtype": "float32",
             },
+            model={"dtype": dtype},
             learner={"lr": 1e-6},
             trainer={"steps": 6},
         )

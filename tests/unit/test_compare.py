@@ -14,7 +14,8 @@ from srft_ray.commands import variants
 from srft_ray.commands.compare import compare, labels, planned_runs
 from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.schema import Config
-from srft_ray.errors import UserError
+from srft_ray.errors import RunFailed, UserError
+from srft_ray.run.driver import Result
 from tests.conftest import base_config
 
 SECTIONS = {"evaluation": {"data": {"heldout": {}}}, "algorithm": {"name": "srft", "sft_scale": 0.125}}
@@ -103,7 +104,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Replaces training and Ray. Returns (run name, algorithm's name) of every run that was trained."""
     calls: list[tuple[str, str]] = []
 
-    def fit(config: Config, algorithm: Algorithm | None = None) -> None:
+    def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
         calls.append((config.run.name, algorithm.name if algorithm else "by name"))
         scale = config.algorithm.get("sft_scale", 0.0)
         steps = (0, config.trainer.steps)
@@ -116,6 +117,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         (config.run_dir / "summary.json").write_text(json.dumps(summary))
         (config.run_dir / "metrics.jsonl").write_text('{"step": 0, "time/step": 0.5}\n')
         (config.run_dir / "config.yaml").write_text(to_yaml(config))
+        return Result(config.run_dir, config.trainer.steps, "", summary, "")
 
     monkeypatch.setattr(variants, "fit", fit)
     monkeypatch.setattr(module, "start_ray", lambda *_: False)
@@ -163,3 +165,15 @@ def test_instances_do_not_need_the_algorithm_section(values: dict[str, Any], tra
     config = make_config(values | {"algorithm": {"name": "none"}})
     assert "| grpo |" in compare(config, [GRPO(clip_high=0.28)], [0])
     assert trained == [("grpo-seed0", "grpo")]
+
+
+def test_a_run_that_is_stopped_ends_the_comparison_with_a_sentence(
+    values: dict[str, Any], trained: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+):
+    def fit(config: Config, algorithm: Algorithm | None) -> Result:
+        return Result(config.run_dir, 3, "SIGTERM", {}, "")
+
+    monkeypatch.setattr(variants, "fit", fit)
+    wanted = r"stopped by SIGTERM after step 3 .* the same command continues"
+    with pytest.raises(RunFailed, match=wanted):
+        compare(make_config(values), ["srft"], [0])

@@ -7,6 +7,7 @@ import pytest
 from srft_ray.sync import coordinator as module
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
+from srft_ray.sync.processes import Process
 from srft_ray.sync.versions import UNKNOWN, OutdatedLearners, PolicyWeights, PublishedVersions
 
 
@@ -119,12 +120,12 @@ def test_a_request_to_leave_is_for_the_present_learners():
 
 def test_absence_is_counted_from_its_beginning():
     presence = LearnerPresence(now=10.0)
-    assert presence.absent_s(12.0) == 2.0 and presence.controller_pid == 0
-    presence.set(True, 7, now=13.0)
-    assert presence.absent_s(50.0) == 0.0 and presence.controller_pid == 7
-    presence.set(False, 7, now=60.0)
-    presence.set(False, 8, now=61.0)
-    assert presence.absent_s(63.0) == 3.0 and presence.controller_pid == 8
+    assert presence.absent_s(12.0) == 2.0 and presence.controller == Process()
+    presence.set(True, Process(7, 1), now=13.0)
+    assert presence.absent_s(50.0) == 0.0 and presence.controller == Process(7, 1)
+    presence.set(False, Process(7, 1), now=60.0)
+    presence.set(False, Process(8, 2), now=61.0)
+    assert presence.absent_s(63.0) == 3.0 and presence.controller == Process(8, 2)
 
 
 def test_the_coordinator_forgets_and_admits_nobody_until_the_learners_publish_again():

@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from algorithms import REGISTRY
+from algorithms.uses import USES
 from srft_ray.commands import list_algorithms as catalog
 from srft_ray.commands.cli import main
 from srft_ray.commands.compare import Outcome, table
@@ -39,6 +40,27 @@ def test_one_algorithm_in_full(capsys):
         and "rl_negative  wrong_rollouts(0.5)" in out
         and "entropy_weight(0.5, -1.0, sequence)" in out
     )
+
+
+def test_every_algorithm_says_when_to_use_it():
+    assert list(USES) == list(REGISTRY)
+    assert f"use: {USES['eaft']}" in catalog.describe("eaft")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("srft", "yes | yes | – | – | – | – | –"),
+        ("sft", "– | yes | – | – | – | – | yes"),
+        ("dapo", "yes | – | – | – | yes | – | yes"),
+        ("uft", "yes | yes | yes | yes | yes | – | –"),
+        ("dpo", "yes | yes | – | yes | – | log-probs | –"),
+        ("c3po", "yes | – | – | – | yes | yes | –"),
+        ("sft_then_rl", "yes | yes | – | – | yes | – | yes"),
+    ],
+)
+def test_the_table_of_properties(name, cells):
+    assert f"| `{name}` | {cells} | " in catalog.markdown()
 
 
 def test_an_unknown_name(capsys):

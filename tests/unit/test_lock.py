@@ -13,6 +13,7 @@ import pytest
 from srft_ray.errors import UserError
 from srft_ray.run import lock
 from srft_ray.run.lock import LOCK, Owner, claimed
+from srft_ray.sync.processes import start_time
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def refused(folder: Path) -> bool:
 
 def test_a_living_process_on_this_machine_keeps_its_lock_without_flock(tmp_path: Path, without_flock: None):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        owner = replace(Owner.this_process(), pid=other.pid, started=lock.start_time(other.pid))
+        owner = replace(Owner.this_process(), pid=other.pid, started=start_time(other.pid))
         leave_owner(tmp_path, owner)
         assert refused(tmp_path)
         leave_owner(tmp_path, replace(owner, started=owner.started + 1))

@@ -200,7 +200,8 @@ def group(rewards, demos=1, lengths=None, limit=0):
 
 
 def test_advantages_of_rollouts_alone_and_with_the_demonstration():
-    for algorithm in (GRPO(), RLWithSFTLoss(), CHORDMu(), HPT(standardize=True), ReLIFT()):
+    with_std = (RLWithSFTLoss(standardize=True), HPT(standardize=True), ReLIFT(standardize=True))
+    for algorithm in (GRPO(), CHORDMu(), *with_std):
         close(
             algorithm.advantages(group([1, 0, 0, 1, 0, 0, 0, 0])),
             [1.62018167, -0.54006056, -0.54006056, 1.62018167] + [-0.54006056] * 4 + [0.0],
@@ -210,15 +211,13 @@ def test_advantages_of_rollouts_alone_and_with_the_demonstration():
     close(LUFFY().advantages(group([1, 0])), [1 / 3, -2 / 3, 1 / 3])
 
 
-@pytest.mark.parametrize(
-    ("length", "penalty"), [(16384, 0.0), (18432, -0.5), (20480, -1.0), (21000, -1.126953125)]
-)
+@pytest.mark.parametrize(("length", "penalty"), [(16384, 0.0), (18432, -0.5), (20480, -1.0), (21000, -1.0)])
 def test_overlong_penalty(length, penalty):
     assert overlong_penalty(length, 20480, 4096) == penalty
 
 
 def test_dapo_shapes_rewards_by_length():
-    found = DAPO(standardize=False).advantages(
+    found = DAPO(standardize=False, overlong_factor=1.0).advantages(
         group([1, 1, 0], demos=0, lengths=[70, 90, 100], limit=100)
     )  # buffer of 20 tokens
     close(found, [0.5 + 1 / 3, 1 / 3, -1 - 1 / 6])
@@ -313,12 +312,12 @@ def test_a_missing_reference_is_said():
 
 
 def test_log_probs_and_entropies_of_the_golden_logits():
-    from srft_ray.train.logprobs import _logprobs
+    from srft_ray.train.logprobs import chunked_logprobs
     from tests.unit.test_algorithms import TOKENS
 
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
     torch.nn.init.eye_(head.weight)
-    logprobs, entropies = _logprobs(head, LOGITS.flatten(0, 1), TOKENS.flatten(), 1.0, False)
+    logprobs, entropies = chunked_logprobs(head, LOGITS.flatten(0, 1), TOKENS.flatten(), 1.0, None, False)
     close(
         logprobs[:8],
         [
@@ -343,16 +342,16 @@ def test_log_probs_and_entropies_of_the_golden_logits():
 
 
 def test_entropy_and_its_gradient():
-    from srft_ray.train.logprobs import _logprobs
+    from srft_ray.train.logprobs import chunked_logprobs
 
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
     torch.nn.init.eye_(head.weight)
     logits = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
-    _, entropy = _logprobs(head, logits, torch.tensor([0]), 1.0, True)
+    _, entropy = chunked_logprobs(head, logits, torch.tensor([0]), 1.0, None, True)
     close(entropy, [1.26830149])
     entropy.sum().backward()
     close(logits.grad, [[-0.24939321, 0.08313107, 0.08313107, 0.08313107]])
-    assert not _logprobs(head, logits, torch.tensor([0]), 1.0, False)[1].requires_grad
+    assert not chunked_logprobs(head, logits, torch.tensor([0]), 1.0, None, False)[1].requires_grad
 
 
 # demonstrations
@@ -386,8 +385,8 @@ def test_luffy():
     found.sum().backward()
     close(-policy.logprobs_BT.grad, [[0.13888889, 0.25, 0.09]])
     batch, policy = one_sequence([0.5, 0.1, 0.9], behavior=[0.4, 0.2, 0.9])
-    close(-per_token(LUFFY(), "on_policy", batch, policy), [1.25, 0.5, 1.0])  # no clip
-    close(-per_token(LUFFY(clip=0.2), "on_policy", batch, policy), [1.2, 0.5, 1.0])
+    close(-per_token(LUFFY(old="behavior"), "on_policy", batch, policy), [1.25, 0.5, 1.0])  # no clip
+    close(-per_token(LUFFY(old="behavior", clip=0.2), "on_policy", batch, policy), [1.2, 0.5, 1.0])
 
 
 def test_luffy_divides_by_all_tokens():
@@ -514,7 +513,7 @@ def test_only_the_most_uncertain_prefix_tokens_are_trained_on():
 def test_sft_then_rl_has_the_settings_of_the_paper():
     two = SFTThenRL(first_steps=3)
     first, second = two.stage(2, 10), two.stage(3, 10)
-    assert first.schedule == Schedule(5e-5, "cosine", 0.1, 0.1, 64, 1) and second.schedule == Schedule(
+    assert first.schedule == Schedule(5e-5, "cosine", 0.1, 0.1, 64, 1, 0.01) and second.schedule == Schedule(
         1e-6, "constant", 0.0, None, 128, 2
     )
     rl = second.algorithm

@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 
 import algorithms
 from algorithms import Completion, Group
+from srft_ray.observe import evaluation_ledger
 from srft_ray.observe import metrics_reference as reference
-from srft_ray.observe.evaluation import Scored, evaluation_record
+from srft_ray.observe.evaluation import evaluation_record
 from srft_ray.observe.journal import read_json_lines, record_checkpoint, record_event
 from srft_ray.observe.ledger import SCHEMA, rows
 from srft_ray.observe.loggers import RAY_GAUGES
@@ -69,7 +71,9 @@ def stage_terms(algorithm):
 
 def test_the_gauges_and_the_other_files_are_documented(tmp_path):
     assert not undocumented(reference.METRICS, [key for key, _ in RAY_GAUGES.values()])
-    assert list(reference.EVALUATIONS) == list(evaluation_record("held", 0, [Scored([1.0, 0.0], 2, 1.0)]))
+    assert list(reference.EVALUATION_LEDGER) == evaluation_ledger.SCHEMA.names
+    table = pa.Table.from_pylist(evaluation_ledger.rows([GROUP]), evaluation_ledger.SCHEMA)
+    assert list(reference.EVALUATIONS) == list(evaluation_record("held", 0, table))
     record_checkpoint(tmp_path, 1, "there")
     record_event(tmp_path, "engine", "died")
     assert list(reference.CHECKPOINTS) == list(read_json_lines(tmp_path / "checkpoints.jsonl")[0])

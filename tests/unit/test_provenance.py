@@ -7,7 +7,7 @@ from algorithms import Completion, Group
 from srft_ray.train.provenance import Provenance, ProvenanceError
 
 
-def group(version, fingerprint, dataset="train"):
+def group(version, fingerprint, dataset="train", probe=()):
     rollout = Completion(0, "rollout", "text", [1], [0.0], policy_version=version)
     demonstration = Completion(1, "demo", "text", [1])
     return Group(
@@ -20,12 +20,13 @@ def group(version, fingerprint, dataset="train"):
         dataset=dataset,
         engine="abcd1234",
         weights_fingerprint=fingerprint,
+        probe_logprobs=probe,
     )
 
 
 @pytest.fixture
 def provenance():
-    made = Provenance(1, torch.device("cpu"))
+    made = Provenance(1, 1e-3, torch.device("cpu"))
     made.fingerprints = {4: "four", 5: "five", 6: "six"}
     return made
 
@@ -52,6 +53,18 @@ def test_other_weights_are_refused_with_both_fingerprints(provenance):
     assert "published version 4 with fingerprint none" in provenance.problem(5, group(4, "four"))
 
 
+def test_an_engine_that_computes_with_other_weights_than_it_loaded_is_refused(provenance):
+    provenance.probes = {4: (-1.0, -2.0), 5: (-1.5, -2.5)}
+    assert provenance.problem(5, group(4, "four", probe=(-1.0005, -2.0005))) == ""
+    assert provenance.probe_difference(group(4, "four", probe=(-1.0005, -2.0005))) == pytest.approx(5e-4)
+    stale = group(5, "five", probe=(-1.0, -2.0))
+    problem = provenance.problem(5, stale)
+    assert "engine abcd1234 sampled group 9 of train" in problem and "differ from the learner's by" in problem
+    assert "5.00e-01 on average (threshold 1e-03)" in problem
+    assert "differ" in provenance.problem(5, group(5, "five", probe=())), "an engine that scored no probe"
+    assert "nan" in provenance.problem(5, group(5, "five", probe=(-1.5, float("nan"))))
+
+
 def test_an_evaluation_is_of_one_version(provenance):
     assert provenance.problem(5, group(5, "five", dataset="held")) == ""
     assert "only versions 5 to 5" in provenance.problem(5, group(4, "four", dataset="held"))
@@ -68,7 +81,7 @@ def one_rank(tmp_path):
 
 @pytest.mark.usefixtures("one_rank")
 def test_the_ranks_agree_on_what_was_published():
-    provenance = Provenance(1, torch.device("cpu"))
+    provenance = Provenance(1, 1e-3, torch.device("cpu"))
     for version, fingerprint in enumerate(("0" * 16, "f" * 16, "8" + "0" * 15, "7" + "f" * 15)):
         provenance.published(version, fingerprint)
     assert provenance.fingerprints == {1: "f" * 16, 2: "8" + "0" * 15, 3: "7" + "f" * 15}

@@ -33,7 +33,7 @@ def config_of(tmp_path, **sections):
         (Judge(), "Judge"),
         (functools.partial(ends_with), None),
     ],
-    ids=str,
+    ids=["function", "lambda", "instance", "partial"],
 )
 def test_its_name_takes_the_place_of_name_and_path(tmp_path, verifier, name):
     config = config_of(tmp_path, verifier={"path": "judge.py:judge"})

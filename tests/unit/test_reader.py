@@ -35,7 +35,7 @@ def reader(tmp_path, tiny_model, tokenizer):
         plan = plan_stream(resolved, {})
         train = prepare(config.data, tokenizer, resolved.token_limits, tmp_path / "prepared", config.run.seed)
         rollout = config.rollout
-        settings = GroupSettings(config.run.seed, rollout.num_rollouts, rollout.max_new_tokens, 1, 8)
+        settings = GroupSettings(config.run.seed, rollout.num_rollouts, rollout.max_new_tokens, 1, {})
         return GroupReader(settings, algorithm, plan, 0, train, {})
 
     return make

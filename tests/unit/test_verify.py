@@ -59,6 +59,44 @@ def test_golden_answers(math: VerifierPool) -> None:
     assert verdicts == [Verdict(verdict, float(verdict == "match"), answer) for *_, verdict, answer in GOLDEN]
 
 
+def test_letters_of_up_to_ten_options(math: VerifierPool) -> None:
+    """Which letters there are is known from the prompt; in prose `I` is a word unless it is an option."""
+    golden = [  # response, reference, letters, verdict, extracted answer
+        ("Answer: J", "J", "ABCDEFGHIJ", "match", "J"),
+        (r"\boxed{\text{(H)}}", "H", "ABCDEFGHIJ", "match", "H"),
+        ("G) the seventh", "G", "ABCDEFGHIJ", "match", "G"),
+        ("Answer: I", "B", "ABCDEFGHIJ", "mismatch", "I"),
+        ("The answer I choose is (B).", "B", "ABCD", "no_answer", None),
+        ("My choice: C. The answer I think of is not shown.", "C", "ABCD", "match", "C"),
+        ("Answer: F", "F", "", "match", "F"),
+        ("Answer: F", "B", "", "no_answer", None),
+    ]
+    items = [Item(response, reference, {"letters": letters}) for response, reference, letters, *_ in golden]
+    found = math.verify(items)
+    expected = [Verdict(v, float(v == "match"), answer) for *_, v, answer in golden]
+    assert found == expected
+    assert all(verdict.reason for verdict in found)
+    assert found[0].reason == "the letters are compared"
+
+
+def test_the_lenient_grader_accepts_what_either_of_two_does() -> None:
+    from srft_ray.verify import either_verifier, math_verifier
+
+    response, reference = r"\boxed{x=3\text{ cm}}", "3"
+    assert either_verifier.normalised("x=3\\text{ cm}") == "3"
+    for first, second in (
+        (r"\dfrac12", r"\frac{1}{2}"),
+        ("12.0", "12"),
+        (r"30^\circ", "30"),
+        (".25", "0.25"),
+    ):
+        assert either_verifier.normalised(first) == either_verifier.normalised(second)
+    assert either_verifier.normalised("10") != either_verifier.normalised("1")
+    assert either_verifier.verify(response, reference, {}).verdict == "match"
+    strict = math_verifier.verify(r"\boxed{7}", "8", {})
+    assert either_verifier.verify(r"\boxed{7}", "8", {}) == strict and strict.verdict == "mismatch"
+
+
 def test_hostile_expressions_time_out_alone(math: VerifierPool) -> None:
     easy = [item(r"\boxed{72}", "72")] * 20
     start = time.monotonic()

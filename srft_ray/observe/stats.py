@@ -1,0 +1,132 @@
+"""Statistics of evaluations: what a number of samples of a number of prompts says about a model.
+
+The prompt is the unit: samples of one prompt depend on each other. Suffixes of names: P prompts, E
+experiments (computed together). All functions are pure; what is random has a fixed seed.
+"""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from srft_ray.observe.intervals import CHUNK, LEVEL, Interval, normal_quantile, t_quantile
+
+FLIPS = 4999
+
+
+class Paired(NamedTuple):
+    """The difference of two models on the same prompts.
+
+    Attributes:
+        mean: of the second minus the first.
+        interval: of the mean, over prompts.
+        p: two-sided, of a permutation test that flips the signs of the prompts' differences.
+        deviation: standard deviation of the prompts' differences.
+    """
+
+    mean: float
+    interval: Interval
+    p: float
+    deviation: float
+
+
+def pass_at_k(samples_P: np.ndarray, correct_P: np.ndarray, k: int) -> np.ndarray:
+    """The unbiased estimate of each prompt's chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
+
+    Source: arXiv 2107.03374, equation 1.
+
+    Raises:
+        ValueError: a prompt has fewer than k samples.
+    """
+    n = np.asarray(samples_P)
+    c = np.asarray(correct_P)
+    if k < 1 or (n < k).any():
+        raise ValueError(f"pass@{k} needs at least {k} samples of each prompt.")
+    # The product over the k draws without replacement: draw i misses with (n - c - i) / (n - i).
+    draws = np.arange(k)
+    misses = np.clip(n[:, None] - c[:, None] - draws, 0, None) / (n[:, None] - draws)
+    return 1.0 - misses.prod(axis=1)
+
+
+def powers_of_two(samples: int) -> list[int]:
+    """1, 2, 4, … and `samples`: the k for which pass@k is shown."""
+    ks = [2**power for power in range(samples.bit_length()) if 2**power < samples]
+    return [*ks, samples]
+
+
+def majority(answers: Sequence[str | None], rewards: Sequence[float], correct_above: float = 0.5) -> float:
+    """The chance that the most frequent answer of a prompt is right; answers that tie are drawn from equally.
+
+    All right answers count as one, however they are written. A sample without an answer does not vote.
+    """
+    right = 0
+    others: dict[str, int] = {}
+    for answer, reward in zip(answers, rewards, strict=True):
+        if reward > correct_above:
+            right += 1
+        elif answer is not None:
+            others[answer] = others.get(answer, 0) + 1
+    most = max([right, *others.values()])
+    if right < most or most == 0:
+        return 0.0
+    return 1.0 / (1 + sum(votes == most for votes in others.values()))
+
+
+def paired(first_P: Sequence[float], second_P: Sequence[float]) -> Paired:
+    """Compares two models on the same prompts, in the same order."""
+    difference = np.asarray(second_P, dtype=np.float64) - np.asarray(first_P, dtype=np.float64)
+    mean = float(difference.mean())
+    if len(difference) < 2:
+        return Paired(mean, Interval(np.nan, np.nan), 1.0, np.nan)
+    deviation = float(difference.std(ddof=1))
+    # Differences are nearly symmetric, so that Student's interval holds.
+    half = t_quantile(len(difference) - 1) * deviation / np.sqrt(len(difference))
+    interval = Interval(mean - float(half), mean + float(half))
+    return Paired(mean, interval, float(sign_flip_p(difference[None])[0]), deviation)
+
+
+def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
+    """Two-sided p-value of each row: how often random signs give a mean as far from 0 as that found.
+
+    Under the null hypothesis the models are exchangeable on each prompt, so that every sign is as likely.
+    Sums that are equal to that found count half (the mid-p value): averages of few samples often tie, and a
+    test that counts ties whole rejects far less often than its level says.
+    """
+    differences = np.asarray(differences_EP, dtype=np.float64)
+    prompts = differences.shape[1]
+    observed = np.abs(differences.sum(axis=1))
+    rounding = 1e-9 * np.abs(differences).sum(axis=1)
+    rng = np.random.default_rng(0)
+    further = np.zeros(len(differences))
+    as_far = np.zeros(len(differences))
+    step = max(1, CHUNK // prompts)
+    for first in range(0, FLIPS, step):
+        signs = 2.0 * rng.integers(0, 2, (min(step, FLIPS - first), prompts), dtype=np.int8) - 1.0
+        sums = np.abs(signs @ differences.T)
+        further += (sums > observed + rounding).sum(axis=0)
+        as_far += (sums >= observed - rounding).sum(axis=0)
+    # What was found is one of the possible signs: it counts as a draw that ties.
+    return (0.5 * (further + as_far) + 0.5) / (1.0 + FLIPS)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for as many tests as there are (S. Holm, 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    so_far = 0.0
+    for rank, index in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = so_far
+    return adjusted
+
+
+def prompts_needed(deviation: float, difference: float, power: float = 0.8, level: float = LEVEL) -> float:
+    """Prompts with which a paired test finds a difference of that size with that probability.
+
+    `deviation`: standard deviation of the prompts' differences. Infinite for a difference of 0.
+    """
+    if difference == 0:
+        return np.inf
+    z = normal_quantile(level) + NormalDist().inv_cdf(power)
+    return max(2.0, float(np.ceil((z * deviation / difference) ** 2)))
