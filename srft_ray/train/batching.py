@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from algorithms import Batch, Completion, Group
+from srft_ray.train.balance import sequence_length
 
 Sequences = Sequence[tuple[Group, Completion]]  # prompt and response
 
@@ -59,21 +60,29 @@ class MicroBatch:
 
 
 def pack(groups: Sequence[Group], max_tokens: int, step: int, start: int = 0) -> list[MicroBatch]:
-    """All trained sequences of the groups in micro-batches of `max_tokens` padded tokens, longest first.
+    """All trained sequences of the groups, as `cut` makes micro-batches of them."""
+    return cut(trained_sequences(groups), max_tokens, step, start)
+
+
+def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]:
+    return [(group, completion) for group in groups for completion in group.trained]
+
+
+def cut(sequences: Sequences, max_tokens: int, step: int, start: int = 0) -> list[MicroBatch]:
+    """Sequences in micro-batches of `max_tokens` padded tokens, longest first.
 
     A sequence that is longer than `max_tokens` gets a micro-batch of its own.
 
     Args:
         start: the step at which the stage began.
     """
-    sequences = [(group, completion) for group in groups for completion in group.trained]
     # Neighbours of like length need little padding, and the first row of a micro-batch is its longest.
-    sequences.sort(key=_length, reverse=True)
+    ordered = sorted(sequences, key=lambda sequence: -sequence_length(*sequence))
     micro_batches: list[MicroBatch] = []
     first = 0
-    while first < len(sequences):
-        rows = max(1, max_tokens // _length(sequences[first]))
-        micro_batches.append(collate(sequences[first : first + rows], step, start))
+    while first < len(ordered):
+        rows = max(1, max_tokens // sequence_length(*ordered[first]))
+        micro_batches.append(collate(ordered[first : first + rows], step, start))
         first += rows
     return micro_batches
 
@@ -149,8 +158,3 @@ def _empty(step: int) -> MicroBatch:
         batch=batch,
         fresh_BT=nothing_BT,
     )
-
-
-def _length(sequence: tuple[Group, Completion]) -> int:
-    group, completion = sequence
-    return len(group.prompt_ids) + len(completion.ids)

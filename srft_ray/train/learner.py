@@ -13,7 +13,8 @@ from algorithms import Algorithm, Group, PolicyOutput, SequenceRecord, Stage
 from srft_ray.config.schedule import learning_rate, updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 from srft_ray.train import sequence_values
-from srft_ray.train.batching import MicroBatch, collate, pack
+from srft_ray.train.balance import exchange
+from srft_ray.train.batching import MicroBatch, collate, cut, trained_sequences
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
@@ -120,7 +121,8 @@ class Learner:
 
     def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
         """Micro-batches on this rank's device, as many as every other rank has."""
-        micro_batches = pack(groups, self.config.micro_batch_tokens, step, start)
+        sequences = exchange(trained_sequences(groups))
+        micro_batches = cut(sequences, self.config.micro_batch_tokens, step, start)
         # Each forward and backward pass is a collective of ZeRO: a rank with fewer micro-batches adds empty
         # ones.
         most = torch.tensor(max(1, len(micro_batches)), device=self.engine.device)
