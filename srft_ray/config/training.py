@@ -108,6 +108,12 @@ class LearnerSection:
     micro_batch_tokens: int = setting(
         16384, "Largest number of tokens in a micro-batch, including padding.", may_change=True, least=1
     )
+    packing: bool = setting(
+        False,
+        "Whether a row of a micro-batch may hold several sequences, which attend to themselves only. It "
+        "saves padding where lengths differ.",
+        may_change=True,
+    )
     mini_batches: int = setting(
         1, "Updates per step; it must divide the number of groups of a step.", least=1
     )

@@ -122,7 +122,8 @@ class Learner:
     def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
         """Micro-batches on this rank's device, as many as every other rank has."""
         sequences = exchange(trained_sequences(groups))
-        micro_batches = cut(sequences, self.config.micro_batch_tokens, step, start)
+        room, packing = self.config.micro_batch_tokens, self.config.packing
+        micro_batches = cut(sequences, room, step, start, packing)
         # Each forward and backward pass is a collective of ZeRO: a rank with fewer micro-batches adds empty
         # ones.
         most = torch.tensor(max(1, len(micro_batches)), device=self.engine.device)
@@ -184,13 +185,15 @@ class Learner:
     ) -> PolicyOutput:
         """What the policy, and the reference where it is needed, say of the micro-batch's tokens."""
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
+        positions = micro_batch.position_ids_BL
         logits = None
         if self.reference and "reference_kl" in needs:
-            logits = self.reference(*inputs, logits_only=True)
-        logprobs_N, entropies_N, *kl = self.engine.forward(*inputs, "entropy_gradient" in needs, logits)
+            logits = self.reference(*inputs, logits_only=True, position_ids_BL=positions)
+        options = ("entropy_gradient" in needs, logits, False, positions)
+        logprobs_N, entropies_N, *kl = self.engine.forward(*inputs, *options)
         reference_BT = None
         if self.reference and "reference" in needs:
-            reference_BT = micro_batch.align(self.reference(*inputs)[0])
+            reference_BT = micro_batch.align(self.reference(*inputs, position_ids_BL=positions)[0])
         return PolicyOutput(
             logprobs_BT=micro_batch.align(logprobs_N),
             entropies_BT=micro_batch.align(entropies_N),

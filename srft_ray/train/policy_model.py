@@ -34,12 +34,14 @@ class PolicyModel(nn.Module):
         entropy_gradient: bool = False,
         reference: ReferenceLogits | None = None,
         logits_only: bool = False,
+        position_ids_BL: Tensor | None = None,
     ) -> Any:
         """Log-prob and entropy of token `positions_N` of row `rows_N`, given its context; float32, (N,).
 
         With `reference` there is a third figure, KL(π‖reference) over the whole vocabulary, with gradient.
         With `logits_only` the result is this model's own ReferenceLogits instead. Rows are right-padded; with
-        causal attention no real token sees the padding, so there is no attention mask.
+        causal attention no real token sees the padding, so there is no attention mask. With position ids that
+        begin again within a row, no token sees one before the last beginning.
         """
         if self._uses_model_logits:
             logits_NV = self.model(input_ids=input_ids_BL, use_cache=False).logits[rows_N, positions_N - 1]
@@ -47,7 +49,8 @@ class PolicyModel(nn.Module):
             return scores(logits_NV, input_ids_BL[rows_N, positions_N])
         decoder = self.model.get_decoder()
         head = self.model.get_output_embeddings()
-        hidden_BLH = decoder(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+        positions = {} if position_ids_BL is None else {"position_ids": position_ids_BL}
+        hidden_BLH = decoder(input_ids=input_ids_BL, use_cache=False, **positions).last_hidden_state
         # The hidden state of a position predicts the token behind it.
         hidden_NH = hidden_BLH[rows_N, positions_N - 1]
         targets_N = None if logits_only else input_ids_BL[rows_N, positions_N]
