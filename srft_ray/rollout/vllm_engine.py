@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
-from srft_ray.config.training import RolloutSection
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
 

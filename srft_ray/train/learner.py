@@ -13,7 +13,8 @@ from algorithms import Algorithm, Group, PolicyOutput, SequenceRecord, Stage
 from srft_ray.config.schedule import learning_rate, updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 from srft_ray.train import sequence_values
-from srft_ray.train.batching import MicroBatch, collate, pack
+from srft_ray.train.balance import exchange
+from srft_ray.train.batching import MicroBatch, collate, cut, trained_sequences
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
@@ -121,7 +122,9 @@ class Learner:
 
     def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
         """Micro-batches on this rank's device, as many as every other rank has."""
-        micro_batches = pack(groups, self.config.micro_batch_tokens, step, start)
+        sequences = exchange(trained_sequences(groups))
+        room, packing = self.config.micro_batch_tokens, self.config.packing
+        micro_batches = cut(sequences, room, step, start, packing)
         # Each forward and backward pass is a collective of ZeRO: a rank with fewer micro-batches adds empty
         # ones.
         most = torch.tensor(max(1, len(micro_batches)), device=self.engine.device)
@@ -183,12 +186,13 @@ class Learner:
     ) -> PolicyOutput:
         """What the policy, and the reference where it is needed, say of the micro-batch's tokens."""
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
+        positions = micro_batch.position_ids_BL
         known = known_logits(needs, self.engine, self.reference, micro_batch, temperature)
-        options = ("entropy_gradient" in needs, tuple(known.values()))
+        options = ("entropy_gradient" in needs, tuple(known.values()), False, positions)
         logprobs_N, entropies_N, *kls_N = self.engine.forward(*inputs, *options)
         reference_BT = None
         if self.reference and "reference" in needs:
-            reference_BT = micro_batch.align(self.reference(*inputs)[0])
+            reference_BT = micro_batch.align(self.reference(*inputs, position_ids_BL=positions)[0])
         return PolicyOutput(
             logprobs_BT=micro_batch.align(logprobs_N),
             entropies_BT=micro_batch.align(entropies_N),

@@ -18,6 +18,7 @@ from srft_ray.sync.versions import LearnerStart
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
+from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
@@ -46,7 +47,7 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
-        self.engine.check_logits(PARITY_THRESHOLDS[job.dtype])
+        check_model(self.engine, PARITY_THRESHOLDS[job.dtype], job.learner.packing)
         threshold = job.learner.parity_threshold
         if threshold is None:
             threshold = PARITY_THRESHOLDS[job.dtype]

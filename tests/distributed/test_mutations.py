@@ -88,7 +88,7 @@ def wrong_temperature(model):
 def stale_entropy(model):
     """Weights of the second step come from the entropies of the policy before the first."""
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-    from srft_ray.train.logprobs import PolicyModel
+    from srft_ray.train.policy_model import PolicyModel
 
     forward, before = DeepSpeedEngine.forward, PolicyModel(copy.deepcopy(model), 64)
 
