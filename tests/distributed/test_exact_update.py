@@ -21,9 +21,12 @@ from algorithms import (
     REINFORCEPP,
     SRFT,
     SRFTHPT,
+    T1,
     UFT,
     Algorithm,
     CHORDMu,
+    ClipCov,
+    KLCov,
     Schedule,
     TwoStage,
     WeightedSFT,
@@ -73,6 +76,10 @@ OPTIONS = [  # what no registered algorithm has by default
     DAPO(kl_coefficient=0.2, kl_estimator="k3_plus"),
     GRPO(kl_coefficient=0.2, kl_estimator="full"),
     C3PO(token_budget=40),
+    ClipCov(share=0.05, lowest=0.0),
+    KLCov(share=0.05),
+    T1(anchor_every=1, kl_coefficient=0.5),
+    T1(anchor_rate=0.3, kl_coefficient=0.5, kl_estimator="full"),
     DPO(with_demonstrations=False, beta=1.0),
     REINFORCEPP(group_baseline=True),
     DGRO(value="soft"),
@@ -96,7 +103,7 @@ OPTIONS = [  # what no registered algorithm has by default
 
 
 def cases(algorithm: Algorithm, settings: list[dict]) -> list[Case]:
-    two = 2 if isinstance(algorithm, TwoStage) else 1
+    two = 2 if isinstance(algorithm, TwoStage) or algorithm.reference_rate(1) else 1
     return [Case(algorithm, **{"steps": two, **setting}) for setting in settings]
 
 
