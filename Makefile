@@ -13,7 +13,7 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest tests/distributed tests/ray -m "not full and not gpu"
+	$(BIN)/python -m pytest tests/distributed tests/browser tests/ray -m "not full and not gpu"
 
 test-full: $(READY)
 	$(BIN)/python -m pytest tests -m "not gpu"

@@ -1,9 +1,11 @@
 """The model: looked at before a run, loaded by the learners, and the number format that it runs in."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from srft_ray.config.schema import ModelSection
@@ -71,6 +73,41 @@ def check_trainable(section: ModelSection) -> None:
         "model.dtype=float16 cannot be trained, because its gradients overflow: set bfloat16 or float32 "
         "(rollout.dtype, that of the engines, may be float16).",
     )
+
+
+@dataclass(frozen=True)
+class LogitForm:
+    """What some models do with the logits of their head: cap * tanh(logits * scale / cap).
+
+    Attributes:
+        scale: Cohere's `logit_scale`, one divided by Granite's `logits_scaling`, Falcon-H1's
+            `lm_head_multiplier`.
+        cap: Gemma's `final_logit_softcapping`; None does not cap.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model_config: Any) -> "LogitForm":
+        """Of a model, from its configuration."""
+        config = model_config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """The logits of the model from those of its head."""
+        scaled = raw if self.scale == 1.0 else raw * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+    def backward(self, raw: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the head's logits, from that of the model's; `gradient` may be changed."""
+        if self.cap is not None:
+            tangent = torch.tanh(raw.to(gradient.dtype) * (self.scale / self.cap))
+            gradient = gradient.mul_(1 - tangent**2)
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
 
 def count_parameters(section: ModelSection) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from algorithms import GRPO
 from srft_ray.commands import benchmark_table
-from srft_ray.commands.benchmark_table import Scores
+from srft_ray.commands.benchmark_scores import Scores
 from srft_ray.commands.evaluate import evaluate_model
 from srft_ray.commands.evaluation_folder import model_name
 from srft_ray.commands.regrade import regrade

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, benchmark, compare, scale, plan, data, algorithms.
+"""The command line: train, evaluate, benchmark, report, compare, scale, plan, data, algorithms.
 
 Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
 
@@ -20,6 +20,7 @@ from srft_ray.commands.arguments import (
     whole_numbers,
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
+from srft_ray.commands.report import add_report
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.text import sanitize_text
@@ -146,6 +147,7 @@ ADDED = (
     add_train,
     add_evaluate,
     add_benchmark,
+    add_report,
     add_compare,
     add_scale,
     add_plan,

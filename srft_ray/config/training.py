@@ -133,8 +133,12 @@ class LearnerSection:
         "Whether activations are recomputed in the backward pass, which saves memory and costs time.",
         may_change=True,
     )
-    logit_chunk_mb: int = setting(
-        64, "Memory of the float32 logits that exist at the same time, in MiB.", may_change=True, least=1
+    logit_chunk_mb: int | None = setting(
+        None,
+        "Memory of the float32 logits that exist at the same time, in MiB. By default that of 384 tokens, "
+        "and at least 64.",
+        may_change=True,
+        least=1,
     )
     parity_threshold: float | None = setting(
         None,

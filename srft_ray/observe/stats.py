@@ -45,7 +45,9 @@ def pass_at_k(samples_P: np.ndarray, correct_P: np.ndarray, k: int) -> np.ndarra
         raise ValueError(f"pass@{k} needs at least {k} samples of each prompt.")
     # The product over the k draws without replacement: draw i misses with (n - c - i) / (n - i).
     draws = np.arange(k)
-    misses = np.clip(n[:, None] - c[:, None] - draws, 0, None) / (n[:, None] - draws)
+    left = n[:, None] - draws
+    wrong_left = np.clip(left - c[:, None], 0, None)
+    misses = wrong_left / left
     return 1.0 - misses.prod(axis=1)
 
 
@@ -102,7 +104,9 @@ def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
     as_far = np.zeros(len(differences))
     step = max(1, CHUNK // prompts)
     for first in range(0, FLIPS, step):
-        signs = 2.0 * rng.integers(0, 2, (min(step, FLIPS - first), prompts), dtype=np.int8) - 1.0
+        shape = (min(step, FLIPS - first), prompts)
+        heads = rng.integers(0, 2, shape, dtype=np.int8)
+        signs = 2.0 * heads - 1.0
         sums = np.abs(signs @ differences.T)
         further += (sums > observed + rounding).sum(axis=0)
         as_far += (sums >= observed - rounding).sum(axis=0)

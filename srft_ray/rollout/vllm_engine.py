@@ -168,6 +168,7 @@ def _engine_settings(model: ModelSection, rollout: RolloutSection, device: str) 
 
 def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         max_tokens=sampling.max_new_tokens - used,
@@ -175,11 +176,17 @@ def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
         top_p=sampling.top_p,
         seed=seed,
         logprobs=0,  # of the sampled token only
+        # One output for each sequence, and its log-probs as one list: otherwise vLLM makes objects for every
+        # token in the loop that steps the engine.
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        flat_logprobs=True,
     )
 
 
 def _generation(output: Any) -> Generation:
     best = output.outputs[0]
     ids = list(best.token_ids)
-    logprobs = [position[token].logprob for position, token in zip(best.logprobs, ids, strict=True)]
+    logprobs = list(best.logprobs.logprobs)
+    if best.logprobs.token_ids != ids:
+        raise RuntimeError("vLLM returned log-probs of other tokens than those that it sampled.")
     return Generation(ids, logprobs, best.text, best.finish_reason)

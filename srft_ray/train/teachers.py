@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srft_ray.train.batching import MicroBatch
-from srft_ray.train.logprobs import ReferenceLogits
+from srft_ray.train.reference_kl import ReferenceLogits
 
 
 @torch.no_grad()

@@ -38,6 +38,15 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _Linear.apply(hidden, weight, bias)
 
 
+def matrix_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two matrices; of bfloat16 ones it is summed and returned in float32."""
+    if left.dtype != torch.bfloat16:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.to(torch.float32) @ right.to(torch.float32)
+
+
 def _is_rms_norm(module: nn.Module) -> bool:
     """Whether the module is an RMS norm of transformers, which multiplies its weight with every token.
 
@@ -85,7 +94,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_hidden = gradient @ weight
         if ctx.needs_input_grad[1]:
-            of_weight = _product(gradient_NO.T, hidden_NI)
+            of_weight = matrix_product(gradient_NO.T, hidden_NI)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             of_bias = gradient_NO.sum(0, dtype=torch.float32)
         return of_hidden, of_weight, of_bias
@@ -133,10 +142,3 @@ class _Embeddings(TorchFunctionMode):
             # PyTorch's kernel knows "no padding" as -1.
             return _Embedding.apply(args[0], args[1], -1 if padding is None else padding)
         return function(*args, **kwargs)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The product of two bfloat16 matrices, summed and returned in float32."""
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.to(torch.float32) @ right.to(torch.float32)

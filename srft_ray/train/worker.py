@@ -47,6 +47,7 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
+        self.engine.check_logits(PARITY_THRESHOLDS[job.dtype])
         threshold = job.learner.parity_threshold
         if threshold is None:
             threshold = PARITY_THRESHOLDS[job.dtype]
@@ -82,8 +83,16 @@ class LearnerWorker:
             self.saver.load(step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
-        self.publisher.publish(step)
+        self._publish(step)
         return step
+
+    def _publish(self, version: int) -> None:
+        """Gives the engines the weights of a version that an evaluation or a training rollout may need."""
+        trainer, plan = self.job.trainer, self.job.plan
+        last = min(version + self.job.rollout.max_staleness, trainer.steps - 1)
+        stages = [self.job.algorithm.stage(step, trainer.steps) for step in range(version, last + 1)]
+        if plan.evaluates(version) or any(stage.algorithm.uses_rollouts for stage in stages):
+            self.publisher.publish(version)
 
     def run(self) -> None:
         """Trains until the last step, or until the learners are to leave; then they leave a checkpoint."""
@@ -118,20 +127,21 @@ class LearnerWorker:
             TimeoutError: naming what did not come within rollout.timeout_s.
         """
         timeout_s = self.job.rollout.timeout_s
-        started = time.monotonic()
+        progress_at = time.monotonic()
         groups = list[Group]()
         share = segment.padded // self.world_size
         while len(groups) < share:
             block = self.batches.next(POLL_INTERVAL_S)
             if block is not None:
                 groups.extend(groups_of(block))
+                progress_at = time.monotonic()
             elif self._asked_to_leave():
                 return None
-            elif time.monotonic() - started > timeout_s:
+            elif time.monotonic() - progress_at > timeout_s:
                 raise TimeoutError(
-                    f"Step {segment.step}: after rollout.timeout_s={timeout_s:.0f} s a learner has "
-                    f"{len(groups)} of {share} groups of {segment.dataset}. The engines are stuck, cannot be "
-                    "placed, or need longer."
+                    f"Step {segment.step}: a learner has {len(groups)} of {share} groups of "
+                    f"{segment.dataset}, and none has come for rollout.timeout_s={timeout_s:.0f} s. The "
+                    "engines are stuck, cannot be placed, or need longer."
                 )
         strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
         if strangers:
@@ -165,8 +175,7 @@ class LearnerWorker:
         self.step = step + 1
         learned = time.perf_counter()
         # Engines wait for the weights: they are published before anything is written.
-        if self.step < self.job.trainer.steps or self.job.plan.evaluates(self.step):
-            self.publisher.publish(self.step)
+        self._publish(self.step)
         published = time.perf_counter()
         self.recorder.ledger(step, groups)
         record = {"step": step, "policy_version": step, **learned_metrics}
