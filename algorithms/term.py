@@ -24,6 +24,7 @@ NEEDS = (
     "entropy_gradient",
     "values",
     "sequence_logprobs",
+    "token_scores",
 )
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -15,9 +15,10 @@ from srft_ray.config.training import LearnerSection
 from srft_ray.train import sequence_values
 from srft_ray.train.balance import exchange
 from srft_ray.train.batching import MicroBatch, collate, cut, trained_sequences
-from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
+from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
 from srft_ray.train.teachers import known_logits
 
@@ -52,7 +53,7 @@ class Learner:
         self.engine = engine
         self.config = config
         self.parity_threshold = parity_threshold
-        self.reference = reference
+        self.reference = engine.reference = reference
 
     def step(
         self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
@@ -69,6 +70,9 @@ class Learner:
         # A stage is like a run of its own, which begins without momentum.
         if step == stage.start > 0:
             self.engine.reset_optimizer()
+        rate = algorithm.reference_rate(step - stage.start)
+        if rate and self.reference:
+            self.reference.follow(self.engine.weights(), rate)
         lr = learning_rate(self.config, stage, step)
         self.engine.weight_decay = weight_decay(self.config, stage)
         number = updates_per_step(self.config, stage)

@@ -15,13 +15,14 @@ from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model
 from srft_ray.observe import journal, metrics
 from srft_ray.sync.versions import LearnerStart
-from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
 from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
+from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.saving import Saver
 
 POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on

@@ -153,6 +153,9 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 eps=learner.eps,
                 weight_decay=weight_decay(learner, stage),
             )
+        rate = stage.algorithm.reference_rate(step - stage.start)
+        for own, policys in zip(frozen.parameters(), model.parameters(), strict=True):
+            own.data += rate * (policys.data - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
         for index in range(number):
@@ -230,6 +233,10 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
     if "teacher_kl" in stage.algorithm.needs:
         taught = full_kl(model, model, pairs, case.temperature, shown)
     policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl, taught)
+    if "token_scores" in stage.algorithm.needs:
+        scores = stage.algorithm.score(batch, policy)[batch.mask_BT & ~batch.is_demo_B[:, None]]
+        for name, value in stage.algorithm.cutoffs(scores.double()).items():
+            batch.values[name] = torch.full((len(pairs),), value, dtype=torch.float64)
     return stage.algorithm.losses(batch, policy)
 
 
@@ -306,8 +313,9 @@ def _cases(rank, world, model_path, cases, faults):
 
 
 def _steps(rank, world, case, model, frozen):
-    from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.learner import Learner
+    from srft_ray.train.reference import ReferenceModel
 
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from algorithms import C3PO, DPO, REINFORCEPP, SFTKL, SRFT
+from algorithms import C3PO, DPO, REINFORCEPP, SFTKL, SRFT, T1
 from tests.distributed.harness import Case, calibrated, difference, reference, run
 from tests.distributed.test_exact_update import TOLERANCE
 
@@ -176,6 +176,14 @@ def kl_without_gradient(model):
         yield
 
 
+@contextmanager
+def reference_that_stays(model):
+    from srft_ray.train.reference import ReferenceModel
+
+    with patch.object(ReferenceModel, "follow", lambda self, weights, rate: None):
+        yield
+
+
 FAULTS_OF = (  # with the algorithm in whose update they are seen
     (own_sequences_only, C3PO(token_budget=40)),
     (own_sequences_only, REINFORCEPP()),
@@ -183,6 +191,7 @@ FAULTS_OF = (  # with the algorithm in whose update they are seen
     (wrong_pair, DPO(beta=1.0)),
     (margins_of_an_earlier_policy, DPO(beta=1.0)),
     (kl_without_gradient, SFTKL()),
+    (reference_that_stays, T1(anchor_every=1, kl_coefficient=0.5, kl_estimator="k2")),
 )
 FAULTS = (
     local_denominator,

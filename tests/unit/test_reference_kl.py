@@ -91,7 +91,7 @@ def test_a_missing_kl_is_said():
 
 def test_who_uses_a_reference():
     users = {name for name, cls in REGISTRY.items() if cls().uses_reference}
-    assert users == {"iw_sft", "sft_kl", "distill", "dpo", "ipo", "uft", "r3"}
+    assert users == {"iw_sft", "sft_kl", "distill", "dpo", "ipo", "uft", "r3", "t1", "sft_then_dpo"}
 
 
 def test_sdft_learns_from_itself_with_the_demonstration():
