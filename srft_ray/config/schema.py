@@ -155,6 +155,18 @@ class EvaluationSection:
 
 
 @dataclass
+class LedgerSection:
+    """What the ledger records beside the sequences."""
+
+    tokens: bool = setting(
+        False,
+        "Whether it also has, for each response token, the learner's log-prob and entropy, the importance "
+        "ratio and the weight of each term, as the update used them. It is about three times as large then.",
+        may_change=True,
+    )
+
+
+@dataclass
 class VerifierSection:
     """The function that gives a response its verdict and reward, and the processes that it runs in."""
 
@@ -205,6 +217,7 @@ class Config:
     trainer: TrainerSection = field(default_factory=TrainerSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     verifier: VerifierSection = field(default_factory=VerifierSection)
+    ledger: LedgerSection = field(default_factory=LedgerSection)
     hardware: HardwareSection = field(default_factory=HardwareSection)
 
     @property

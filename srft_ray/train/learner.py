@@ -18,6 +18,7 @@ from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
+from srft_ray.train.token_records import record_tokens
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Learner:
         config: LearnerSection,
         parity_threshold: float,
         reference: ReferenceModel | None = None,
+        records_tokens: bool = False,
     ) -> None:
         self.engine = engine
         self.config = config
         self.parity_threshold = parity_threshold
         self.reference = reference
+        self.records_tokens = records_tokens
 
     def step(
         self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
@@ -163,6 +166,8 @@ class Learner:
         algorithm = context.algorithm
         for index, micro_batch in enumerate(micro_batches):
             policy = self._forward(micro_batch, context.temperature, algorithm.needs, context.mean_entropy)
+            if self.records_tokens:
+                record_tokens(algorithm, micro_batch, policy)
             loss = self._loss(algorithm, micro_batch, policy, counts, sums)
             is_finite = sums.observe(micro_batch, policy, loss)
             self.engine.backward(poisoned(loss, policy, is_finite), last=index == len(micro_batches) - 1)
