@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, benchmark, report, compare, scale, plan, data, algorithms.
+"""The command line: train, evaluate, benchmark, report, trace, compare, scale, plan, data, algorithms.
 
 Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
 
@@ -21,6 +21,7 @@ from srft_ray.commands.arguments import (
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.commands.report import add_report
+from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.text import sanitize_text
@@ -148,6 +149,7 @@ ADDED = (
     add_evaluate,
     add_benchmark,
     add_report,
+    add_trace,
     add_compare,
     add_scale,
     add_plan,

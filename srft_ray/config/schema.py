@@ -107,12 +107,14 @@ class DataSection:
         "question or problem.",
     )
     answer_field: str | None = setting(
-        None, "Field that holds the reference answer. By default answer, reference or ground_truth."
+        None,
+        "Field that holds the reference answer. By default answer, reference, ground_truth or "
+        "reward_model.ground_truth.",
     )
     demonstration_field: str | None = setting(
         None,
         "Field that holds the demonstrations, a text or a list of texts. By default demonstration, "
-        "demonstrations, solution or response.",
+        "demonstrations, solution, response or target.",
     )
     template: str = setting(
         "auto",

@@ -53,14 +53,18 @@ def test_figures_are_aligned_and_weights_are_those_of_the_terms(group):
 
 def test_the_columns_are_written_and_read_if_they_are_asked_for(group, tmp_path):
     (tmp_path / "groups").mkdir()
+    group.step = 2
     ledger.write(tmp_path, 2, 0, [group], tokens=True)  # as of a step whose update was refused
+    group.step = 3
     recorded(group, SFT())
     ledger.write(tmp_path, 3, 0, [group], tokens=True)
     file = tmp_path / "groups/step-000003-0000.parquet"
     assert pq.read_schema(file).names == [*LEDGER, *TOKEN_LEDGER] == ledger.SCHEMA_WITH_TOKENS.names
     ((_, files),) = [one for one in files_by_step(tmp_path).items() if one[0] == 3]
     rows = read_rows(files, 3, 1)
-    assert rows[0]["weights"] == [("sft_demo", [None, None, None])] and rows[2]["weights"] == [("sft_demo", [1.0, 1.0])]
+    assert rows[0]["weights"] == [("sft_demo", [None, None, None])] and rows[2]["weights"] == [
+        ("sft_demo", [1.0, 1.0])
+    ]
     assert read_rows(files_by_step(tmp_path)[2], 2, 1)[0]["weights"] is None
     ledger.write(tmp_path, 3, 0, [group])
     assert pq.read_schema(file).names == ledger.SCHEMA.names
