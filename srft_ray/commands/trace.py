@@ -9,29 +9,74 @@ from srft_ray.commands.arguments import add_command
 from srft_ray.errors import require
 from srft_ray.text import sanitize_text
 
-FIGURES = ("logprobs", "learner_logprobs", "entropies", "ratios")
-HEADS = ("engine", "learner", "entropy", "ratio")
+FIGURES = (
+    "logprobs",
+    "learner_logprobs",
+    "entropies",
+    "ratios",
+)
+HEADS = (
+    "engine",
+    "learner",
+    "entropy",
+    "ratio",
+)
 
 
 def add_trace(commands: Any) -> None:
     text = "print one group of a run's ledger: prompt, completions, credit, and the figures of every token"
-    command = add_command(commands, "trace", run, text)
+    command = add_command(
+        commands,
+        "trace",
+        run,
+        text,
+    )
     command.add_argument("run", metavar="RUN", help="a run directory")
     steps = "optimizer step (default the last one in the ledger)"
-    command.add_argument("--step", type=int, default=None, metavar="N", help=steps)
+    command.add_argument(
+        "--step",
+        type=int,
+        default=None,
+        metavar="N",
+        help=steps,
+    )
     groups = "number of the group (default the first of the step)"
-    command.add_argument("--group", type=int, default=None, metavar="N", help=groups)
+    command.add_argument(
+        "--group",
+        type=int,
+        default=None,
+        metavar="N",
+        help=groups,
+    )
     samples = "only this completion of the group (default all)"
-    command.add_argument("--sample", type=int, default=None, metavar="N", help=samples)
+    command.add_argument(
+        "--sample",
+        type=int,
+        default=None,
+        metavar="N",
+        help=samples,
+    )
     command.set_defaults(overrides=[])
 
 
 def run(options: argparse.Namespace) -> int:
-    print(trace(Path(options.run), options.step, options.group, options.sample))
+    print(
+        trace(
+            Path(options.run),
+            options.step,
+            options.group,
+            options.sample,
+        )
+    )
     return 0
 
 
-def trace(run_dir: Path, step: int | None = None, group: int | None = None, sample: int | None = None) -> str:
+def trace(
+    run_dir: Path,
+    step: int | None = None,
+    group: int | None = None,
+    sample: int | None = None,
+) -> str:
     """One group as text.
 
     Raises:

@@ -22,18 +22,31 @@ def files_by_step(run_dir: Path) -> dict[int, list[Path]]:
     return found
 
 
-def read_step(files: Sequence[Path], step: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read_step(
+    files: Sequence[Path],
+    step: int,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
     """The rows of a step, from the files that `files_by_step` names."""
     wanted = columns and list(columns)
     tables = [
         # Without a partitioning, so that a folder named `a=b` adds no column.
-        pq.read_table(file, columns=wanted, filters=[("step", "=", step)], partitioning=None)
+        pq.read_table(
+            file,
+            columns=wanted,
+            filters=[("step", "=", step)],
+            partitioning=None,
+        )
         for file in files
     ]
     return pa.concat_tables(tables, promote_options="default")
 
 
-def read_rows(files: Sequence[Path], step: int, most_groups: int) -> list[dict[str, Any]]:
+def read_rows(
+    files: Sequence[Path],
+    step: int,
+    most_groups: int,
+) -> list[dict[str, Any]]:
     """The rows of the first groups of a step by number, ordered by group and sample."""
     numbers = read_step(files, step, ["group_id"])["group_id"].unique()
     wanted = sorted(numbers.to_pylist())[:most_groups]

@@ -28,8 +28,19 @@ def sampled_groups(
         by_group: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
             by_group.setdefault(row["group_id"], []).append(row)
-        groups += [_group(found, characters, tokens, pieces) for found in by_group.values()]
-    return {"steps": len(files), "shown": groups}
+        groups += [
+            _group(
+                found,
+                characters,
+                tokens,
+                pieces,
+            )
+            for found in by_group.values()
+        ]
+    return {
+        "steps": len(files),
+        "shown": groups,
+    }
 
 
 def spread(steps: Sequence[int], most: int) -> list[int]:
@@ -55,7 +66,15 @@ def _group(
         "attempt": first["attempt"],
         "prompt": sanitize_text(first["prompt"] or "", characters),
         "reference": sanitize_text(first["reference"] or "", characters),
-        "completions": [_completion(row, characters, tokens, pieces) for row in rows],
+        "completions": [
+            _completion(
+                row,
+                characters,
+                tokens,
+                pieces,
+            )
+            for row in rows
+        ],
     }
 
 

@@ -8,7 +8,11 @@ from srft_ray.train.batching import MicroBatch
 
 
 @torch.no_grad()
-def record_tokens(algorithm: Algorithm, micro_batch: MicroBatch, policy: PolicyOutput) -> None:
+def record_tokens(
+    algorithm: Algorithm,
+    micro_batch: MicroBatch,
+    policy: PolicyOutput,
+) -> None:
     """Gives the completions of a micro-batch the figures of their tokens, in `measured`.
 
     These are the learner's log-probs and entropies, the importance ratios to the policy that sampled, and the

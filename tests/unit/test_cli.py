@@ -16,6 +16,7 @@ COMMANDS = (
     "benchmark",
     "report",
     "trace",
+    "analyze",
     "compare",
     "scale",
     "plan",
