@@ -49,13 +49,12 @@ class LearnerWorker:
         model = load_model(job.model, dtype, job.learner.activation_checkpointing)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
         check_model(self.engine, PARITY_THRESHOLDS[job.dtype], job.learner.packing)
-        threshold = job.learner.parity_threshold
-        if threshold is None:
-            threshold = PARITY_THRESHOLDS[job.dtype]
+        own = job.learner.parity_threshold
+        threshold = PARITY_THRESHOLDS[job.dtype] if own is None else own
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.publisher = Publisher(job, self.start, self.engine, threshold)
-        self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
+        self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
@@ -69,7 +68,7 @@ class LearnerWorker:
             path = settings.reference or self.job.model.path
             frozen = load_model(self.job.model, dtype, settings.activation_checkpointing, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, parity_threshold, reference)
+        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
