@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_for_learner(
-    section: ModelSection, learner: LearnerSection, dtype: torch.dtype, path: str | None = None
+    section: ModelSection,
+    learner: LearnerSection,
+    dtype: torch.dtype,
+    path: str | None = None,
 ) -> Any:
     """The policy to train, or the model in `path`; under ZeRO 3 this rank's share of it.
 
@@ -119,7 +122,10 @@ def _data(shape: Tensor, file: Any, name: str) -> Tensor:
 
 
 def _partitioned(
-    parameter: nn.Parameter, other: nn.Parameter | None, config: dict[str, Any], dtype: torch.dtype
+    parameter: nn.Parameter,
+    other: nn.Parameter | None,
+    config: dict[str, Any],
+    dtype: torch.dtype,
 ) -> nn.Parameter:
     """The parameter with only this rank's share of the data that rank 0 has."""
     if other is None:

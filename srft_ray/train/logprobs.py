@@ -54,7 +54,10 @@ class Scores:
     entropy_gradient: bool
 
     def __call__(
-        self, raw_NV: Tensor, targets_N: Tensor, reference: ReferenceLogits | None = None
+        self,
+        raw_NV: Tensor,
+        targets_N: Tensor,
+        reference: ReferenceLogits | None = None,
     ) -> tuple[Tensor, ...]:
         logprobs_NV = _logits(raw_NV, self.form, self.temperature).log_softmax(-1)
         if self.entropy_gradient:
@@ -69,7 +72,10 @@ class Scores:
         return (*found, (logprobs_NV.exp() * (logprobs_NV - reference_NV)).sum(-1))
 
     def in_place(
-        self, raw_NV: Tensor, targets_N: Tensor, reference: ReferenceLogits | None = None
+        self,
+        raw_NV: Tensor,
+        targets_N: Tensor,
+        reference: ReferenceLogits | None = None,
     ) -> tuple[Tensor, ...]:
         """The same without gradient and with less memory; it may overwrite `raw_NV`."""
         logprobs_NV = self.all_in_place(raw_NV)
