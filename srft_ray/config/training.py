@@ -26,12 +26,7 @@ class LearnerSection:
     micro_batch_tokens: int = setting(
         16384, "Largest number of tokens in a micro-batch, including padding.", may_change=True, least=1
     )
-    packing: bool = setting(
-        False,
-        "Whether a row of a micro-batch may hold several sequences, which attend to themselves only. It "
-        "saves padding where lengths differ.",
-        may_change=True,
-    )
+    packing: bool = setting(False, "Whether a row may hold several sequences (packing).", may_change=True)
     mini_batches: int = setting(
         1, "Updates per step; it must divide the number of groups of a step.", least=1
     )
@@ -59,8 +54,7 @@ class LearnerSection:
     )
     logit_chunk_mb: int | None = setting(
         None,
-        "Memory of the float32 logits that exist at the same time, in MiB. By default that of 384 tokens, "
-        "and at least 64.",
+        "MiB of float32 logits at a time; by default of 384 tokens, at least 64.",
         may_change=True,
         least=1,
     )

@@ -61,8 +61,9 @@ def assign(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
     tokens = [0] * len(lengths)
     destinations = [[-1] * len(own) for own in lengths]
     for length, rank, index in every:
-        lightest = min(range(len(tokens)), key=tokens.__getitem__)
-        destination = rank if tokens[rank] <= tokens[lightest] + slack else lightest
+        lightest = tokens.index(min(tokens))
+        stays = tokens[rank] <= tokens[lightest] + slack
+        destination = rank if stays else lightest
         destinations[rank][index] = destination
         tokens[destination] += length
     return destinations

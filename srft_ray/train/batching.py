@@ -115,7 +115,11 @@ def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]
 
 
 def cut(
-    sequences: Sequences, max_tokens: int, step: int, start: int = 0, packing: bool = False
+    sequences: Sequences,
+    max_tokens: int,
+    step: int,
+    start: int = 0,
+    packing: bool = False,
 ) -> list[MicroBatch]:
     """Sequences in micro-batches of `max_tokens` tokens, padding included, longest first.
 
@@ -141,7 +145,12 @@ def cut(
     return micro_batches
 
 
-def collate(sequences: Sequences, step: int, start: int = 0, packed: Layout | None = None) -> MicroBatch:
+def collate(
+    sequences: Sequences,
+    step: int,
+    start: int = 0,
+    packed: Layout | None = None,
+) -> MicroBatch:
     """One micro-batch of sequences, padded unless `packed` says where they stand.
 
     Without any sequence it has one dummy row that selects nothing.
