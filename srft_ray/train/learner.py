@@ -83,7 +83,7 @@ class Learner:
         mini_batches = []
         for index in range(number):
             chosen = [group for group in groups if group.group_id % number == index]
-            mini_batches.append(self._cut(chosen, step, stage.start))
+            mini_batches.append(self._cut(chosen, step, stage.start, "teacher_kl" in algorithm.needs))
         context = StepContext(step, algorithm, temperature)
         records = sequence_values.gather(algorithm, groups, number)
         sequence_values.attach(algorithm, records, list(chain(*mini_batches)))
@@ -128,11 +128,16 @@ class Learner:
         metrics["micro_batches"] = float(len(micro_batches))
         return metrics, parity
 
-    def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
-        """Micro-batches on this rank's device, as many as every other rank has."""
+    def _cut(
+        self, groups: Sequence[Group], step: int, start: int, shows_demonstrations: bool
+    ) -> list[MicroBatch]:
+        """Micro-batches on this rank's device, as many as every other rank has.
+
+        `shows_demonstrations`: whether the algorithm needs those of a group beside each of its sequences.
+        """
         sequences = trained_sequences(groups)
         if not self.records_tokens:  # what is recorded of a token goes to the rank that writes its sequence
-            sequences = exchange(sequences)
+            sequences = exchange(sequences, shows_demonstrations)
         room, packing = self.config.micro_batch_tokens, self.config.packing
         micro_batches = cut(sequences, room, step, start, packing)
         # Each forward and backward pass is a collective of ZeRO: a rank with fewer micro-batches adds empty
