@@ -46,8 +46,8 @@ ABSENT = """## Not here, and why
 
 | method | reason |
 |---|---|
-| ExGRPO, SRPO's history resampling, AdaBack's bisection, ReLIFT's buffer, curricula | they need a history of \
-each prompt over the steps |
+| ExGRPO, SRPO's history resampling, AdaBack's bisection, ReLIFT's buffer, curricula | they need \
+a history of each prompt over the steps |
 | PPO, VAPO | there is no critic |
 | SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |
 | BRIDGE (arXiv 2509.06948), SD-LoRA (arXiv 2501.13198) | two groups of parameters: adapters are not trained \
@@ -87,7 +87,7 @@ def markdown() -> str:
     sections = map(_section, algorithms)
     properties = [PROPERTIES, *map(_properties_row, algorithms)]
     return "\n".join(
-        [HEADER, *overview, "", *properties, "", "## How they differ", "", *terms, "", *sections]
+        [HEADER, *overview, "", *properties, "", "## How they differ", "", *terms, "", ABSENT, *sections]
     )
 
 
