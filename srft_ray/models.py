@@ -119,15 +119,19 @@ def count_parameters(section: ModelSection) -> int:
 def load_model(
     section: ModelSection, dtype: torch.dtype, activation_checkpointing: bool, path: str | None = None
 ) -> Any:
-    """The policy to train, or the model in `path`.
-
-    It is in evaluation mode: with dropout learner and engine would be different policies. (transformers
-    recomputes activations in training mode only, so with `activation_checkpointing` the mode is training;
-    models that use dropout by default are not supported then.)
-    """
+    """The policy to train, or the model in `path`, whole in memory."""
     model = AutoModelForCausalLM.from_pretrained(
         path or section.path, dtype=dtype, trust_remote_code=section.trust_remote_code, use_safetensors=True
     )
+    return prepared_for_training(model, activation_checkpointing)
+
+
+def prepared_for_training(model: Any, activation_checkpointing: bool) -> Any:
+    """The model in evaluation mode: with dropout learner and engine would be different policies.
+
+    transformers recomputes activations in training mode only, so with `activation_checkpointing` the mode is
+    training; models that use dropout by default are not supported then.
+    """
     if activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train(activation_checkpointing)

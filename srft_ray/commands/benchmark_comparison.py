@@ -11,7 +11,12 @@ from srft_ray.observe import stats
 SIGNIFICANT = 0.05
 
 
-def comparison(sets: Mapping[str, Found], results: Results, first: str, second: str) -> str:
+def comparison(
+    sets: Mapping[str, Found],
+    results: Results,
+    first: str,
+    second: str,
+) -> str:
     """Differences of two models on the same prompts, with p-values of a permutation test, and Holm's."""
     before = results[first]
     after = results[second]

@@ -7,7 +7,8 @@ import numpy as np
 
 from srft_ray.commands.benchmark_comparison import comparison
 from srft_ray.commands.benchmark_scores import MISSING, Results, Scores, table
-from srft_ray.data.benchmarks import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, Found
+from srft_ray.data.benchmark_sets import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from srft_ray.data.benchmarks import Found
 from srft_ray.observe import stats
 from srft_ray.observe.evaluation import Outcomes
 from srft_ray.observe.intervals import mean_interval, normal_quantile
@@ -26,7 +27,15 @@ def markdown(sets: Mapping[str, Found], results: Results) -> str:
     parts = [_sets_table(sets), _main_table(sets, results)]
     parts += [_detail_table(sets, scores, model) for model, scores in results.items()]
     baseline, *others = results
-    parts += [comparison(sets, results, baseline, other) for other in others]
+    parts += [
+        comparison(
+            sets,
+            results,
+            baseline,
+            other,
+        )
+        for other in others
+    ]
     return "\n\n".join(parts)
 
 
@@ -41,7 +50,16 @@ def _sets_table(sets: Mapping[str, Found]) -> str:
         ]
         for found in sets.values()
     ]
-    return table(["set", "prompts", "checksum", "copy", "file"], rows)
+    return table(
+        [
+            "set",
+            "prompts",
+            "checksum",
+            "copy",
+            "file",
+        ],
+        rows,
+    )
 
 
 def _main_table(sets: Mapping[str, Found], results: Results) -> str:
@@ -97,17 +115,33 @@ def _note(sets: Mapping[str, Found]) -> str:
     return f"Of the paper's sets these are not here: {', '.join(missing)}; averages are over those that are."
 
 
-def _detail_table(sets: Mapping[str, Found], scores: Mapping[str, Scores], model: str) -> str:
+def _detail_table(
+    sets: Mapping[str, Found],
+    scores: Mapping[str, Scores],
+    model: str,
+) -> str:
     ks: set[int] = set()
     for score in scores.values():
         ks.update(stats.powers_of_two(_samples(score)))
-    heads = [model, *(f"pass@{k}" for k in sorted(ks)), "maj@k", *REST_HEADS]
+    heads = [
+        model,
+        *(f"pass@{k}" for k in sorted(ks)),
+        "maj@k",
+        *REST_HEADS,
+    ]
     rows = []
     for name, score in scores.items():
         title = sets[name].benchmark.title
         passes = [_pass_rate(score, k) for k in sorted(ks)]
         majority = share(score.strict.majorities())
-        rows.append([title, *passes, majority, *_rest(score.strict)])
+        rows.append(
+            [
+                title,
+                *passes,
+                majority,
+                *_rest(score.strict),
+            ]
+        )
     return table(heads, rows)
 
 

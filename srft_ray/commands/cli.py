@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, benchmark, report, compare, scale, plan, data, algorithms.
+"""The command line. `ADDED` has its commands.
 
 Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from srft_ray.commands.analyze import add_analyze
 from srft_ray.commands.arguments import (
     EVALUATION_OPTIONS,
     add_command,
@@ -21,6 +22,7 @@ from srft_ray.commands.arguments import (
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.commands.report import add_report
+from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.text import sanitize_text
@@ -148,6 +150,8 @@ ADDED = (
     add_evaluate,
     add_benchmark,
     add_report,
+    add_trace,
+    add_analyze,
     add_compare,
     add_scale,
     add_plan,

@@ -43,11 +43,11 @@ def report(run_dirs: list[Path], output: str | Path | None = None, everything: b
         require((folder / "config.yaml").is_file(), f"{folder} is no run directory: it holds no config.yaml.")
     target = Path(output).expanduser().absolute() if output else folders[0] / FILE
     limits = Limits.none() if everything else Limits()
-    pieces = {folder: found for folder in folders if (found := _pieces(folder)) is not None}
+    pieces = {folder: found for folder in folders if (found := token_pieces_of(folder))}
     return write_page(folders, target, pieces, limits)
 
 
-def _pieces(folder: Path) -> Any:
+def token_pieces_of(folder: Path) -> Any:
     """What gives the texts of a run's tokens; None, and a note, if its tokenizer cannot be loaded."""
     from srft_ray.data.tokenize import load_tokenizer, token_pieces
 

@@ -12,10 +12,28 @@ from srft_ray.data.records import read_records
 from srft_ray.errors import UserError, require
 
 LETTERS = "ABCDEFGHIJ"
-QUESTION_FIELDS = ("question", "problem", "prompt", "Problem", "Question")
-ANSWER_FIELDS = ("answer", "final_answer", "Answer", "answerKey", "reward_model.ground_truth", "ground_truth")
+QUESTION_FIELDS = (
+    "question",
+    "problem",
+    "prompt",
+    "Problem",
+    "Question",
+)
+ANSWER_FIELDS = (
+    "answer",
+    "final_answer",
+    "Answer",
+    "answerKey",
+    "reward_model.ground_truth",
+    "ground_truth",
+)
 SOLUTION_FIELDS = ("solution", "Solution")
-GPQA_ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+GPQA_ANSWERS = (
+    "Correct Answer",
+    "Incorrect Answer 1",
+    "Incorrect Answer 2",
+    "Incorrect Answer 3",
+)
 OPTION_LINE = re.compile(r"^\s*\(?([A-J1-9])[).:][ \t]*(.*\S)[ \t]*$", re.MULTILINE)
 
 
@@ -33,7 +51,11 @@ class Problem:
     options: tuple[str, ...] = ()
 
 
-def read_problems(file: Path, is_choice: bool, source: str | None = None) -> Iterator[Problem]:
+def read_problems(
+    file: Path,
+    is_choice: bool,
+    source: str | None = None,
+) -> Iterator[Problem]:
     """The problems of a file. A problem that is repeated, as in files made for avg@k, comes once.
 
     Args:
@@ -164,7 +186,10 @@ def _boxed(solution: str) -> str | None:
     start = solution.rfind("\\boxed{")
     depth = 0
     for place in range(start + len("\\boxed"), len(solution)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(solution[place], 0)
+        depth += {
+            "{": 1,
+            "}": -1,
+        }.get(solution[place], 0)
         if depth == 0:
             return solution[start + len("\\boxed{") : place]
     return None

@@ -18,7 +18,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: float, trials: float, level: float = LEVEL) -> Interval:
+def wilson(
+    successes: float,
+    trials: float,
+    level: float = LEVEL,
+) -> Interval:
     """Wilson's interval of a proportion (E. B. Wilson, 1927)."""
     z = normal_quantile(level)
     share = successes / trials
@@ -77,7 +81,11 @@ def mean_intervals(values_EP: np.ndarray, level: float = LEVEL) -> tuple[np.ndar
     return low, high
 
 
-def _transformed(mean: np.ndarray, error: np.ndarray, is_share: bool) -> tuple[np.ndarray, np.ndarray]:
+def _transformed(
+    mean: np.ndarray,
+    error: np.ndarray,
+    is_share: bool,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error on the scale of the bootstrap: arcsine of the root for shares."""
     if not is_share:
         return mean, error
@@ -129,7 +137,11 @@ def _quantiles(values: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     return found
 
 
-def _resampling_weights(rng: np.random.Generator, resamples: int, prompts: int) -> np.ndarray:
+def _resampling_weights(
+    rng: np.random.Generator,
+    resamples: int,
+    prompts: int,
+) -> np.ndarray:
     """(resamples, prompts): how often each prompt is drawn, with replacement."""
     shape = (resamples, prompts)
     drawn = rng.integers(0, prompts, shape)

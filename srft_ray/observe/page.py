@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from srft_ray.observe.journal import record_event, write_whole
-from srft_ray.observe.page_data import Limits, Pieces, comparisons, run_data
+from srft_ray.observe.page_comparisons import comparisons
+from srft_ray.observe.page_data import Limits, Pieces, run_data
 
 ASSETS = Path(__file__).parent / "assets"
 FILE = "report.html"

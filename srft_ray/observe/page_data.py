@@ -1,19 +1,18 @@
 """What the page of a run shows, as data for JSON."""
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 
-from srft_ray.observe import evaluation_ledger, stats
+from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import CORRECT_ABOVE
 from srft_ray.observe.journal import CHECKPOINTS, EVALUATIONS, EVENTS, METRICS, read_json_lines
+from srft_ray.observe.page_comparisons import averages_of
 from srft_ray.observe.page_groups import sampled_groups
 from srft_ray.text import sanitize_text
 
@@ -52,10 +51,20 @@ class Limits:
     @classmethod
     def none(cls) -> "Limits":
         """Everything is shown; the page of a large run does not open in a browser then."""
-        return cls(10**9, 10**9, 10**9, 10**9, 10**9)
+        return cls(
+            10**9,
+            10**9,
+            10**9,
+            10**9,
+            10**9,
+        )
 
 
-def run_data(run_dir: Path, limits: Limits, pieces: Pieces | None) -> dict[str, Any]:
+def run_data(
+    run_dir: Path,
+    limits: Limits,
+    pieces: Pieces | None,
+) -> dict[str, Any]:
     """One run: its figures, its events, and samples of its ledgers."""
     summary = run_dir / "summary.json"
     config = run_dir / "config.yaml"
@@ -104,11 +113,24 @@ def _columns(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 def _evaluation_sets(run_dir: Path, limits: Limits) -> list[dict[str, Any]]:
     """Each set: the averages of all prompts at every evaluation, and responses to some of them."""
     by_set = itertools.groupby(evaluation_ledger.tables(run_dir), key=lambda found: found[0])
-    return [_evaluation_set(run_dir, name, [step for _, step in found], limits) for name, found in by_set]
+    return [
+        _evaluation_set(
+            run_dir,
+            name,
+            [step for _, step in found],
+            limits,
+        )
+        for name, found in by_set
+    ]
 
 
-def _evaluation_set(run_dir: Path, name: str, steps: list[int], limits: Limits) -> dict[str, Any]:
-    averages = [_averages(run_dir, name, step) for step in steps]
+def _evaluation_set(
+    run_dir: Path,
+    name: str,
+    steps: list[int],
+    limits: Limits,
+) -> dict[str, Any]:
+    averages = [averages_of(run_dir, name, step) for step in steps]
     prompts = sorted(averages[0])
     changes = {prompt: abs(averages[-1].get(prompt, 0.0) - averages[0][prompt]) for prompt in prompts}
     chosen = sorted(prompts, key=lambda prompt: (-changes[prompt], prompt))[: limits.prompts]
@@ -118,16 +140,14 @@ def _evaluation_set(run_dir: Path, name: str, steps: list[int], limits: Limits) 
         "steps": steps,
         "prompts": prompts,
         "averages": [[found.get(prompt) for prompt in prompts] for found in averages],
-        "shown": _shown_prompts(run_dir, name, shown_steps, sorted(chosen), limits),
+        "shown": _shown_prompts(
+            run_dir,
+            name,
+            shown_steps,
+            sorted(chosen),
+            limits,
+        ),
     }
-
-
-def _averages(run_dir: Path, name: str, step: int) -> dict[int, float]:
-    """The mean reward of each prompt."""
-    table = evaluation_ledger.read(run_dir, name, step, ["prompt_id", "reward"])
-    prompts, where = np.unique(table["prompt_id"].to_numpy(), return_inverse=True)
-    means = np.bincount(where, weights=table["reward"].to_numpy()) / np.bincount(where)
-    return dict(zip(prompts.tolist(), means.tolist(), strict=True))
 
 
 def _shown_prompts(
@@ -146,7 +166,12 @@ def _shown_prompts(
     )
     found: dict[int, dict[str, Any]] = {}
     for step in steps:
-        table = evaluation_ledger.read(run_dir, name, step, columns)
+        table = evaluation_ledger.read(
+            run_dir,
+            name,
+            step,
+            columns,
+        )
         wanted = pa.array([prompt in set(chosen) for prompt in table["prompt_id"].to_pylist()])
         for row in table.filter(wanted).to_pylist():
             prompt = found.setdefault(
@@ -163,7 +188,11 @@ def _shown_prompts(
     return [found[prompt] for prompt in sorted(found)]
 
 
-def _response(row: dict[str, Any], step: int, limits: Limits) -> dict[str, Any]:
+def _response(
+    row: dict[str, Any],
+    step: int,
+    limits: Limits,
+) -> dict[str, Any]:
     return {
         "step": step,
         "sample": row["sample"],
@@ -173,44 +202,3 @@ def _response(row: dict[str, Any], step: int, limits: Limits) -> dict[str, Any]:
         "answer": sanitize_text(row["answer"] or "", 200),
         "correct": row["reward"] > CORRECT_ABOVE,
     }
-
-
-def comparisons(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The last evaluation of the first run against that of each other run, on the prompts that both have."""
-    found = [
-        _comparison(run_dirs[0], other, name)
-        for other in run_dirs[1:]
-        for name in sorted(_last_steps(run_dirs[0]).keys() & _last_steps(other).keys())
-    ]
-    adjusted = stats.holm([one["p"] for one in found])
-    return [{**one, "holm": p} for one, p in zip(found, adjusted, strict=True)]
-
-
-def _last_steps(run_dir: Path) -> dict[str, int]:
-    """By set; tables are sorted by step."""
-    return dict(evaluation_ledger.tables(run_dir))
-
-
-def _comparison(first: Path, second: Path, name: str) -> dict[str, Any]:
-    was = _averages(first, name, _last_steps(first)[name])
-    now = _averages(second, name, _last_steps(second)[name])
-    common = sorted(was.keys() & now.keys())
-    paired = stats.paired([was[prompt] for prompt in common], [now[prompt] for prompt in common])
-    return {
-        "first": first.name,
-        "second": second.name,
-        "set": name,
-        "prompts": len(common),
-        "mean": paired.mean,
-        "low": paired.interval.low,
-        "high": paired.interval.high,
-        "p": paired.p,
-        "better": sum(now[prompt] > 0.5 >= was[prompt] for prompt in common),
-        "worse": sum(was[prompt] > 0.5 >= now[prompt] for prompt in common),
-    }
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    """What summary.json holds; empty without it."""
-    file = run_dir / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else {}

@@ -1,18 +1,13 @@
 """Groups of the ledger that the page of a run shows."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from srft_ray.observe.ledger import FOLDER
+from srft_ray.observe.ledger_reading import files_by_step, read_rows
 from srft_ray.text import sanitize_text
 
-STEP_FILE = re.compile(r"step-(\d+)-\d+\.parquet$")
-TOKEN_COLUMNS = ("learner_logprobs", "entropies", "ratios")  # those that a run writes with ledger.tokens
+TOKEN_FIGURES = ("learner_logprobs", "entropies", "ratios")  # those that a run writes with ledger.tokens
 DIGITS = 4  # of a figure of a token
 
 
@@ -25,16 +20,27 @@ def sampled_groups(
     pieces: Callable[[Sequence[int]], list[str]] | None,
 ) -> dict[str, Any]:
     """Groups of some steps, with all of their completions; only the files of those steps are read."""
-    files = _files_by_step(run_dir)
+    files = files_by_step(run_dir)
     chosen = spread(sorted(files), most_steps)
     groups: list[dict[str, Any]] = []
     for step in chosen:
-        rows = _rows(files[step], most_groups)
+        rows = read_rows(files[step], step, most_groups)
         by_group: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
             by_group.setdefault(row["group_id"], []).append(row)
-        groups += [_group(found, characters, tokens, pieces) for found in by_group.values()]
-    return {"steps": len(files), "shown": groups}
+        groups += [
+            _group(
+                found,
+                characters,
+                tokens,
+                pieces,
+            )
+            for found in by_group.values()
+        ]
+    return {
+        "steps": len(files),
+        "shown": groups,
+    }
 
 
 def spread(steps: Sequence[int], most: int) -> list[int]:
@@ -45,36 +51,6 @@ def spread(steps: Sequence[int], most: int) -> list[int]:
         return [steps[-1]]
     places = [round(place * (len(steps) - 1) / (most - 1)) for place in range(most)]
     return [steps[place] for place in places]
-
-
-def _files_by_step(run_dir: Path) -> dict[int, list[Path]]:
-    found: dict[int, list[Path]] = {}
-    for file in sorted((run_dir / FOLDER).glob("step-*.parquet")):
-        match = STEP_FILE.match(file.name)
-        if match:
-            found.setdefault(int(match[1]), []).append(file)
-    return found
-
-
-def _rows(files: Sequence[Path], most_groups: int) -> list[dict[str, Any]]:
-    """The rows of the first groups of a step, by number."""
-    numbers = {number for file in files for number in _column(file, "group_id")}
-    wanted = sorted(numbers)[:most_groups]
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        table = pq.ParquetFile(file).read()
-        rows += table.filter(pc.is_in(table["group_id"], pc.cast(_values(wanted), "int64"))).to_pylist()
-    return sorted(rows, key=lambda row: (row["group_id"], row["sample"]))
-
-
-def _column(file: Path, name: str) -> list[int]:
-    return pq.ParquetFile(file).read([name])[name].to_pylist()
-
-
-def _values(numbers: Sequence[int]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(numbers, pa.int64())
 
 
 def _group(
@@ -90,7 +66,15 @@ def _group(
         "attempt": first["attempt"],
         "prompt": sanitize_text(first["prompt"] or "", characters),
         "reference": sanitize_text(first["reference"] or "", characters),
-        "completions": [_completion(row, characters, tokens, pieces) for row in rows],
+        "completions": [
+            _completion(
+                row,
+                characters,
+                tokens,
+                pieces,
+            )
+            for row in rows
+        ],
     }
 
 
@@ -102,8 +86,8 @@ def _completion(
 ) -> dict[str, Any]:
     ids = row["response_ids"][:tokens]
     shown = pieces(ids) if pieces else [str(token) for token in ids]
-    columns = {name: row.get(name) for name in ("logprobs", *TOKEN_COLUMNS)}
-    columns |= {name: row[name] for name in row if name.startswith("weight/")}
+    columns = {name: row.get(name) for name in ("logprobs", *TOKEN_FIGURES)}
+    columns |= {f"weight/{term}": values for term, values in row.get("weights") or ()}
     figures = {
         name: [None if value is None else round(value, DIGITS) for value in values[:tokens]]
         for name, values in columns.items()

@@ -31,7 +31,11 @@ class Paired(NamedTuple):
     deviation: float
 
 
-def pass_at_k(samples_P: np.ndarray, correct_P: np.ndarray, k: int) -> np.ndarray:
+def pass_at_k(
+    samples_P: np.ndarray,
+    correct_P: np.ndarray,
+    k: int,
+) -> np.ndarray:
     """The unbiased estimate of each prompt's chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
 
     Source: arXiv 2107.03374, equation 1.
@@ -57,7 +61,11 @@ def powers_of_two(samples: int) -> list[int]:
     return [*ks, samples]
 
 
-def majority(answers: Sequence[str | None], rewards: Sequence[float], correct_above: float = 0.5) -> float:
+def majority(
+    answers: Sequence[str | None],
+    rewards: Sequence[float],
+    correct_above: float = 0.5,
+) -> float:
     """The chance that the most frequent answer of a prompt is right; answers that tie are drawn from equally.
 
     All right answers count as one, however they are written. A sample without an answer does not vote.
@@ -80,12 +88,22 @@ def paired(first_P: Sequence[float], second_P: Sequence[float]) -> Paired:
     difference = np.asarray(second_P, dtype=np.float64) - np.asarray(first_P, dtype=np.float64)
     mean = float(difference.mean())
     if len(difference) < 2:
-        return Paired(mean, Interval(np.nan, np.nan), 1.0, np.nan)
+        return Paired(
+            mean,
+            Interval(np.nan, np.nan),
+            1.0,
+            np.nan,
+        )
     deviation = float(difference.std(ddof=1))
     # Differences are nearly symmetric, so that Student's interval holds.
     half = t_quantile(len(difference) - 1) * deviation / np.sqrt(len(difference))
     interval = Interval(mean - float(half), mean + float(half))
-    return Paired(mean, interval, float(sign_flip_p(difference[None])[0]), deviation)
+    return Paired(
+        mean,
+        interval,
+        float(sign_flip_p(difference[None])[0]),
+        deviation,
+    )
 
 
 def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
@@ -105,7 +123,12 @@ def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
     step = max(1, CHUNK // prompts)
     for first in range(0, FLIPS, step):
         shape = (min(step, FLIPS - first), prompts)
-        heads = rng.integers(0, 2, shape, dtype=np.int8)
+        heads = rng.integers(
+            0,
+            2,
+            shape,
+            dtype=np.int8,
+        )
         signs = 2.0 * heads - 1.0
         sums = np.abs(signs @ differences.T)
         further += (sums > observed + rounding).sum(axis=0)
@@ -125,7 +148,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def prompts_needed(deviation: float, difference: float, power: float = 0.8, level: float = LEVEL) -> float:
+def prompts_needed(
+    deviation: float,
+    difference: float,
+    power: float = 0.8,
+    level: float = LEVEL,
+) -> float:
     """Prompts with which a paired test finds a difference of that size with that probability.
 
     `deviation`: standard deviation of the prompts' differences. Infinite for a difference of 0.

@@ -17,11 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
-from srft_ray.errors import require
 from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config
 from srft_ray.train.deepspeed_state import STATE, ParameterState
-from srft_ray.train.logprobs import PolicyModel
+from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.weight_gradients import widen_gradients
 
@@ -68,30 +67,6 @@ class DeepSpeedEngine:
     def forward(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
         return self.engine(*inputs, **options)
-
-    @torch.no_grad()
-    def check_logits(self, threshold: float) -> None:
-        """Compares log-probs with those of the model's own logits, on eight tokens.
-
-        Args:
-            threshold: of the mean difference, in nats.
-
-        Raises:
-            UserError: the model does something with its logits that `LogitForm` does not know.
-        """
-        ids_BL = torch.arange(1, 9, device=self.device)[None]
-        rows_N = torch.zeros(7, dtype=torch.int64, device=self.device)
-        positions_N = torch.arange(1, 8, device=self.device)
-        own_N, _ = self.forward(ids_BL, rows_N, positions_N, 1.0)
-        with self.policy.model_logits():
-            model_N, _ = self.forward(ids_BL, rows_N, positions_N, 1.0)
-        difference = float((own_N - model_N).abs().mean())
-        name = type(self.policy.model).__name__
-        require(
-            difference <= threshold,
-            f"{name} changes its logits in a way that learners do not know (log-probs differ by "
-            f"{difference:.1e}): choose another model, or extend LogitForm in srft_ray/models.py.",
-        )
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds a micro-batch's gradient; `last` marks the step's last micro-batch on this rank."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.deepspeed_config import reference_config
-from srft_ray.train.logprobs import PolicyModel
+from srft_ray.train.policy_model import PolicyModel
 
 PREFIX = "reference|"  # of its tensors in a checkpoint
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srft_ray.train.batching import MicroBatch
-from srft_ray.train.reference_kl import ReferenceLogits
+from srft_ray.train.logprobs import ReferenceLogits
 
 
 @torch.no_grad()
@@ -16,8 +16,9 @@ def known_logits(
     """By the field of PolicyOutput that gets the KL to them; a collective under ZeRO-3."""
     found: dict[str, ReferenceLogits] = {}
     if reference and "reference_kl" in needs:
-        inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N)
-        found["reference_kl_BT"] = reference(*inputs, temperature, logits_only=True)
+        inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
+        positions = micro_batch.position_ids_BL
+        found["reference_kl_BT"] = reference(*inputs, logits_only=True, position_ids_BL=positions)
     if "teacher_kl" in needs:
         inputs = shown_demonstrations(micro_batch)
         found["teacher_kl_BT"] = engine.forward(*inputs, temperature, logits_only=True)

@@ -79,7 +79,12 @@ def _norm_forward(module: nn.Module, forward: Callable[..., Tensor], hidden: Ten
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.has_bias = bias is not None
         # DeepSpeed replaces `functional.linear` under ZeRO 3 by one that rounds before it adds the bias.
@@ -102,7 +107,12 @@ class _Linear(torch.autograd.Function):
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, ids: Tensor, weight: Tensor, padding_index: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx,
+        ids: Tensor,
+        weight: Tensor,
+        padding_index: int,
+    ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.rows = weight.shape[0]
         ctx.padding_index = padding_index
@@ -134,7 +144,11 @@ class _Embeddings(TorchFunctionMode):
     """Within it, look-ups in a bfloat16 table give the table a float32 gradient."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
     ) -> Any:
         kwargs = kwargs or {}
         if function is functional.embedding and args[1].dtype == torch.bfloat16:

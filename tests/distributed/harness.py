@@ -30,6 +30,7 @@ class Case:
     logit_chunk_mb: float = 64  # 0.01: chunks of ten tokens
     activation_checkpointing: bool = False
     mini_batches: int = 1
+    packing: bool = False
     clip: bool = False  # at half the largest gradient norm
     lr: float = 0.1
     dtype: torch.dtype = torch.float32
@@ -53,6 +54,7 @@ class Case:
             offload_optimizer=self.offload,
             max_grad_norm=norm if self.clip else 1e9,
             logit_chunk_mb=self.logit_chunk_mb,
+            packing=self.packing,
             mini_batches=self.mini_batches,
         )
 
@@ -339,13 +341,13 @@ def _steps(rank, world, case, model, frozen):
 @contextmanager
 def padded_to(length: int | None):
     """Every micro-batch has so many tokens in a row, whatever its longest sequence; None changes nothing."""
-    from srft_ray.train import batching
+    from srft_ray.train.batching import Layout
 
     if length is None:
         yield
         return
-    make = batching._input_ids
-    with patch.object(batching, "_input_ids", lambda sequences, _: make(sequences, length)):
+    make = Layout.padded
+    with patch.object(Layout, "padded", lambda lengths_B: replace(make(lengths_B), length=length)):
         yield
 
 

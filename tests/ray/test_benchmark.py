@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from srft_ray.commands.benchmark import Request, benchmark
-from srft_ray.data.benchmarks import SUITES, find_benchmarks
+from srft_ray.data.benchmark_sets import SUITES
+from srft_ray.data.benchmarks import find_benchmarks
 from srft_ray.observe import evaluation_ledger
 
 pytestmark = pytest.mark.usefixtures("local_ray")

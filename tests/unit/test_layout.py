@@ -34,8 +34,7 @@ LEVEL_OF = {room: number for number, rooms in enumerate(LEVELS) for room in room
 HEAVY = {
     "vllm": {"srft_ray/rollout/vllm_engine.py"},
     "deepspeed": {
-        "srft_ray/train/deepspeed_engine.py",
-        "srft_ray/train/deepspeed_state.py",
+        *(f"srft_ray/train/deepspeed_{part}.py" for part in ("engine", "loading", "state")),
         "srft_ray/train/reference.py",
     },
 }

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srft_ray.train.logprobs import PolicyModel, chunk_tokens
+from srft_ray.train.logprobs import chunk_tokens
+from srft_ray.train.policy_model import PolicyModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -9,6 +9,7 @@ import pytest
 
 from algorithms import Completion, Group
 from srft_ray.commands.report import report
+from srft_ray.commands.trace import trace
 from srft_ray.errors import UserError
 from srft_ray.observe import evaluation_ledger, ledger
 from srft_ray.observe.journal import append_json, read_json_lines
@@ -207,3 +208,27 @@ def test_a_page_that_cannot_be_written_is_an_event_and_no_failure(tmp_path):
     assert event["kind"] == "report" and "ValueError: no tokenizer" in event["message"]
     with pytest.raises(UserError, match="is no run directory"):
         report([tmp_path])
+
+
+def test_one_group_is_traced_token_by_token(tmp_path):
+    folder = write_run(tmp_path / "run", ["\x1b[31mred"], steps=2, groups=2)
+    text = trace(folder, step=0, group=1)
+    assert text.startswith("step 0, group 1, 0 groups discarded") and "\x1b" not in text
+    assert "rollout 1, reward 0, advantage -0.5000, verdict mismatch" in text
+    assert next(line.split() for line in text.splitlines() if line.endswith("'5'")) == [
+        "-0.5000",
+        "–",
+        "–",
+        "–",
+        "'5'",
+    ]
+    assert "step 1, group 2" in trace(folder) and trace(folder, sample=1).count("seed") == 1
+    for wanted, message in (
+        ({"step": 9}, "has no step 9: it has 0 to 1"),
+        ({"group": 9}, "has no group 9"),
+        ({"sample": 9}, "no completion 9"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trace(folder, **wanted)
+    with pytest.raises(UserError, match="has no ledger"):
+        trace(tmp_path)

@@ -5,8 +5,7 @@ import torch
 
 from algorithms import GRPO, REGISTRY, SDFT, SFTKL, Completion, Group, OnPolicyDistillation
 from srft_ray.train.batching import collate
-from srft_ray.train.logprobs import chunked_logprobs
-from srft_ray.train.reference_kl import ReferenceLogits
+from srft_ray.train.logprobs import ReferenceLogits, chunked_logprobs
 from srft_ray.train.teachers import shown_demonstrations
 from tests.unit.test_algorithms import LOGITS, TOKENS, close
 from tests.unit.test_methods import group, one_sequence, per_token
