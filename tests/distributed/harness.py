@@ -221,7 +221,7 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
         sums = {}
         for row, (group, c) in enumerate(pairs):
             sums[group.group_id, c.sample] = (
-                float(logprobs_BT[row].sum()),
+                float(logprobs_BT[row].detach().sum()),
                 0.0 if reference_BT is None else float(reference_BT[row].sum()),
             )
         values = _values(stage.algorithm, everything, number, sums)
