@@ -1,9 +1,11 @@
 """The model: looked at before a run, loaded by the learners, and the number format that it runs in."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from srft_ray.config.schema import ModelSection
@@ -73,6 +75,41 @@ def check_trainable(section: ModelSection) -> None:
     )
 
 
+@dataclass(frozen=True)
+class LogitForm:
+    """What some models do with the logits of their head: cap * tanh(logits * scale / cap).
+
+    Attributes:
+        scale: Cohere's `logit_scale`, one divided by Granite's `logits_scaling`, Falcon-H1's
+            `lm_head_multiplier`.
+        cap: Gemma's `final_logit_softcapping`; None does not cap.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model_config: Any) -> "LogitForm":
+        """Of a model, from its configuration."""
+        config = model_config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """The logits of the model from those of its head."""
+        scaled = raw if self.scale == 1.0 else raw * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+    def backward(self, raw: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the head's logits, from that of the model's; `gradient` may be changed."""
+        if self.cap is not None:
+            tangent = torch.tanh(raw.to(gradient.dtype) * (self.scale / self.cap))
+            gradient = gradient.mul_(1 - tangent**2)
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
+
+
 def count_parameters(section: ModelSection) -> int:
     """Parameters of the model, from its configuration alone."""
     with torch.device("meta"):
@@ -82,15 +119,19 @@ def count_parameters(section: ModelSection) -> int:
 def load_model(
     section: ModelSection, dtype: torch.dtype, activation_checkpointing: bool, path: str | None = None
 ) -> Any:
-    """The policy to train, or the model in `path`.
-
-    It is in evaluation mode: with dropout learner and engine would be different policies. (transformers
-    recomputes activations in training mode only, so with `activation_checkpointing` the mode is training;
-    models that use dropout by default are not supported then.)
-    """
+    """The policy to train, or the model in `path`, whole in memory."""
     model = AutoModelForCausalLM.from_pretrained(
         path or section.path, dtype=dtype, trust_remote_code=section.trust_remote_code, use_safetensors=True
     )
+    return prepared_for_training(model, activation_checkpointing)
+
+
+def prepared_for_training(model: Any, activation_checkpointing: bool) -> Any:
+    """The model in evaluation mode: with dropout learner and engine would be different policies.
+
+    transformers recomputes activations in training mode only, so with `activation_checkpointing` the mode is
+    training; models that use dropout by default are not supported then.
+    """
     if activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train(activation_checkpointing)

@@ -142,9 +142,11 @@ def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str
     optimizer = parameters * (8 if width == 4 else 12) / (learners if zero_stage >= 1 else 1)
     states = (weights + gradients + optimizer) / GIB
     where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
+    chunk_mb = config.learner.logit_chunk_mb
+    logits = "logits of 384 tokens, or 64 MiB of them," if chunk_mb is None else f"{chunk_mb} MiB of logits"
     lines = [
         f"memory        {parameters / 1e6:,.1f} M parameters; each learner {states:.2f} GiB of weights, "
-        f"gradients and optimizer{where}, {config.learner.logit_chunk_mb} MiB of logits at a time"
+        f"gradients and optimizer{where}, {logits} at a time"
     ]
     if resolved.algorithm.uses_reference:
         lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")

@@ -7,8 +7,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from srft_ray.config.hardware import HardwareSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.settings import setting
-from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.training import LearnerSection, TrainerSection
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A vLLM engine with continuous batching over callers in many threads. The only file that imports vllm.
 
-On CPU the engine's core runs in this process, which starts in seconds and is faster for small models;
-on GPUs it is a process of its own, as vLLM has it by default.
+The engine's core runs in this process, on CPU and on GPUs: its death is that of the actor. Under tensor
+parallelism its workers are processes of their own, which end with the actor (`engine_process`).
 """
 
 import os
@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
-from srft_ray.config.training import RolloutSection
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
 
@@ -132,8 +132,8 @@ def set_environment(rollout: RolloutSection, device: str) -> None:
     """What vLLM reads from the environment; called before vllm is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if device == "cpu":
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         import torch._dynamo.config

@@ -23,7 +23,7 @@ from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
-from srft_ray.run.cluster import cluster_address, placed
+from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.directory import RECORD, archive, check_saved
 from srft_ray.run.identity import (
     Identity,
@@ -123,6 +123,8 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
     (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
+    for choice in automatic_choices(resolved.config, placement):
+        record_event(run_dir, "placement", choice)
     coordinator = _start_coordinator(resolved)
     truncate(run_dir, start)
     try:

@@ -8,13 +8,56 @@ import torch
 from torch import Tensor
 
 from algorithms import Batch, Completion, Group
+from srft_ray.train.balance import sequence_length
 
 Sequences = Sequence[tuple[Group, Completion]]  # prompt and response
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where B sequences stand in rows of `length` tokens: each in a row, behind the ones before it.
+
+    Attributes:
+        rows_B, firsts_B: row and first position of each sequence.
+        rows: how many rows there are.
+    """
+
+    rows_B: np.ndarray
+    firsts_B: np.ndarray
+    rows: int
+    length: int
+
+    @classmethod
+    def padded(cls, lengths_B: np.ndarray) -> "Layout":
+        """A row for each sequence, as long as the longest."""
+        count = len(lengths_B)
+        return cls(np.arange(count), np.zeros(count, dtype=np.int64), count, int(lengths_B.max()))
+
+    @classmethod
+    def packed(cls, lengths: Sequence[int], max_tokens: int) -> tuple["Layout", list[int]]:
+        """Rows as long as the first and longest sequence, filled with those that fit, the longest first.
+
+        Returns:
+            The layout, and the numbers of the sequences in it; `max_tokens` decides the number of rows.
+        """
+        length = lengths[0]
+        room = [length] * max(1, max_tokens // length)
+        chosen, rows, firsts = [], [], []
+        for number, own in enumerate(lengths):
+            row = next((row for row, left in enumerate(room) if left >= own), None)
+            if row is not None:
+                chosen.append(number)
+                rows.append(row)
+                firsts.append(length - room[row])
+                room[row] -= own
+        return cls(np.array(rows), np.array(firsts), max(rows) + 1, length), chosen
+
+
 @dataclass
 class MicroBatch:
-    """B sequences of a prompt and a response, right-padded to L tokens; responses aligned to T positions.
+    """B sequences of a prompt and a response in rows of L tokens; responses aligned to T positions.
+
+    Without packing every sequence has a row of its own, which is padded on the right.
 
     Attributes:
         input_ids_BL: token ids, int64.
@@ -25,6 +68,8 @@ class MicroBatch:
             checked.
         old_BT: their log-probs before the first update of the step; None if this is the first.
         sequences: what the rows were made of; empty in a micro-batch that only keeps the ranks in step.
+        position_ids_BL: of tokens within their sequence, with packing: attention ends where a position does
+            not follow the one before it; None: every row is one sequence.
     """
 
     input_ids_BL: Tensor
@@ -34,6 +79,7 @@ class MicroBatch:
     fresh_BT: Tensor
     old_BT: Tensor | None = None
     sequences: Sequences = ()
+    position_ids_BL: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on a device, before any `old_BT` is known."""
@@ -46,6 +92,7 @@ class MicroBatch:
             batch=replace(self.batch, **moved),
             fresh_BT=self.fresh_BT.to(device),
             sequences=self.sequences,
+            position_ids_BL=None if self.position_ids_BL is None else self.position_ids_BL.to(device),
         )
 
     def align(self, values_N: Tensor) -> Tensor:
@@ -59,27 +106,55 @@ class MicroBatch:
 
 
 def pack(groups: Sequence[Group], max_tokens: int, step: int, start: int = 0) -> list[MicroBatch]:
-    """All trained sequences of the groups in micro-batches of `max_tokens` padded tokens, longest first.
+    """All trained sequences of the groups, as `cut` makes micro-batches of them."""
+    return cut(trained_sequences(groups), max_tokens, step, start)
+
+
+def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]:
+    return [(group, completion) for group in groups for completion in group.trained]
+
+
+def cut(
+    sequences: Sequences,
+    max_tokens: int,
+    step: int,
+    start: int = 0,
+    packing: bool = False,
+) -> list[MicroBatch]:
+    """Sequences in micro-batches of `max_tokens` tokens, padding included, longest first.
 
     A sequence that is longer than `max_tokens` gets a micro-batch of its own.
 
     Args:
         start: the step at which the stage began.
+        packing: whether a row may hold several sequences.
     """
-    sequences = [(group, completion) for group in groups for completion in group.trained]
     # Neighbours of like length need little padding, and the first row of a micro-batch is its longest.
-    sequences.sort(key=_length, reverse=True)
+    left = sorted(sequences, key=lambda sequence: -sequence_length(*sequence))
     micro_batches: list[MicroBatch] = []
-    first = 0
-    while first < len(sequences):
-        rows = max(1, max_tokens // _length(sequences[first]))
-        micro_batches.append(collate(sequences[first : first + rows], step, start))
-        first += rows
+    while left:
+        if packing:
+            layout, numbers = Layout.packed([sequence_length(*sequence) for sequence in left], max_tokens)
+            micro_batches.append(collate([left[number] for number in numbers], step, start, layout))
+            taken = set(numbers)
+            left = [sequence for number, sequence in enumerate(left) if number not in taken]
+        else:
+            rows = max(1, max_tokens // sequence_length(*left[0]))
+            micro_batches.append(collate(left[:rows], step, start))
+            left = left[rows:]
     return micro_batches
 
 
-def collate(sequences: Sequences, step: int, start: int = 0) -> MicroBatch:
-    """Pads sequences into one micro-batch; without any it has one dummy row that selects nothing."""
+def collate(
+    sequences: Sequences,
+    step: int,
+    start: int = 0,
+    packed: Layout | None = None,
+) -> MicroBatch:
+    """One micro-batch of sequences, padded unless `packed` says where they stand.
+
+    Without any sequence it has one dummy row that selects nothing.
+    """
     if not sequences:
         return _empty(step - start)
     completions = [completion for _, completion in sequences]
@@ -90,7 +165,9 @@ def collate(sequences: Sequences, step: int, start: int = 0) -> MicroBatch:
     is_prefix_BT = offsets_T < np.array([c.prefix for c in completions])[:, None]
     is_demo_B = np.array([c.origin == "demo" for c in completions])
     is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B
-    rows_N, offsets_N = mask_BT.nonzero()
+    sequences_N, offsets_N = mask_BT.nonzero()
+    layout = packed or Layout.padded(prompts_B + responses_B)
+    ids_BL, position_ids_BL = _token_ids(sequences, layout)
     batch = Batch(
         mask_BT=torch.from_numpy(mask_BT),
         is_demo_B=torch.from_numpy(is_demo_B),
@@ -102,24 +179,32 @@ def collate(sequences: Sequences, step: int, start: int = 0) -> MicroBatch:
         is_prefix_BT=torch.from_numpy(is_prefix_BT),
     )
     return MicroBatch(
-        input_ids_BL=torch.from_numpy(_input_ids(sequences, int((prompts_B + responses_B).max()))),
-        rows_N=torch.from_numpy(rows_N),
-        positions_N=torch.from_numpy(prompts_B[rows_N] + offsets_N),
+        input_ids_BL=torch.from_numpy(ids_BL),
+        rows_N=torch.from_numpy(layout.rows_B[sequences_N]),
+        positions_N=torch.from_numpy((layout.firsts_B + prompts_B)[sequences_N] + offsets_N),
         batch=batch,
         fresh_BT=torch.from_numpy(mask_BT & is_fresh_B[:, None] & ~is_prefix_BT),
         sequences=sequences,
+        position_ids_BL=torch.from_numpy(position_ids_BL) if packed else None,
     )
 
 
-def _input_ids(sequences: Sequences, length: int) -> np.ndarray:
-    """Prompt and response of each sequence, then padding: int64 (B, L)."""
-    input_ids_BL = np.zeros((len(sequences), length), dtype=np.int64)
-    for row, (group, completion) in enumerate(sequences):
-        prompt_end = len(group.prompt_ids)
+def _token_ids(sequences: Sequences, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and their positions within their sequences, int64 (B, L); the rest of a row is padding."""
+    ids_BL = np.zeros((layout.rows, layout.length), dtype=np.int64)
+    # The padding behind the sequences of a row counts from 0 too, as one more sequence.
+    filled_B = np.zeros(layout.rows, dtype=np.int64)
+    position_ids_BL = np.zeros_like(ids_BL)
+    for (group, completion), row, first in zip(sequences, layout.rows_B, layout.firsts_B, strict=True):
+        prompt_end = first + len(group.prompt_ids)
         response_end = prompt_end + len(completion.ids)
-        input_ids_BL[row, :prompt_end] = group.prompt_ids
-        input_ids_BL[row, prompt_end:response_end] = completion.ids
-    return input_ids_BL
+        ids_BL[row, first:prompt_end] = group.prompt_ids
+        ids_BL[row, prompt_end:response_end] = completion.ids
+        position_ids_BL[row, first:response_end] = np.arange(response_end - first)
+        filled_B[row] = response_end
+    for row, end in enumerate(filled_B):
+        position_ids_BL[row, end:] = np.arange(layout.length - end)
+    return ids_BL, position_ids_BL
 
 
 def _behavior_logprobs(completions: Sequence[Completion], shape: tuple[int, int]) -> np.ndarray:
@@ -149,8 +234,3 @@ def _empty(step: int) -> MicroBatch:
         batch=batch,
         fresh_BT=nothing_BT,
     )
-
-
-def _length(sequence: tuple[Group, Completion]) -> int:
-    group, completion = sequence
-    return len(group.prompt_ids) + len(completion.ids)

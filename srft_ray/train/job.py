@@ -9,8 +9,9 @@ from typing import Any
 import ray.train
 
 from algorithms import Algorithm
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
-from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.training import LearnerSection, TrainerSection
 from srft_ray.data.plan import StreamPlan
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.train.checkpoint import CheckpointStore

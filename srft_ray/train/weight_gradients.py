@@ -38,6 +38,15 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _Linear.apply(hidden, weight, bias)
 
 
+def matrix_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two matrices; of bfloat16 ones it is summed and returned in float32."""
+    if left.dtype != torch.bfloat16:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.to(torch.float32) @ right.to(torch.float32)
+
+
 def _is_rms_norm(module: nn.Module) -> bool:
     """Whether the module is an RMS norm of transformers, which multiplies its weight with every token.
 
@@ -70,7 +79,12 @@ def _norm_forward(module: nn.Module, forward: Callable[..., Tensor], hidden: Ten
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.has_bias = bias is not None
         # DeepSpeed replaces `functional.linear` under ZeRO 3 by one that rounds before it adds the bias.
@@ -85,7 +99,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_hidden = gradient @ weight
         if ctx.needs_input_grad[1]:
-            of_weight = _product(gradient_NO.T, hidden_NI)
+            of_weight = matrix_product(gradient_NO.T, hidden_NI)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             of_bias = gradient_NO.sum(0, dtype=torch.float32)
         return of_hidden, of_weight, of_bias
@@ -93,7 +107,12 @@ class _Linear(torch.autograd.Function):
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, ids: Tensor, weight: Tensor, padding_index: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx,
+        ids: Tensor,
+        weight: Tensor,
+        padding_index: int,
+    ) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.rows = weight.shape[0]
         ctx.padding_index = padding_index
@@ -125,7 +144,11 @@ class _Embeddings(TorchFunctionMode):
     """Within it, look-ups in a bfloat16 table give the table a float32 gradient."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
     ) -> Any:
         kwargs = kwargs or {}
         if function is functional.embedding and args[1].dtype == torch.bfloat16:
@@ -133,10 +156,3 @@ class _Embeddings(TorchFunctionMode):
             # PyTorch's kernel knows "no padding" as -1.
             return _Embedding.apply(args[0], args[1], -1 if padding is None else padding)
         return function(*args, **kwargs)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The product of two bfloat16 matrices, summed and returned in float32."""
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.to(torch.float32) @ right.to(torch.float32)

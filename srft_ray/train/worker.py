@@ -12,15 +12,17 @@ from algorithms import Group, Stage
 from srft_ray.data.blocks import groups_of
 from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
-from srft_ray.models import load_model
 from srft_ray.observe import journal, metrics
 from srft_ray.sync.versions import LearnerStart
-from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
+from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
+from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.saving import Saver
 
 POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
@@ -44,11 +46,11 @@ class LearnerWorker:
         self.world_size = context.get_world_size()
         dtype = getattr(torch, job.dtype)
         tokenizer = load_tokenizer(job.model)
-        model = load_model(job.model, dtype, job.learner.activation_checkpointing)
+        model = load_for_learner(job.model, job.learner, dtype)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
-        threshold = job.learner.parity_threshold
-        if threshold is None:
-            threshold = PARITY_THRESHOLDS[job.dtype]
+        check_model(self.engine, PARITY_THRESHOLDS[job.dtype], job.learner.packing)
+        own = job.learner.parity_threshold
+        threshold = PARITY_THRESHOLDS[job.dtype] if own is None else own
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.publisher = Publisher(job, self.start, self.engine, threshold)
@@ -64,7 +66,7 @@ class LearnerWorker:
         reference = None
         if self.job.algorithm.uses_reference:
             path = settings.reference or self.job.model.path
-            frozen = load_model(self.job.model, dtype, settings.activation_checkpointing, path)
+            frozen = load_for_learner(self.job.model, settings, dtype, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
         return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens)
 

@@ -30,6 +30,7 @@ class Case:
     logit_chunk_mb: float = 64  # 0.01: chunks of ten tokens
     activation_checkpointing: bool = False
     mini_batches: int = 1
+    packing: bool = False
     clip: bool = False  # at half the largest gradient norm
     lr: float = 0.1
     dtype: torch.dtype = torch.float32
@@ -53,6 +54,7 @@ class Case:
             offload_optimizer=self.offload,
             max_grad_norm=norm if self.clip else 1e9,
             logit_chunk_mb=self.logit_chunk_mb,
+            packing=self.packing,
             mini_batches=self.mini_batches,
         )
 
@@ -151,6 +153,9 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 eps=learner.eps,
                 weight_decay=weight_decay(learner, stage),
             )
+        rate = stage.algorithm.reference_rate(step - stage.start)
+        for own, policys in zip(frozen.parameters(), model.parameters(), strict=True):
+            own.data += rate * (policys.data - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
         for index in range(number):
@@ -224,7 +229,14 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
         batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
         if "advantages" in own[0]:
             batch.advantages_B = batch.values["advantages"]
-    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    taught = None
+    if "teacher_kl" in stage.algorithm.needs:
+        taught = full_kl(model, model, pairs, case.temperature, shown)
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl, taught)
+    if "token_scores" in stage.algorithm.needs:
+        scores = stage.algorithm.score(batch, policy)[batch.mask_BT & ~batch.is_demo_B[:, None]]
+        for name, value in stage.algorithm.cutoffs(scores.double()).items():
+            batch.values[name] = torch.full((len(pairs),), value, dtype=torch.float64)
     return stage.algorithm.losses(batch, policy)
 
 
@@ -269,14 +281,23 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
-def full_kl(model, frozen, pairs, temperature):
+def shown(group):
+    """The prompt with a demonstration as its answer, and the prompt again."""
+    prompt = list(group.prompt_ids)
+    return [*prompt, *group.demonstrations[0].ids, *prompt]
+
+
+def full_kl(model, frozen, pairs, temperature, context=lambda group: group.prompt_ids):
     """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
     longest, found = max(len(c.ids) for _, c in pairs), []
     for group, c in pairs:
-        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
-        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
-        with torch.no_grad():
-            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        logp, known = (
+            (
+                each(torch.tensor([[*before, *c.ids]])).logits[0, len(before) - 1 : -1] / temperature
+            ).log_softmax(-1)
+            for each, before in ((model, group.prompt_ids), (frozen, context(group)))
+        )
+        known = known.detach()
         kl = (logp.exp() * (logp - known)).sum(-1)
         found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
     return torch.stack(found)
@@ -292,8 +313,9 @@ def _cases(rank, world, model_path, cases, faults):
 
 
 def _steps(rank, world, case, model, frozen):
-    from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.learner import Learner
+    from srft_ray.train.reference import ReferenceModel
 
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -319,13 +341,13 @@ def _steps(rank, world, case, model, frozen):
 @contextmanager
 def padded_to(length: int | None):
     """Every micro-batch has so many tokens in a row, whatever its longest sequence; None changes nothing."""
-    from srft_ray.train import batching
+    from srft_ray.train.batching import Layout
 
     if length is None:
         yield
         return
-    make = batching._input_ids
-    with patch.object(batching, "_input_ids", lambda sequences, _: make(sequences, length)):
+    make = Layout.padded
+    with patch.object(Layout, "padded", lambda lengths_B: replace(make(lengths_B), length=length)):
         yield
 
 

@@ -312,12 +312,12 @@ def test_a_missing_reference_is_said():
 
 
 def test_log_probs_and_entropies_of_the_golden_logits():
-    from srft_ray.train.logprobs import _logprobs
+    from srft_ray.train.logprobs import chunked_logprobs
     from tests.unit.test_algorithms import TOKENS
 
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
     torch.nn.init.eye_(head.weight)
-    logprobs, entropies = _logprobs(head, LOGITS.flatten(0, 1), TOKENS.flatten(), 1.0, False)
+    logprobs, entropies = chunked_logprobs(head, LOGITS.flatten(0, 1), TOKENS.flatten(), 1.0, None, False)
     close(
         logprobs[:8],
         [
@@ -342,16 +342,16 @@ def test_log_probs_and_entropies_of_the_golden_logits():
 
 
 def test_entropy_and_its_gradient():
-    from srft_ray.train.logprobs import _logprobs
+    from srft_ray.train.logprobs import chunked_logprobs
 
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
     torch.nn.init.eye_(head.weight)
     logits = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
-    _, entropy = _logprobs(head, logits, torch.tensor([0]), 1.0, True)
+    _, entropy = chunked_logprobs(head, logits, torch.tensor([0]), 1.0, None, True)
     close(entropy, [1.26830149])
     entropy.sum().backward()
     close(logits.grad, [[-0.24939321, 0.08313107, 0.08313107, 0.08313107]])
-    assert not _logprobs(head, logits, torch.tensor([0]), 1.0, False)[1].requires_grad
+    assert not chunked_logprobs(head, logits, torch.tensor([0]), 1.0, None, False)[1].requires_grad
 
 
 # demonstrations

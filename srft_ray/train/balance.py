@@ -1,0 +1,78 @@
+"""Sequences are exchanged between ranks, so that every rank computes about as many tokens.
+
+Ranks receive equal numbers of groups, but the lengths of responses are skewed, and all ranks wait for the one
+with the most tokens. Which rank computes a sequence does not change the update.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch.distributed as dist
+
+from algorithms import Completion, Group
+
+BALANCED = 1.02  # most tokens of a rank, divided by the fewest, with which all sequences stay where they are
+PREFERENCE = 0.01  # share of a rank's tokens that may be uneven in order to leave one sequence where it is
+
+
+def exchange(
+    sequences: Sequence[tuple[Group, Completion]], with_demonstrations: bool = False
+) -> list[tuple[Group, Completion]]:
+    """This rank's share of the sequences of all ranks, ordered by group and sample; a collective.
+
+    A sequence from another rank comes with its group, which then holds no completions, or only the
+    demonstrations.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size == 1:
+        return list(sequences)
+    lengths: list[list[int]] = [[] for _ in range(world_size)]
+    dist.all_gather_object(lengths, [sequence_length(*sequence) for sequence in sequences])
+    own_destinations = assign(lengths)[rank]
+    leaving = []
+    kept = []
+    for sequence, destination in zip(sequences, own_destinations, strict=True):
+        if destination == rank:
+            kept.append(sequence)
+        else:
+            group, completion = sequence
+            kept_with_it = group.demonstrations if with_demonstrations else []
+            leaving.append((destination, replace(group, completions=kept_with_it), completion))
+    shares: list[list[tuple[int, Group, Completion]]] = [[] for _ in range(world_size)]
+    dist.all_gather_object(shares, leaving)
+    arriving = [
+        (group, completion)
+        for share in shares
+        for destination, group, completion in share
+        if destination == rank
+    ]
+    return sorted(kept + arriving, key=lambda sequence: (sequence[0].group_id, sequence[1].sample))
+
+
+def assign(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The rank that each sequence goes to, from the lengths of each rank's sequences; in the same order.
+
+    The longest sequence first, each goes to the rank with the fewest tokens so far, or stays where it is if
+    that has hardly more: the greedy rule of scheduling, whose largest sum is at most 4/3 of the smallest
+    possible one (Graham 1969).
+    """
+    before = [sum(own) for own in lengths]
+    if max(before) <= BALANCED * min(before):
+        return [[rank] * len(own) for rank, own in enumerate(lengths)]
+    slack = PREFERENCE * sum(before) / len(before)
+    every = [(length, rank, index) for rank, own in enumerate(lengths) for index, length in enumerate(own)]
+    every.sort(key=lambda sequence: (-sequence[0], *sequence[1:]))
+    tokens = [0] * len(lengths)
+    destinations = [[-1] * len(own) for own in lengths]
+    for length, rank, index in every:
+        lightest = tokens.index(min(tokens))
+        stays = tokens[rank] <= tokens[lightest] + slack
+        destination = rank if stays else lightest
+        destinations[rank][index] = destination
+        tokens[destination] += length
+    return destinations
+
+
+def sequence_length(group: Group, completion: Completion) -> int:
+    """Tokens of prompt and response."""
+    return len(group.prompt_ids) + len(completion.ids)
