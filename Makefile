@@ -1,40 +1,44 @@
-# `make quickstart` and `make test` set everything up in .venv by themselves; they need Python >= 3.11, pip and make.
+# `make quickstart` and `make test` set everything up by themselves; they need Python >= 3.11, pip and make. The CPU
+# stack is in .venv and the GPU stack in .venv-gpu. Tests always run on the CPU stack.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
-LOCK := requirements/$(STACK).txt
-READY := .venv/ready-$(STACK)
-QUIET := --quiet --disable-pip-version-check
+BIN_cpu := $(BIN)
+BIN_gpu := .venv-gpu/bin
 
-.PHONY: quickstart test test-full lint setup lock clean
+.PHONY: quickstart test test-full lint setup cpu gpu lock clean
 
-quickstart: $(READY)
-	$(BIN)/python examples/quickstart.py
+quickstart: $(STACK)
+	$(BIN_$(STACK))/python examples/quickstart.py
 
-test: $(READY)
+test: cpu
 	$(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest tests/distributed tests/ray -m "not full and not gpu"
+	$(BIN)/python -m pytest tests/distributed tests/browser tests/ray -m "not full and not gpu"
 
-test-full: $(READY)
+test-full: cpu
 	$(BIN)/python -m pytest tests -m "not gpu"
 
-lint: $(READY)
+lint: cpu
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-setup: $(READY)
+setup: $(STACK)
 
-$(READY): $(LOCK) pyproject.toml
-	@echo "setting up the $(STACK) stack in .venv (some minutes, once)"
+cpu: .venv/ready-cpu
+gpu: .venv-gpu/ready-gpu
+
+%/ready-cpu %/ready-gpu: pyproject.toml tools/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python tools/install.py $(STACK)
+	@$(PYTHON) tools/install.py $(@D) $(subst ready-,,$(@F))
 	@touch $@
+
+.venv/ready-cpu: requirements/cpu.txt
+.venv-gpu/ready-gpu: requirements/gpu.txt
 
 # Needs uv. Where the CPU build of torch is not on the default index, pass UV_FLAGS="--torch-backend cpu" or --find-links.
 lock:
 	uv pip compile pyproject.toml --extra cpu --extra dev --override requirements/overrides.txt $(UV_FLAGS) --no-header --no-annotate -o requirements/cpu.txt
-	uv pip compile pyproject.toml --extra gpu --extra dev --no-header --no-annotate -o requirements/gpu.txt
+	uv pip compile pyproject.toml --extra gpu --extra dev --constraint requirements/gpu-constraints.txt --no-header --no-annotate -o requirements/gpu.txt
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-gpu runs

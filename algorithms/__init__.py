@@ -7,6 +7,7 @@ from algorithms.c3po import C3PO
 from algorithms.chord import CHORDMu, CHORDPhi
 from algorithms.chord_variants import CHORDIS, CHORDAdaptive
 from algorithms.cispo import CISPO
+from algorithms.clip_cov import ClipCov
 from algorithms.dapo import DAPO
 from algorithms.dft import DFT
 from algorithms.dgro import DGRO, OPMD
@@ -19,6 +20,7 @@ from algorithms.hpt import HPT
 from algorithms.hpt_soft import HPTSoft
 from algorithms.ibro import IBRO
 from algorithms.iw_sft import IWSFT
+from algorithms.kl_cov import KLCov
 from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
 from algorithms.pods import PODS
@@ -31,9 +33,11 @@ from algorithms.relift import ReLIFT
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
+from algorithms.sdft import SDFT
 from algorithms.settings import Schedule, limited
 from algorithms.sft import SFT
 from algorithms.sft_kl import SFTKL, OnPolicyDistillation
+from algorithms.sft_then_dpo import SFTThenDPO
 from algorithms.sft_then_rl import SFTThenRL
 from algorithms.sft_weighted import EAFT, WeightedSFT
 from algorithms.srft import SRFT
@@ -44,6 +48,7 @@ from algorithms.srft_ablations import (
     SRFTWithoutWSFT,
 )
 from algorithms.srft_variants import SRFTHPT, SRFTAuthors
+from algorithms.t1 import T1
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
 from algorithms.types import Completion, Group, SequenceRecord
@@ -72,6 +77,8 @@ REGISTRY: dict[str, type[Algorithm]] = {
         RLOO,
         CISPO,
         IBRO,
+        ClipCov,
+        KLCov,
         ProbabilityMask,
         DGRO,
         OPMD,
@@ -79,12 +86,14 @@ REGISTRY: dict[str, type[Algorithm]] = {
         LitePPO,
         PODS,
         C3PO,
+        T1,
         OnPolicyDistillation,
         DPO,
         IPO,
         SimPO,
         TwoStage,
         SFTThenRL,
+        SFTThenDPO,
         RLWithSFTLoss,
         LUFFY,
         RLPLUS,
@@ -95,6 +104,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         HPT,
         HPTSoft,
         ReLIFT,
+        SDFT,
         PrefixRFT,
         UFT,
         R3,

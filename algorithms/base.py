@@ -16,7 +16,7 @@ from torch import Tensor
 from algorithms import selections
 from algorithms.batch import Batch, PolicyOutput
 from algorithms.settings import AS_THE_RUN, Schedule, check_settings
-from algorithms.term import Term
+from algorithms.term import PerToken, Term
 from algorithms.types import Completion, Group, SequenceRecord
 
 
@@ -98,6 +98,15 @@ class Algorithm:
         """
         return {}
 
+    @property
+    def score(self) -> PerToken:
+        """What ranks the rollout tokens of an update, float (B, T), if a term needs "token_scores"."""
+        raise NotImplementedError(f"{type(self).__name__} does not define score")
+
+    def cutoffs(self, scores: Tensor) -> Mapping[str, float]:
+        """Values of all sequences that follow from the scores of all rollout tokens of the update, (N,)."""
+        return {}
+
     def has_signal(self, group: Group) -> bool:
         """False: another group takes the place of this one, up to `max_refills` times."""
         return True
@@ -109,6 +118,13 @@ class Algorithm:
         demonstration, at most max_new_tokens - 1 tokens are used.
         """
         return 0
+
+    def reference_rate(self, step: int) -> float:
+        """How far the reference model moves towards the policy before a step: 0 it stays, 1 it becomes it.
+
+        `step` counts from the first step of the stage.
+        """
+        return 0.0
 
     def stage(self, step: int, total_steps: int) -> Stage:
         """The stage that optimizer step `step` belongs to, in a run of `total_steps`."""

@@ -60,6 +60,8 @@ class PolicyOutput:
             needs "mean_entropy".
         reference_kl_BT: KL(π‖reference) of the distributions of each token over the whole vocabulary, with
             gradient, if a term needs "reference_kl".
+        teacher_kl_BT: the same to the policy itself, without gradient, after it has seen a demonstration of
+            the prompt, if a term needs "teacher_kl".
     """
 
     logprobs_BT: Tensor
@@ -68,6 +70,7 @@ class PolicyOutput:
     reference_logprobs_BT: Tensor | None = None
     mean_entropy: Tensor | None = None
     reference_kl_BT: Tensor | None = None
+    teacher_kl_BT: Tensor | None = None
 
     @property
     def old_BT(self) -> Tensor:
@@ -83,12 +86,12 @@ class PolicyOutput:
             )
         return self.reference_logprobs_BT
 
-    @property
-    def kl_BT(self) -> Tensor:
-        """KL to the reference over the whole vocabulary. Raises ValueError if it was not computed."""
-        if self.reference_kl_BT is None:
-            raise ValueError("the KL is missing: a term that uses it says needs=('reference_kl',)")
-        return self.reference_kl_BT
+    def kl_BT(self, need: str) -> Tensor:
+        """The KL that a term needs, "reference_kl" or "teacher_kl". Raises ValueError if it is missing."""
+        found = self.reference_kl_BT if need == "reference_kl" else self.teacher_kl_BT
+        if found is None:
+            raise ValueError(f"the KL is missing: a term that uses it says needs=('{need}',)")
+        return found
 
     def where(self, mask_BT: Tensor) -> "PolicyOutput":
         """A copy with 0 outside the mask, so that NaN or infinity there affects neither loss nor gradient."""
@@ -105,4 +108,5 @@ class PolicyOutput:
             old_logprobs_BT=keep(self.old_logprobs_BT),
             reference_logprobs_BT=keep(self.reference_logprobs_BT),
             reference_kl_BT=keep(self.reference_kl_BT),
+            teacher_kl_BT=keep(self.teacher_kl_BT),
         )

@@ -59,6 +59,13 @@ def log_ratio(old: Old = "learner") -> PerToken:
 
 
 @labelled
+def distance_to_old(old: Old = "learner") -> PerToken:
+    """|log π/π_old|."""
+    log = log_ratio(old)
+    return lambda batch, policy: log(batch, policy).abs()
+
+
+@labelled
 def ratio(old: Old = "learner") -> PerToken:
     """π/π_old."""
     log = log_ratio(old)

@@ -19,21 +19,24 @@ class DPO(Algorithm):
 
     A prompt gives one pair: of its demonstrations and rollouts the one with the highest and the one with the
     lowest reward; demonstrations come before rollouts of the same reward. Prompts whose rewards are all equal
-    give none. `with_demonstrations: false` leaves the choice to the rollouts. Deviation: the pairs are of the
-    current policy, not of a data set of preferences. As a run that starts from an SFT model it is the SFT →
-    DPO of arXiv 2507.00018, which advises a smaller learning rate for SFT; its f-divergence variants of SFT
-    are not here, because their formulas are not public.
+    give none. `with_demonstrations: false` leaves the choice to the rollouts. With `reference_at_start` π_ref
+    is the policy at the first step of the stage, else the model that the run starts from or
+    learner.reference. Deviation: the pairs are of the current policy, not of a data set of preferences.
     """
 
     name: ClassVar[str] = "dpo"
     paper: ClassVar[str] = "arXiv 2305.18290"
     capabilities: ClassVar[tuple[str, ...]] = ("values", "sequence_logprobs", "reference")
     with_demonstrations: bool = True
+    reference_at_start: bool = False
     beta: float = limited(0.1, least=1e-6)
 
     @property
     def uses_demonstrations(self) -> bool:  # type: ignore[override]
         return self.with_demonstrations
+
+    def reference_rate(self, step: int) -> float:
+        return float(self.reference_at_start and step == 0)
 
     def terms(self) -> tuple[Term, ...]:
         return (

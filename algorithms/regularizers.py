@@ -68,7 +68,12 @@ def kl(estimator: Estimator) -> PerToken:
 
 def full_kl(batch: Batch, policy: PolicyOutput) -> Tensor:
     """KL(π‖reference) of each token, the sum over the vocabulary; a term with it needs "reference_kl"."""
-    return policy.kl_BT
+    return policy.kl_BT("reference_kl")
+
+
+def teacher_kl(batch: Batch, policy: PolicyOutput) -> Tensor:
+    """KL(π‖π that has seen a demonstration) of each token; a term with this loss needs "teacher_kl"."""
+    return policy.kl_BT("teacher_kl")
 
 
 def entropy(batch: Batch, policy: PolicyOutput) -> Tensor:

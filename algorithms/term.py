@@ -16,7 +16,16 @@ PerToken = Callable[[Batch, PolicyOutput], Tensor]  # -> float, broadcasts with 
 Norm = Literal[
     "token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean", "sequence_mean_constant", "constant"
 ]
-NEEDS = ("reference", "reference_kl", "mean_entropy", "entropy_gradient", "values", "sequence_logprobs")
+NEEDS = (
+    "reference",
+    "reference_kl",
+    "teacher_kl",
+    "mean_entropy",
+    "entropy_gradient",
+    "values",
+    "sequence_logprobs",
+    "token_scores",
+)
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # A metric of a term is recorded as <metric>/<term>. The trainer records keys of its own under these

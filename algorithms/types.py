@@ -22,6 +22,7 @@ class Completion:
         prefix: how many of the first ids come from the group's demonstration. The engine has no log-probs of
             them, and `logprobs` is 0 there.
         trained: whether it enters the update (`Algorithm.trains_on`).
+        measured: what the update used of each token, for the ledger; empty unless it is recorded.
     """
 
     sample: int
@@ -39,6 +40,7 @@ class Completion:
     advantage: float = 0.0
     prefix: int = 0
     trained: bool = True
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from srft_ray.config.resolve import resolve
 from srft_ray.data.blocks import groups_of
 from srft_ray.rollout.requests import sequence_seed
 from srft_ray.run.cluster import start_ray
+from srft_ray.run.placement import Placement
 from srft_ray.run.preflight import prepare_run
 from srft_ray.run.trainer import stream_source
 from srft_ray.sync.coordinator import Coordinator
@@ -77,7 +78,7 @@ def pipeline(prepared, warm_up_steps):
     max_staleness = prepared.resolved.config.rollout.max_staleness
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(max_staleness)
     start = ray.get(coordinator.restart.remote(0))
-    source = stream_source(prepared, coordinator, "cpu")
+    source = stream_source(prepared, coordinator, Placement("cpu"))
     groups = []
     for batch in source.stream(0, start.generation).iter_batches(
         batch_size=prepared.plan.block, batch_format="numpy", prefetch_batches=0

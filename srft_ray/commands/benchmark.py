@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from algorithms import GRPO
 from srft_ray.commands import benchmark_table
-from srft_ray.commands.benchmark_table import Scores
+from srft_ray.commands.benchmark_scores import Scores
 from srft_ray.commands.evaluate import evaluate_model
 from srft_ray.commands.evaluation_folder import model_name
 from srft_ray.commands.regrade import regrade
@@ -83,7 +83,11 @@ def benchmark(request: Request, folder: Path | None = None) -> str:
     return text
 
 
-def make_benchmark_config(request: Request, model: str, folder: Path | None) -> Config:
+def make_benchmark_config(
+    request: Request,
+    model: str,
+    folder: Path | None,
+) -> Config:
     """The config of one model's evaluation; writes the prompts of the sets to the folder that it names."""
     probe = make_config(_values(request, model, {"none": {}}), request.overrides)
     digest = hashlib.sha256(json.dumps(_identity(request, probe.run.seed)).encode()).hexdigest()[:10]
@@ -93,7 +97,15 @@ def make_benchmark_config(request: Request, model: str, folder: Path | None) -> 
         samples = request.samples or found.benchmark.samples
         file = target.expanduser().absolute() / "prompts" / f"{name}.jsonl"
         repeats = rows_per_prompt(found, samples)
-        _write_rows(file, prompt_rows(found, samples, probe.run.seed, request.bare))
+        _write_rows(
+            file,
+            prompt_rows(
+                found,
+                samples,
+                probe.run.seed,
+                request.bare,
+            ),
+        )
         sets[name] = {
             "path": str(file),
             "samples": samples // repeats,
@@ -103,10 +115,17 @@ def make_benchmark_config(request: Request, model: str, folder: Path | None) -> 
     return make_config(values, [*request.overrides, f"run.dir={target}"])
 
 
-def _values(request: Request, model: str, sets: dict[str, Any]) -> dict[str, Any]:
+def _values(
+    request: Request,
+    model: str,
+    sets: dict[str, Any],
+) -> dict[str, Any]:
     settings = {name: dict(section) for name, section in request.settings.items()}
     # A prompt that does not fit would silently make the set another one.
-    data = {"path": "unused.jsonl", "overlong": "error"} | settings.get("data", {})
+    data = {
+        "path": "unused.jsonl",
+        "overlong": "error",
+    } | settings.get("data", {})
     first = next(iter(sets.values())).get("path")
     return {
         **settings,
@@ -120,7 +139,12 @@ def _values(request: Request, model: str, sets: dict[str, Any]) -> dict[str, Any
 def _identity(request: Request, seed: int) -> list[Any]:
     """What the prompts depend on."""
     checksums = {name: found.checksum for name, found in request.sets.items()}
-    return [checksums, seed, request.bare, request.samples]
+    return [
+        checksums,
+        seed,
+        request.bare,
+        request.samples,
+    ]
 
 
 def _write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -132,9 +156,23 @@ def _write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_whole(file, text)
 
 
-def _scores(folder: Path, name: str, request: Request) -> Scores:
-    columns = [*FIGURE_COLUMNS, "sample", "response", "reference"]
-    table = evaluation_ledger.read(folder, name, 0, columns)
+def _scores(
+    folder: Path,
+    name: str,
+    request: Request,
+) -> Scores:
+    columns = [
+        *FIGURE_COLUMNS,
+        "sample",
+        "response",
+        "reference",
+    ]
+    table = evaluation_ledger.read(
+        folder,
+        name,
+        0,
+        columns,
+    )
     strict = Outcomes.of(table)
     is_text = not request.sets[name].benchmark.is_choice
     lenient = regrade(table, "either") if request.lenient and is_text else None
@@ -169,5 +207,12 @@ def _gold_table(found: Found) -> pa.Table:
         answer = row["answer"]
         is_choice = found.benchmark.is_choice
         response = f"Answer: {answer}" if is_choice else f"So the answer is $\\boxed{{{answer}}}$."
-        rows.append({"response": response, "reference": answer, "verdict": "", "reward": 0.0})
+        rows.append(
+            {
+                "response": response,
+                "reference": answer,
+                "verdict": "",
+                "reward": 0.0,
+            }
+        )
     return pa.Table.from_pylist(rows)

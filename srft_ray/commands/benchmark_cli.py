@@ -56,7 +56,8 @@ def _add_switches(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from srft_ray.data.benchmarks import SUITES, find_benchmarks
+    from srft_ray.data.benchmark_sets import SUITES
+    from srft_ray.data.benchmarks import find_benchmarks
     from srft_ray.errors import nearest
 
     require(options.suite in SUITES, f"There is no suite {options.suite!r}: {nearest(options.suite, SUITES)}")

@@ -1,33 +1,25 @@
 """The tables of `srft-ray benchmark`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from srft_ray.data.benchmarks import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, Found
+from srft_ray.commands.benchmark_comparison import comparison
+from srft_ray.commands.benchmark_scores import MISSING, Results, Scores, table
+from srft_ray.data.benchmark_sets import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from srft_ray.data.benchmarks import Found
 from srft_ray.observe import stats
 from srft_ray.observe.evaluation import Outcomes
 from srft_ray.observe.intervals import mean_interval, normal_quantile
 
-SIGNIFICANT = 0.05
-MISSING = "–"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A model's outcomes on one set; `lenient`: each prompt's average by the lenient grader."""
-
-    strict: Outcomes
-    lenient: np.ndarray | None = None
-
-    @property
-    def averages(self) -> np.ndarray:
-        return self.strict.means(self.strict.rewards)
-
-
-Results = Mapping[str, Mapping[str, Scores]]  # by model, then by set
+REST_HEADS = (
+    "truncated",
+    "no answer",
+    "not judged",
+    "tokens, right",
+    "tokens, wrong",
+)
 
 
 def markdown(sets: Mapping[str, Found], results: Results) -> str:
@@ -35,7 +27,15 @@ def markdown(sets: Mapping[str, Found], results: Results) -> str:
     parts = [_sets_table(sets), _main_table(sets, results)]
     parts += [_detail_table(sets, scores, model) for model, scores in results.items()]
     baseline, *others = results
-    parts += [_comparison(sets, results, baseline, other) for other in others]
+    parts += [
+        comparison(
+            sets,
+            results,
+            baseline,
+            other,
+        )
+        for other in others
+    ]
     return "\n\n".join(parts)
 
 
@@ -50,7 +50,16 @@ def _sets_table(sets: Mapping[str, Found]) -> str:
         ]
         for found in sets.values()
     ]
-    return table(["set", "prompts", "checksum", "copy", "file"], rows)
+    return table(
+        [
+            "set",
+            "prompts",
+            "checksum",
+            "copy",
+            "file",
+        ],
+        rows,
+    )
 
 
 def _main_table(sets: Mapping[str, Found], results: Results) -> str:
@@ -85,13 +94,18 @@ def _lenient(scores: Mapping[str, Scores], names: Sequence[str]) -> list[str]:
     """A choice has no lenient grader: there is nothing to show for it, nor for an average with it."""
     if not names:
         return []
-    given = [scores[name].lenient for name in names]
-    shown = [MISSING if values is None else f"{100 * values.mean():.1f}" for values in given]
-    whole = [values for values in given if values is not None]
-    mean = (
-        f"{100 * np.mean([values.mean() for values in whole]):.1f}" if len(whole) == len(given) else MISSING
-    )
-    return [*shown, mean]
+    means = []
+    for name in names:
+        values = scores[name].lenient
+        means.append(None if values is None else float(values.mean()))
+    overall = None if None in means else float(np.mean(means))
+    return [_share_or_missing(mean) for mean in (*means, overall)]
+
+
+def _share_or_missing(mean: float | None) -> str:
+    if mean is None:
+        return MISSING
+    return f"{100 * mean:.1f}"
 
 
 def _note(sets: Mapping[str, Found]) -> str:
@@ -101,17 +115,40 @@ def _note(sets: Mapping[str, Found]) -> str:
     return f"Of the paper's sets these are not here: {', '.join(missing)}; averages are over those that are."
 
 
-def _detail_table(sets: Mapping[str, Found], scores: Mapping[str, Scores], model: str) -> str:
-    ks = sorted({k for score in scores.values() for k in stats.powers_of_two(_samples(score))})
-    heads = [model, *(f"pass@{k}" for k in ks), "maj@k", "truncated", "no answer", "not judged"]
-    heads += ["tokens, right", "tokens, wrong"]
+def _detail_table(
+    sets: Mapping[str, Found],
+    scores: Mapping[str, Scores],
+    model: str,
+) -> str:
+    ks: set[int] = set()
+    for score in scores.values():
+        ks.update(stats.powers_of_two(_samples(score)))
+    heads = [
+        model,
+        *(f"pass@{k}" for k in sorted(ks)),
+        "maj@k",
+        *REST_HEADS,
+    ]
     rows = []
     for name, score in scores.items():
-        found = score.strict
-        fits = [k <= _samples(score) for k in ks]
-        passes = [share(found.pass_rates(k)) if fit else MISSING for k, fit in zip(ks, fits, strict=True)]
-        rows.append([sets[name].benchmark.title, *passes, share(found.majorities()), *_rest(found)])
+        title = sets[name].benchmark.title
+        passes = [_pass_rate(score, k) for k in sorted(ks)]
+        majority = share(score.strict.majorities())
+        rows.append(
+            [
+                title,
+                *passes,
+                majority,
+                *_rest(score.strict),
+            ]
+        )
     return table(heads, rows)
+
+
+def _pass_rate(score: Scores, k: int) -> str:
+    if k > _samples(score):
+        return MISSING
+    return share(score.strict.pass_rates(k))
 
 
 def _samples(score: Scores) -> int:
@@ -120,48 +157,25 @@ def _samples(score: Scores) -> int:
 
 def _rest(found: Outcomes) -> list[str]:
     verdicts = np.array(found.verdicts)
-    shares = (found.truncated, verdicts == "no_answer", np.isin(verdicts, ("timeout", "error")))
-    lengths = [found.lengths[found.correct], found.lengths[~found.correct]]
-    means = [f"{values.mean():.0f}" if len(values) else MISSING for values in lengths]
-    return [*(f"{100 * values.mean():.1f} %" for values in shares), *means]
+    unanswered = verdicts == "no_answer"
+    unjudged = np.isin(verdicts, ("timeout", "error"))
+    return [
+        _percent(found.truncated),
+        _percent(unanswered),
+        _percent(unjudged),
+        _mean(found.lengths[found.correct]),
+        _mean(found.lengths[~found.correct]),
+    ]
 
 
-def _comparison(sets: Mapping[str, Found], results: Results, first: str, second: str) -> str:
-    """Differences of two models on the same prompts, with p-values of a permutation test, and Holm's."""
-    names = list(sets)
-    found = [paired_scores(results[first][name], results[second][name]) for name in names]
-    adjusted = stats.holm([one.p for one in found])
-    rows = []
-    for name, one, p in zip(names, found, adjusted, strict=True):
-        low, high = one.interval
-        up, down = flips(results[first][name].averages, results[second][name].averages)
-        needed = stats.prompts_needed(one.deviation, one.mean)
-        rows.append(
-            [
-                sets[name].benchmark.title,
-                f"{100 * one.mean:+z.1f} [{100 * low:+z.1f}, {100 * high:+z.1f}]",
-                f"{one.p:.4f}",
-                f"{p:.4f}{' *' if p < SIGNIFICANT else ''}",
-                f"{up} / {down}",
-                f"{needed:.0f}" if np.isfinite(needed) else MISSING,
-            ]
-        )
-    heads = [f"{second} − {first}", "difference, points", "p", "p (Holm)", "prompts better / worse"]
-    return table([*heads, "prompts for 80 % power"], rows)
+def _percent(flags: np.ndarray) -> str:
+    return f"{100 * flags.mean():.1f} %"
 
 
-def paired_scores(first: Scores, second: Scores) -> stats.Paired:
-    """Raises ValueError if the models were not asked the same prompts."""
-    if not np.array_equal(first.strict.prompt_ids, second.strict.prompt_ids):
-        raise ValueError("The two models were evaluated on different prompts.")
-    return stats.paired(first.averages, second.averages)
-
-
-def flips(first_P: np.ndarray, second_P: np.ndarray) -> tuple[int, int]:
-    """Prompts that a model answers mostly right and the other does not: gained and lost by the second."""
-    was = first_P > 0.5
-    now = second_P > 0.5
-    return int((now & ~was).sum()), int((was & ~now).sum())
+def _mean(values: np.ndarray) -> str:
+    if len(values) == 0:
+        return MISSING
+    return f"{values.mean():.0f}"
 
 
 def share(values_P: np.ndarray) -> str:
@@ -172,9 +186,11 @@ def share(values_P: np.ndarray) -> str:
 
 def average(sets: Sequence[np.ndarray]) -> str:
     """The mean of several sets' means; its error is that of independent sets."""
-    mean = float(np.mean([values.mean() for values in sets]))
-    errors = [values.std(ddof=1) / np.sqrt(len(values)) for values in sets if len(values) > 1]
-    half = normal_quantile(0.95) * float(np.sqrt(np.sum(np.square(errors)))) / len(sets)
+    means = [values.mean() for values in sets]
+    variances = [values.var(ddof=1) / len(values) for values in sets if len(values) > 1]
+    error = float(np.sqrt(sum(variances))) / len(sets)
+    half = normal_quantile(0.95) * error
+    mean = float(np.mean(means))
     return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
@@ -182,24 +198,25 @@ def as_json(sets: Mapping[str, Found], results: Results) -> dict[str, Any]:
     """The averages of all prompts, from which every figure can be computed again."""
     return {
         "sets": {
-            name: {"file": str(found.file), "prompts": len(found.problems), "checksum": found.checksum}
+            name: {
+                "file": str(found.file),
+                "prompts": len(found.problems),
+                "checksum": found.checksum,
+            }
             for name, found in sets.items()
         },
         "models": {
-            model: {
-                name: {
-                    "prompt_ids": score.strict.prompt_ids.tolist(),
-                    "averages": score.averages.tolist(),
-                    "samples": score.strict.samples.tolist(),
-                    "lenient": None if score.lenient is None else score.lenient.tolist(),
-                }
-                for name, score in scores.items()
-            }
+            model: {name: _saved(score) for name, score in scores.items()}
             for model, scores in results.items()
         },
     }
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _saved(score: Scores) -> dict[str, Any]:
+    lenient = score.lenient
+    return {
+        "prompt_ids": score.strict.prompt_ids.tolist(),
+        "averages": score.averages.tolist(),
+        "samples": score.strict.samples.tolist(),
+        "lenient": None if lenient is None else lenient.tolist(),
+    }

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, benchmark, compare, scale, plan, data, algorithms.
+"""The command line. `ADDED` has its commands.
 
 Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from srft_ray.commands.analyze import add_analyze
 from srft_ray.commands.arguments import (
     EVALUATION_OPTIONS,
     add_command,
@@ -20,6 +21,8 @@ from srft_ray.commands.arguments import (
     whole_numbers,
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
+from srft_ray.commands.report import add_report
+from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.text import sanitize_text
@@ -28,6 +31,7 @@ SUCCESS = 0
 FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130
+COMPARED = "sft,grpo,two_stage,luffy,srft"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +91,12 @@ def add_compare(commands: Any) -> None:
         "train with several algorithms and seeds; show mean and standard deviation of accuracy, entropy, cost"
     )
     command = add_config_command(commands, "compare", compare, text)
-    names = "sft,grpo,two_stage,luffy,srft"
-    add_option(command, "--algorithms", names, "names as in `srft-ray algorithms`, separated by commas")
+    names = (
+        f"names as in `srft-ray algorithms`, separated by commas (default {COMPARED}, none with --variants)"
+    )
+    add_option(command, "--algorithms", None, names)
+    variants = "YAML file of variants by name, each with the sections that differ (default no variants)"
+    add_option(command, "--variants", None, variants)
     add_option(command, "--seeds", "0,1,2", "values of run.seed, separated by commas")
 
 
@@ -146,6 +154,9 @@ ADDED = (
     add_train,
     add_evaluate,
     add_benchmark,
+    add_report,
+    add_trace,
+    add_analyze,
     add_compare,
     add_scale,
     add_plan,
@@ -177,10 +188,15 @@ def train(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from srft_ray.commands.compare import compare as run
+    from srft_ray.commands.compare_variants import read_variants
 
     seeds = whole_numbers("--seeds", options.seeds, least=0)
     config = load_config(options.config, options.overrides)
-    print(f"\n{run(config, options.algorithms.split(','), seeds)}")
+    variants = read_variants(options.variants) if options.variants else {}
+    # The default algorithms are for a comparison without variants.
+    names = options.algorithms or ("" if variants else COMPARED)
+    algorithms = [name for name in names.split(",") if name]
+    print(f"\n{run(config, algorithms, seeds, variants)}")
     return SUCCESS
 
 

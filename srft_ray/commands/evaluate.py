@@ -162,6 +162,7 @@ def _collect(source: StreamSource, generation: int, folder: Path, position: int)
         groups = groups_of(batch)
         name = groups[0].dataset  # a block is of one set
         # The first block may have been done in part, with blocks of another size.
-        new = [group for group in groups if group.group_id not in done[name]]
-        evaluation_ledger.write_part(folder, name, 0, parts[name], new)
-        parts[name] += 1
+        new = [group for group in groups if group.group_id >= 0 and group.group_id not in done[name]]
+        if new:
+            evaluation_ledger.write_part(folder, name, 0, parts[name], new)
+            parts[name] += 1

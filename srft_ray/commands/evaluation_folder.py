@@ -46,7 +46,10 @@ def evaluation_identity(resolved: Resolved) -> dict[str, Any]:
     """What the result depends on: model, data, sampling, verifier and seed, with the state of their files."""
     config = resolved.config
     sets = {
-        name: {"settings": dataclasses.asdict(section), "files": _stamps(section.data)}
+        name: {
+            "settings": dataclasses.asdict(section),
+            "files": _stamps(section.data),
+        }
         for name, section in resolved.evaluation.items()
     }
     return {

@@ -42,6 +42,22 @@ No algorithm has a history of prompts or a critic.
 
 | name | rollouts | demonstrations | prefix | reference | π_old | step | refills | when to use it |
 |---|---|---|---|---|---|---|---|---|"""
+ABSENT = """## Not here, and why
+
+| method | reason |
+|---|---|
+| ExGRPO, SRPO's history resampling, AdaBack's bisection, ReLIFT's buffer, curricula | they need \
+a history of each prompt over the steps |
+| PPO, VAPO | there is no critic |
+| SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |
+| BRIDGE (arXiv 2509.06948), SD-LoRA (arXiv 2501.13198) | two groups of parameters: adapters are not trained \
+apart |
+| SFT with other f-divergences (arXiv 2507.00018), TAPO | their formulas are not public |
+| load-balancing and router losses of mixture-of-experts models | no such model is trained here |
+| latent variables for RL (arXiv 2212.08765) | it represents a transition model, and text has none |
+| several data sets in one step (CHORD's own SFT set, stages with data of their own) | one stream of prompts |
+| advantages and rewards of each token | verifiers judge whole responses |
+"""
 TERMS = "| algorithm | term | tokens | loss | weight | divided by |\n|---|---|---|---|---|---|"
 
 
@@ -71,7 +87,7 @@ def markdown() -> str:
     sections = map(_section, algorithms)
     properties = [PROPERTIES, *map(_properties_row, algorithms)]
     return "\n".join(
-        [HEADER, *overview, "", *properties, "", "## How they differ", "", *terms, "", *sections]
+        [HEADER, *overview, "", *properties, "", "## How they differ", "", *terms, "", ABSENT, *sections]
     )
 
 

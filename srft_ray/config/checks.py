@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import Config, EvaluationSection, ModelSection
 from srft_ray.config.settings import Bounds, check_limits
-from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.training import LearnerSection, TrainerSection
 from srft_ray.errors import require
 
 

@@ -163,7 +163,10 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{stage.algorithm.min_rollouts}.",
         )
         require(
-            stage.start == 0 or not stage.algorithm.uses_reference or config.learner.reference is not None,
+            stage.start == 0
+            or not stage.algorithm.uses_reference
+            or stage.algorithm.reference_rate(0) == 1
+            or config.learner.reference is not None,
             f"The second stage, {name}, uses a reference model, and it would be the model before the first "
             "stage: set learner.reference.",
         )

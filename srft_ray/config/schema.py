@@ -7,8 +7,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from srft_ray.config.hardware import HardwareSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.settings import setting
-from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.training import LearnerSection, TrainerSection
 
 
 @dataclass
@@ -107,12 +108,14 @@ class DataSection:
         "question or problem.",
     )
     answer_field: str | None = setting(
-        None, "Field that holds the reference answer. By default answer, reference or ground_truth."
+        None,
+        "Field that holds the reference answer. By default answer, reference, ground_truth or "
+        "reward_model.ground_truth.",
     )
     demonstration_field: str | None = setting(
         None,
         "Field that holds the demonstrations, a text or a list of texts. By default demonstration, "
-        "demonstrations, solution or response.",
+        "demonstrations, solution, response or target.",
     )
     template: str = setting(
         "auto",
@@ -152,6 +155,18 @@ class EvaluationSection:
     )
     temperature: float = setting(1.0, "Sampling temperature.", above=0)
     top_p: float = setting(1.0, "Probability mass of nucleus sampling, in (0, 1].")
+
+
+@dataclass
+class LedgerSection:
+    """What the ledger records beside the sequences."""
+
+    tokens: bool = setting(
+        False,
+        "Whether it also has, for each response token, the learner's log-prob and entropy, the importance "
+        "ratio and the weight of each term, as the update used them. It is about three times as large then.",
+        may_change=True,
+    )
 
 
 @dataclass
@@ -205,6 +220,7 @@ class Config:
     trainer: TrainerSection = field(default_factory=TrainerSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     verifier: VerifierSection = field(default_factory=VerifierSection)
+    ledger: LedgerSection = field(default_factory=LedgerSection)
     hardware: HardwareSection = field(default_factory=HardwareSection)
 
     @property

@@ -1,91 +1,9 @@
-"""The training sections of the config: rollout, learner, trainer."""
+"""The training sections of the config: learner and trainer."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from srft_ray.config.settings import setting
-
-
-@dataclass
-class RolloutSection:
-    """The vLLM engines and how they sample."""
-
-    num_engines: Any = setting(1, "Number of engines; [min, max] makes the pool elastic.", may_change=True)
-    num_rollouts: int = setting(8, "Rollouts sampled for each prompt.", least=1)
-    max_new_tokens: int = setting(512, "Longest response, in tokens.", least=1)
-    temperature: float = setting(
-        1.0, "Sampling temperature; the learner divides its logits by it too.", above=0
-    )
-    top_p: float = setting(
-        1.0, "Must be 1: log-probs of a truncated distribution are not those of the policy that is trained."
-    )
-    max_staleness: int = setting(
-        0,
-        "Number of versions by which the policy of a rollout may be older than the one that is trained. 0 is "
-        "on-policy; above 0, engines sample for later steps while learners train.",
-        least=0,
-    )
-    dtype: str = setting(
-        "auto",
-        "Number format of the engines. `auto` is that of the learners (model.dtype).",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    tensor_parallel: int = setting(1, "GPUs of one engine.", may_change=True, least=1)
-    gpus_per_engine: float = setting(
-        1.0, "Share of a GPU that an engine reserves when tensor_parallel is 1.", may_change=True, above=0
-    )
-    gpu_memory_utilization: float | None = setting(
-        None,
-        "Share of the GPU's memory that vLLM may use for weights and KV cache; by default 0.85, and 0.4 "
-        "beside a learner (cluster.placement).",
-        may_change=True,
-        above=0,
-        most=1,
-    )
-    cpus_per_engine: float = setting(1.0, "Logical CPUs that an engine reserves.", may_change=True, above=0)
-    max_num_seqs: int = setting(
-        256, "Sequences that an engine generates at the same time.", may_change=True, least=1
-    )
-    kv_cache_gib: int = setting(1, "KV cache of an engine on CPU, in GiB.", may_change=True, least=1)
-    groups_per_task: int | None = setting(
-        None,
-        "Number of groups in a block; an engine processes a block as a whole. By default small enough that "
-        "every engine has a block in every step.",
-        may_change=True,
-        least=1,
-    )
-    transport: str = setting(
-        "object_store",
-        "How weights reach the engines: `object_store`, or a class of your own, `file.py:Class`.",
-        may_change=True,
-    )
-    transport_chunk_mb: int = setting(
-        512, "Size of the pieces in which weights are sent, in MiB.", may_change=True, least=1
-    )
-    resources: dict[str, float] = setting(
-        dict, "Custom Ray resources that an engine reserves.", may_change=True
-    )
-    timeout_s: float = setting(
-        1800.0,
-        "Deadline for every wait for rollouts, for the coordinator or for weights, in seconds.",
-        may_change=True,
-        above=0,
-    )
-    stall_timeout_s: float = setting(
-        300.0,
-        "Seconds without progress of an engine, or without an answer of the coordinator, after which it is "
-        "killed.",
-        may_change=True,
-        above=0,
-    )
-    max_restarts: int = setting(
-        -1,
-        "Restarts of each engine between two starts of the learners; -1 sets no limit. After them the "
-        "learners start again, which counts for trainer.max_failures. Engines that die again and again at "
-        "the same point end the run, whatever this limit.",
-        may_change=True,
-        least=-1,
-    )
 
 
 @dataclass

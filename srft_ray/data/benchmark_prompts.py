@@ -15,7 +15,12 @@ CHOICE_INSTRUCTION = (
 )
 
 
-def prompt_rows(found: Found, samples: int, seed: int, bare: bool = False) -> list[dict[str, Any]]:
+def prompt_rows(
+    found: Found,
+    samples: int,
+    seed: int,
+    bare: bool = False,
+) -> list[dict[str, Any]]:
     """The rows of an evaluation set, in the format of `data.path`.
 
     Each sample of a multiple choice has its own row, with the options in an order of its own; `metadata` says
@@ -27,7 +32,14 @@ def prompt_rows(found: Found, samples: int, seed: int, bare: bool = False) -> li
     if not found.benchmark.is_choice:
         return [_open_row(problem, bare) for problem in found.problems]
     return [
-        _choice_row(problem, found.name, number, sample, seed, bare)
+        _choice_row(
+            problem,
+            found.name,
+            number,
+            sample,
+            seed,
+            bare,
+        )
         for number, problem in enumerate(found.problems)
         for sample in range(samples)
     ]
@@ -39,7 +51,10 @@ def rows_per_prompt(found: Found, samples: int) -> int:
 
 def _open_row(problem: Problem, bare: bool) -> dict[str, Any]:
     text = problem.question if bare else f"{problem.question}\n\n{MATH_INSTRUCTION}"
-    return {"prompt": text, "answer": problem.answer}
+    return {
+        "prompt": text,
+        "answer": problem.answer,
+    }
 
 
 def _choice_row(
@@ -55,7 +70,10 @@ def _choice_row(
         "answer": answer,
         "metadata": {
             "letters": letters,
-            "evaluation": {"prompt_id": number, "sample": sample},
+            "evaluation": {
+                "prompt_id": number,
+                "sample": sample,
+            },
         },
     }
 

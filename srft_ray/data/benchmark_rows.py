@@ -1,7 +1,6 @@
 """Rows of published benchmarks in the formats in which they circulate, as problems."""
 
 import csv
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +12,28 @@ from srft_ray.data.records import read_records
 from srft_ray.errors import UserError, require
 
 LETTERS = "ABCDEFGHIJ"
-QUESTION_FIELDS = ("question", "problem", "prompt", "Problem", "Question")
-ANSWER_FIELDS = ("answer", "final_answer", "Answer", "answerKey", "reward_model.ground_truth", "ground_truth")
+QUESTION_FIELDS = (
+    "question",
+    "problem",
+    "prompt",
+    "Problem",
+    "Question",
+)
+ANSWER_FIELDS = (
+    "answer",
+    "final_answer",
+    "Answer",
+    "answerKey",
+    "reward_model.ground_truth",
+    "ground_truth",
+)
 SOLUTION_FIELDS = ("solution", "Solution")
-GPQA_ANSWERS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+GPQA_ANSWERS = (
+    "Correct Answer",
+    "Incorrect Answer 1",
+    "Incorrect Answer 2",
+    "Incorrect Answer 3",
+)
 OPTION_LINE = re.compile(r"^\s*\(?([A-J1-9])[).:][ \t]*(.*\S)[ \t]*$", re.MULTILINE)
 
 
@@ -34,7 +51,11 @@ class Problem:
     options: tuple[str, ...] = ()
 
 
-def read_problems(file: Path, is_choice: bool, source: str | None = None) -> Iterator[Problem]:
+def read_problems(
+    file: Path,
+    is_choice: bool,
+    source: str | None = None,
+) -> Iterator[Problem]:
     """The problems of a file. A problem that is repeated, as in files made for avg@k, comes once.
 
     Args:
@@ -107,28 +128,38 @@ def _options(record: dict[str, Any], where: str) -> tuple[str, list[str], tuple[
         record = {"question": record["question"]["stem"]}
     question = _question(record, where)
     if isinstance(choices, dict):  # ARC on the hub
-        return question, [str(label) for label in choices["label"]], tuple(choices["text"])
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return question, [str(c["label"]) for c in choices], tuple(str(c["text"]) for c in choices)
-    if isinstance(choices, list) and choices:  # MMLU-Pro
-        return question, list(LETTERS[: len(choices)]), tuple(str(text).strip() for text in choices)
-    return _written_options(question)
+        labels = choices["label"]
+        texts = choices["text"]
+    elif not isinstance(choices, list) or not choices:
+        return _written_options(question)
+    elif isinstance(choices[0], dict):
+        labels = [choice["label"] for choice in choices]
+        texts = [choice["text"] for choice in choices]
+    else:  # MMLU-Pro
+        labels = LETTERS[: len(choices)]
+        texts = choices
+    written = [str(label) for label in labels]
+    options = tuple(str(text).strip() for text in texts)
+    return question, written, options
 
 
 def _written_options(text: str) -> tuple[str, list[str], tuple[str, ...]]:
     """Options that are the last lines of the question, A) or (A) or A. and so on, in order."""
     lines = list(OPTION_LINE.finditer(text))
-    labels = [line[1] for line in lines]
-    first = labels[0] if labels else ""
-    expected = LETTERS if first == "A" else "123456789"
-    in_order = labels == list(expected[: len(labels)])
-    is_end = bool(lines) and text[lines[-1].end() :].strip() == ""
-    one_a_line = all(
-        text[before.end() : after.start()].strip() == "" for before, after in itertools.pairwise(lines)
-    )
-    if len(lines) < 2 or not (in_order and is_end and one_a_line):
+    if len(lines) < 2:
         return text, [], ()
-    return text[: lines[0].start()].rstrip(), labels, tuple(line[2] for line in lines)
+    labels = [line[1] for line in lines]
+    expected = LETTERS if labels[0] == "A" else "123456789"
+    is_in_order = labels == list(expected[: len(labels)])
+    # Nothing may stand between the options, or behind them.
+    starts = [line.start() for line in lines[1:]]
+    gaps = zip(lines, [*starts, len(text)], strict=True)
+    is_list = all(not text[line.end() : start].strip() for line, start in gaps)
+    if not (is_in_order and is_list):
+        return text, [], ()
+    question = text[: lines[0].start()].rstrip()
+    options = tuple(line[2] for line in lines)
+    return question, labels, options
 
 
 def _question(record: dict[str, Any], where: str) -> str:
@@ -155,7 +186,10 @@ def _boxed(solution: str) -> str | None:
     start = solution.rfind("\\boxed{")
     depth = 0
     for place in range(start + len("\\boxed"), len(solution)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(solution[place], 0)
+        depth += {
+            "{": 1,
+            "}": -1,
+        }.get(solution[place], 0)
         if depth == 0:
             return solution[start + len("\\boxed{") : place]
     return None

@@ -14,8 +14,8 @@ from srft_ray.errors import UserError, require
 
 USUAL_FIELDS = {
     "prompt": ("prompt", "question", "problem"),
-    "answer": ("answer", "reference", "ground_truth"),
-    "demonstration": ("demonstration", "demonstrations", "solution", "response"),
+    "answer": ("answer", "reference", "ground_truth", "reward_model.ground_truth"),
+    "demonstration": ("demonstration", "demonstrations", "solution", "response", "target"),
 }
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 ANSWER_MARK = "\n#### "  # GSM8K: what follows it is the answer, what comes before it is the worked solution

@@ -90,7 +90,7 @@ def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset
         pool.actor,
         fn_constructor_args=pool.arguments,
         compute=strategy,
-        batch_size=None,
+        batch_size=plan.block,  # Ray Data asks for it where actors have GPUs; it is one block
         batch_format="numpy",
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,

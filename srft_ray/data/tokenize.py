@@ -1,5 +1,7 @@
 """Text to token ids: prompt templates and demonstrations."""
 
+from collections.abc import Callable, Sequence
+
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -37,6 +39,19 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         "tokenizer files, such as tokenizer.json, beside its weights.",
     )
     return tokenizer
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], list[str]]:
+    """Gives the text of each single token, as a page shows it; each is decoded once."""
+    known: dict[int, str] = {}
+
+    def pieces(ids: Sequence[int]) -> list[str]:
+        for token in ids:
+            if token not in known:
+                known[token] = tokenizer.decode([token])
+        return [known[token] for token in ids]
+
+    return pieces
 
 
 def _vocabulary_size(model: ModelSection) -> int:

@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 from srft_ray.observe import intervals, stats
 
 CORRECT_ABOVE = 0.5  # rewards above it count as correct
-FIGURE_COLUMNS = ("prompt_id", "reward", "verdict", "answer", "finish_reason", "response_ids", "logprobs")
+FIGURE_COLUMNS = (
+    "prompt_id",
+    "reward",
+    "verdict",
+    "answer",
+    "finish_reason",
+    "response_ids",
+    "logprobs",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,11 @@ class Outcomes:
         return np.array(found)
 
 
-def evaluation_record(name: str, step: int, table: pa.Table) -> dict[str, Any]:
+def evaluation_record(
+    name: str,
+    step: int,
+    table: pa.Table,
+) -> dict[str, Any]:
     """The line of evaluations.jsonl of a set after `step` optimizer steps.
 
     avg@k, pass@k and maj@k are in percent. `avg_interval` and `pass_interval` are 1.96 standard errors over

@@ -52,24 +52,57 @@ def set_folder(run_dir: Path, name: str) -> Path:
     return run_dir / FOLDER / quoted.replace(".", "%2E", 1 if quoted.startswith(".") else 0)
 
 
-def table_file(run_dir: Path, name: str, step: int) -> Path:
+def table_file(
+    run_dir: Path,
+    name: str,
+    step: int,
+) -> Path:
     return set_folder(run_dir, name) / f"step-{step}.parquet"
 
 
-def part_file(run_dir: Path, name: str, step: int, part: int) -> Path:
+def part_file(
+    run_dir: Path,
+    name: str,
+    step: int,
+    part: int,
+) -> Path:
     return set_folder(run_dir, name) / f"step-{step}-{part:06d}.part"
 
 
-def write_part(run_dir: Path, name: str, step: int, part: int, groups: Sequence[Group]) -> None:
+def write_part(
+    run_dir: Path,
+    name: str,
+    step: int,
+    part: int,
+    groups: Sequence[Group],
+) -> None:
     """Writes the rows of some groups of the set; the part is whole or absent."""
-    target = part_file(run_dir, name, step, part)
+    target = part_file(
+        run_dir,
+        name,
+        step,
+        part,
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(pa.Table.from_pylist(rows(groups), SCHEMA), target)
 
 
-def join(run_dir: Path, name: str, step: int, parts: Iterable[int]) -> pa.Table:
+def join(
+    run_dir: Path,
+    name: str,
+    step: int,
+    parts: Iterable[int],
+) -> pa.Table:
     """Makes one table of the parts, ordered by prompt and sample, and removes them; returns it."""
-    files = [part_file(run_dir, name, step, part) for part in parts]
+    files = [
+        part_file(
+            run_dir,
+            name,
+            step,
+            part,
+        )
+        for part in parts
+    ]
     tables = [pq.read_table(file, schema=SCHEMA) for file in files]
     table = pa.concat_tables(tables).sort_by(ORDER)
     _write(table, table_file(run_dir, name, step))
@@ -78,22 +111,43 @@ def join(run_dir: Path, name: str, step: int, parts: Iterable[int]) -> pa.Table:
     return table
 
 
-def parts_of(run_dir: Path, name: str, step: int) -> list[int]:
+def parts_of(
+    run_dir: Path,
+    name: str,
+    step: int,
+) -> list[int]:
     """The numbers of the parts that are there, in order."""
     files = set_folder(run_dir, name).glob(f"step-{step}-*.part")
     return sorted(int(file.stem.rpartition("-")[2]) for file in files)
 
 
-def finished_groups(run_dir: Path, name: str, step: int) -> set[int]:
+def finished_groups(
+    run_dir: Path,
+    name: str,
+    step: int,
+) -> set[int]:
     """The groups of the set whose rows are in its table or in its parts."""
     whole = table_file(run_dir, name, step)
-    parts = [part_file(run_dir, name, step, part) for part in parts_of(run_dir, name, step)]
+    parts = [
+        part_file(
+            run_dir,
+            name,
+            step,
+            part,
+        )
+        for part in parts_of(run_dir, name, step)
+    ]
     files = [whole] if whole.exists() else parts
     found = [pq.read_table(file, columns=["group_id"])["group_id"].to_pylist() for file in files]
     return {group for of_file in found for group in of_file}
 
 
-def read(run_dir: Path, name: str, step: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read(
+    run_dir: Path,
+    name: str,
+    step: int,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
     """The table of a set after `step` optimizer steps. Raises FileNotFoundError if it is not there."""
     return pq.read_table(table_file(run_dir, name, step), columns=columns and list(columns))
 

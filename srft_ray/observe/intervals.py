@@ -18,13 +18,21 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: float, trials: float, level: float = LEVEL) -> Interval:
+def wilson(
+    successes: float,
+    trials: float,
+    level: float = LEVEL,
+) -> Interval:
     """Wilson's interval of a proportion (E. B. Wilson, 1927)."""
     z = normal_quantile(level)
     share = successes / trials
-    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * np.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
-    return Interval(max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+    shrink = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / shrink
+    variance = share * (1 - share) / trials
+    half = z / shrink * np.sqrt(variance + (z / (2 * trials)) ** 2)
+    low = float(middle - half)
+    high = float(middle + half)
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 def mean_interval(values_P: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
@@ -61,21 +69,37 @@ def mean_intervals(values_EP: np.ndarray, level: float = LEVEL) -> tuple[np.ndar
     low = centre - high_t * scale
     high = centre - low_t * scale
     if is_share:
-        low = np.sin(np.clip(low, 0, np.pi / 2)) ** 2
-        high = np.sin(np.clip(high, 0, np.pi / 2)) ** 2
+        low = _share_of(low)
+        high = _share_of(high)
     for row in np.flatnonzero(error == 0):
         same = mean[row]
-        low[row], high[row] = wilson(same * prompts, prompts, level) if is_share else (same, same)
+        ends = Interval(same, same)
+        if is_share:
+            ends = wilson(same * prompts, prompts, level)
+        low[row] = ends.low
+        high[row] = ends.high
     return low, high
 
 
-def _transformed(mean: np.ndarray, error: np.ndarray, is_share: bool) -> tuple[np.ndarray, np.ndarray]:
+def _transformed(
+    mean: np.ndarray,
+    error: np.ndarray,
+    is_share: bool,
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error on the scale of the bootstrap: arcsine of the root for shares."""
     if not is_share:
         return mean, error
     mean = np.clip(mean, 0.0, 1.0)
-    slope = 1.0 / np.maximum(2.0 * np.sqrt(mean * (1.0 - mean)), 1e-9)
-    return np.arcsin(np.sqrt(mean)), error * slope
+    angle = np.arcsin(np.sqrt(mean))
+    spread = 2.0 * np.sqrt(mean * (1.0 - mean))
+    slope = 1.0 / np.maximum(spread, 1e-9)
+    return angle, error * slope
+
+
+def _share_of(angle: np.ndarray) -> np.ndarray:
+    """Back from the arcsine scale."""
+    within = np.clip(angle, 0, np.pi / 2)
+    return np.sin(within) ** 2
 
 
 def _bootstrap_t(values_EP: np.ndarray, is_share: bool) -> np.ndarray:
@@ -84,18 +108,23 @@ def _bootstrap_t(values_EP: np.ndarray, is_share: bool) -> np.ndarray:
     mean = values_EP.mean(axis=1)
     centred = values_EP - mean[:, None]
     centre, _ = _transformed(mean, mean, is_share)
+    squares = centred**2
     rng = np.random.default_rng(0)
+    size = max(1, CHUNK // prompts)
     found = []
-    for first in range(0, RESAMPLES, max(1, CHUNK // prompts)):
-        weights = _resampling_weights(rng, min(max(1, CHUNK // prompts), RESAMPLES - first), prompts)
+    for first in range(0, RESAMPLES, size):
+        count = min(size, RESAMPLES - first)
+        weights = _resampling_weights(rng, count, prompts)
         shift = weights @ centred.T / prompts
-        variance = (weights @ (centred**2).T - prompts * shift**2) / (prompts - 1)
-        error = np.sqrt(np.maximum(variance, 0.0) / prompts)
+        total = weights @ squares.T - prompts * shift**2
+        variance = np.maximum(total, 0.0) / (prompts - 1)
+        error = np.sqrt(variance / prompts)
         error[error < 1e-9] = np.nan
         moved, scale = _transformed(mean + shift, error, is_share)
         found.append((moved - centre) / scale)
     together = np.concatenate(found)
-    together[:, np.isnan(together).all(axis=0)] = 0.0
+    is_empty = np.isnan(together).all(axis=0)
+    together[:, is_empty] = 0.0
     return together
 
 
@@ -108,22 +137,43 @@ def _quantiles(values: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
     return found
 
 
-def _resampling_weights(rng: np.random.Generator, resamples: int, prompts: int) -> np.ndarray:
+def _resampling_weights(
+    rng: np.random.Generator,
+    resamples: int,
+    prompts: int,
+) -> np.ndarray:
     """(resamples, prompts): how often each prompt is drawn, with replacement."""
-    drawn = rng.integers(0, prompts, (resamples, prompts))
-    places = drawn + np.arange(resamples)[:, None] * prompts
-    counts = np.bincount(places.ravel(), minlength=resamples * prompts)
-    return counts.reshape(resamples, prompts).astype(np.float64)
+    shape = (resamples, prompts)
+    drawn = rng.integers(0, prompts, shape)
+    rows = np.arange(resamples)[:, None]
+    places = (drawn + rows * prompts).ravel()
+    counts = np.bincount(places, minlength=resamples * prompts)
+    return counts.reshape(shape).astype(np.float64)
 
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """What a Student t variable with so many degrees of freedom stays below in absolute value."""
-    # With t = sqrt(freedom) tan(angle), its density is a power of the cosine of the angle.
+    angle, below = _student(freedom)
+    found = np.interp(level, below, angle)
+    scale = np.sqrt(freedom)
+    return float(scale * np.tan(found))
+
+
+def t_tails(value: float, freedom: int) -> float:
+    """The chance that a Student t variable is as far from 0 as the value, or further."""
+    angle, below = _student(freedom)
+    reached = np.arctan(abs(value) / np.sqrt(freedom))
+    return 1.0 - float(np.interp(reached, angle, below))
+
+
+def _student(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles, and the chances that |t| is below sqrt(freedom) tan(angle)."""
+    # In this angle the density of t is a power of its cosine.
     angle = np.linspace(0.0, np.pi / 2, 200_001)
     density = np.cos(angle) ** (freedom - 1)
-    below = np.cumsum((density[1:] + density[:-1]) / 2)
-    found = np.interp(level * below[-1], below, angle[1:])
-    return float(np.sqrt(freedom) * np.tan(found))
+    middle = (density[1:] + density[:-1]) / 2
+    below = np.concatenate([[0.0], np.cumsum(middle)])
+    return angle, below / below[-1]
 
 
 def normal_quantile(level: float) -> float:

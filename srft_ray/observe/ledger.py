@@ -39,12 +39,26 @@ SCHEMA = pa.schema(
     ]
 )
 
+# With ledger.tokens: one entry for each response token, null where a figure has no meaning.
+PER_TOKEN = pa.list_(pa.float32())
+TOKEN_COLUMNS = (
+    ("learner_logprobs", PER_TOKEN),
+    ("entropies", PER_TOKEN),
+    ("ratios", PER_TOKEN),
+    ("weights", pa.map_(pa.string(), PER_TOKEN)),
+)
+SCHEMA_WITH_TOKENS = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in TOKEN_COLUMNS)])
 
-def write(run_dir: Path, step: int, rank: int, groups: Sequence[Group]) -> None:
-    """Writes the rows of a step's groups to one file per step and rank, which is complete or absent."""
+
+def write(run_dir: Path, step: int, rank: int, groups: Sequence[Group], tokens: bool = False) -> None:
+    """Writes the rows of a step's groups to one file per step and rank, which is complete or absent.
+
+    `tokens`: with what the update used of each token, which the completions then hold in `measured`.
+    """
     target = run_dir / FOLDER / f"step-{step:06d}-{rank:04d}.parquet"
     part = target.with_suffix(".part")
-    table = pa.Table.from_pylist(rows(groups), SCHEMA)
+    schema = SCHEMA_WITH_TOKENS if tokens else SCHEMA
+    table = pa.Table.from_pylist(rows(groups, tokens), schema)
     pq.write_table(table, part)
     part.replace(target)
 
@@ -58,9 +72,19 @@ def truncate(run_dir: Path, step: int) -> None:
     ledger_windows.truncate(run_dir, step)
 
 
-def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def rows(groups: Sequence[Group], tokens: bool = False) -> list[dict[str, Any]]:
     """One row for each completion that is trained on."""
-    return [_row(group, completion) for group in groups for completion in group.trained]
+    pairs = [(group, completion) for group in groups for completion in group.trained]
+    if not tokens:
+        return [_row(*pair) for pair in pairs]
+    return [{**_row(*pair), **_measured(pair[1])} for pair in pairs]
+
+
+def _measured(completion: Completion) -> dict[str, Any]:
+    """The figures of each token; null in a step whose update was refused."""
+    found = {name: completion.measured.get(name) for name, _ in TOKEN_COLUMNS}
+    weights = found["weights"]
+    return {**found, "weights": weights and list(weights.items())}
 
 
 def _row(group: Group, completion: Completion) -> dict[str, Any]:

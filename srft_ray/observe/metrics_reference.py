@@ -5,18 +5,8 @@ name: `loss/<term>` is the loss of each term of the algorithm.
 """
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
 
-
-class Entry(NamedTuple):
-    """Meaning and unit of a key; the unit of a text, a list or a mere number is empty."""
-
-    meaning: str
-    unit: str = ""
-
-
-Table = Mapping[str, Entry]
+from srft_ray.observe.ledger_reference import EVALUATION_LEDGER, LEDGER, TOKEN_LEDGER, Entry, Table
 
 METRICS: Table = {
     "step": Entry("The optimizer step, from 0."),
@@ -136,63 +126,17 @@ EVENTS: Table = {
     "message": Entry("One sentence."),
 }
 
-LEDGER: Table = {
-    "step": Entry("The optimizer step that the sequence entered."),
-    "group_id": Entry("Position of the prompt in the seeded order."),
-    "sample": Entry("Number of the sequence within its group."),
-    "origin": Entry("`rollout` or `demo`."),
-    "prompt": Entry("The prompt with its template."),
-    "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
-    "prompt_ids": Entry("Token ids of the prompt."),
-    "response_ids": Entry("Token ids of the response."),
-    "logprobs": Entry(
-        "The engine's log-prob of each response token; null for tokens of a prefix, and for demonstrations.",
-        "nats",
-    ),
-    "reward": Entry("What the verifier gave; 1 for demonstrations."),
-    "verdict": Entry("`match`, `mismatch`, `no_answer`, `timeout` or `error`; `given` for demonstrations."),
-    "answer": Entry("The answer as the verifier extracted it; null if it found none."),
-    "reference": Entry("The reference answer."),
-    "advantage": Entry("The credit of the sequence."),
-    "policy_version": Entry("Optimizer steps behind the weights that sampled it; -1 for demonstrations."),
-    "seed": Entry("Seed of its sampling; -1 for demonstrations."),
-    "finish_reason": Entry("`stop`, or `length` if it was truncated; `given` for demonstrations."),
-    "prefix": Entry("How many leading tokens come from a demonstration.", "tokens"),
-    "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),
-}
-
-EVALUATION_LEDGER: Table = {
-    "set": Entry("Name of the evaluation set."),
-    "step": Entry("Optimizer steps done before the evaluation."),
-    "prompt_id": Entry("Number of the prompt in the set, from 0 in the order of its file."),
-    "sample": Entry("Number of the response among those to the prompt."),
-    "group_id": Entry(
-        "Number of the group in the set. It is `prompt_id`, unless each sample has a prompt of its own, with "
-        "its options in another order."
-    ),
-    "seed": Entry("Seed of its sampling."),
-    "policy_version": Entry("Optimizer steps behind the weights that sampled it."),
-    "prompt": Entry("The prompt with its template."),
-    "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
-    "prompt_ids": Entry("Token ids of the prompt."),
-    "response_ids": Entry("Token ids of the response."),
-    "logprobs": Entry("The engine's log-prob of each response token.", "nats"),
-    "reward": Entry("What the verifier gave."),
-    "verdict": Entry("`match`, `mismatch`, `no_answer`, `timeout` or `error`."),
-    "reason": Entry("How the verifier came to it, in a few words; may be empty."),
-    "answer": Entry("The answer as the verifier extracted it; null if it found none."),
-    "reference": Entry("The reference answer."),
-    "finish_reason": Entry("`stop`, or `length` if it was truncated."),
-    "seconds": Entry("From the start to the end of the generation of its block of prompts.", "seconds"),
-}
-
 # Title, what a record is, and the table of each kind of record.
 TABLES = (
     ("metrics.jsonl", "One line for each optimizer step. Figures are over all ranks.", METRICS),
     ("evaluations.jsonl", "One line for each evaluation of a set.", EVALUATIONS),
     ("checkpoints.jsonl", "One line for each complete checkpoint.", CHECKPOINTS),
     ("events.jsonl", "One line for each thing that happened to the run besides training.", EVENTS),
-    ("groups/*.parquet (the ledger)", "One row for each sequence that entered an update.", LEDGER),
+    (
+        "groups/*.parquet (the ledger)",
+        "One row for each sequence that entered an update.",
+        LEDGER | TOKEN_LEDGER,
+    ),
     (
         "evaluations/SET/step-N.parquet (the evaluation ledger)",
         "One row for each response that an evaluation sampled after N optimizer steps.",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srft_ray.observe.intervals import CHUNK, LEVEL, Interval, normal_quantile, t_quantile
+from srft_ray.observe.intervals import CHUNK, LEVEL, Interval, normal_quantile, t_quantile, t_tails
 
 FLIPS = 4999
 
@@ -31,7 +31,11 @@ class Paired(NamedTuple):
     deviation: float
 
 
-def pass_at_k(samples_P: np.ndarray, correct_P: np.ndarray, k: int) -> np.ndarray:
+def pass_at_k(
+    samples_P: np.ndarray,
+    correct_P: np.ndarray,
+    k: int,
+) -> np.ndarray:
     """The unbiased estimate of each prompt's chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
 
     Source: arXiv 2107.03374, equation 1.
@@ -45,7 +49,9 @@ def pass_at_k(samples_P: np.ndarray, correct_P: np.ndarray, k: int) -> np.ndarra
         raise ValueError(f"pass@{k} needs at least {k} samples of each prompt.")
     # The product over the k draws without replacement: draw i misses with (n - c - i) / (n - i).
     draws = np.arange(k)
-    misses = np.clip(n[:, None] - c[:, None] - draws, 0, None) / (n[:, None] - draws)
+    left = n[:, None] - draws
+    wrong_left = np.clip(left - c[:, None], 0, None)
+    misses = wrong_left / left
     return 1.0 - misses.prod(axis=1)
 
 
@@ -55,7 +61,11 @@ def powers_of_two(samples: int) -> list[int]:
     return [*ks, samples]
 
 
-def majority(answers: Sequence[str | None], rewards: Sequence[float], correct_above: float = 0.5) -> float:
+def majority(
+    answers: Sequence[str | None],
+    rewards: Sequence[float],
+    correct_above: float = 0.5,
+) -> float:
     """The chance that the most frequent answer of a prompt is right; answers that tie are drawn from equally.
 
     All right answers count as one, however they are written. A sample without an answer does not vote.
@@ -78,12 +88,45 @@ def paired(first_P: Sequence[float], second_P: Sequence[float]) -> Paired:
     difference = np.asarray(second_P, dtype=np.float64) - np.asarray(first_P, dtype=np.float64)
     mean = float(difference.mean())
     if len(difference) < 2:
-        return Paired(mean, Interval(np.nan, np.nan), 1.0, np.nan)
+        return Paired(
+            mean,
+            Interval(np.nan, np.nan),
+            1.0,
+            np.nan,
+        )
     deviation = float(difference.std(ddof=1))
     # Differences are nearly symmetric, so that Student's interval holds.
     half = t_quantile(len(difference) - 1) * deviation / np.sqrt(len(difference))
     interval = Interval(mean - float(half), mean + float(half))
-    return Paired(mean, interval, float(sign_flip_p(difference[None])[0]), deviation)
+    return Paired(
+        mean,
+        interval,
+        float(sign_flip_p(difference[None])[0]),
+        deviation,
+    )
+
+
+def over_seeds(differences: Sequence[np.ndarray]) -> Paired:
+    """The difference of two methods that were each trained with the same seeds.
+
+    The seed is the unit: the interval is Student's over the means of the seeds, which vary by seed and by
+    prompt, and p is of Student's test. With one seed it is the paired test over its prompts, which knows
+    nothing of what differs between seeds.
+
+    Args:
+        differences: of each seed the differences of its prompts.
+    """
+    if len(differences) == 1:
+        only = differences[0]
+        return paired(np.zeros(len(only)), only)
+    means = np.array([of_seed.mean() for of_seed in differences])
+    mean = float(means.mean())
+    deviation = float(means.std(ddof=1))
+    error = deviation / np.sqrt(len(means))
+    freedom = len(means) - 1
+    half = t_quantile(freedom) * error
+    p = t_tails(mean / error, freedom) if error > 0 else float(mean == 0)
+    return Paired(mean, Interval(mean - half, mean + half), p, deviation)
 
 
 def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
@@ -102,7 +145,14 @@ def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
     as_far = np.zeros(len(differences))
     step = max(1, CHUNK // prompts)
     for first in range(0, FLIPS, step):
-        signs = 2.0 * rng.integers(0, 2, (min(step, FLIPS - first), prompts), dtype=np.int8) - 1.0
+        shape = (min(step, FLIPS - first), prompts)
+        heads = rng.integers(
+            0,
+            2,
+            shape,
+            dtype=np.int8,
+        )
+        signs = 2.0 * heads - 1.0
         sums = np.abs(signs @ differences.T)
         further += (sums > observed + rounding).sum(axis=0)
         as_far += (sums >= observed - rounding).sum(axis=0)
@@ -121,7 +171,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def prompts_needed(deviation: float, difference: float, power: float = 0.8, level: float = LEVEL) -> float:
+def prompts_needed(
+    deviation: float,
+    difference: float,
+    power: float = 0.8,
+    level: float = LEVEL,
+) -> float:
     """Prompts with which a paired test finds a difference of that size with that probability.
 
     `deviation`: standard deviation of the prompts' differences. Infinite for a difference of 0.

@@ -1,7 +1,7 @@
 """A vLLM engine with continuous batching over callers in many threads. The only file that imports vllm.
 
-On CPU the engine's core runs in this process, which starts in seconds and is faster for small models;
-on GPUs it is a process of its own, as vLLM has it by default.
+The engine's core runs in this process, on CPU and on GPUs: its death is that of the actor. Under tensor
+parallelism its workers are processes of their own, which end with the actor (`engine_process`).
 """
 
 import os
@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
-from srft_ray.config.training import RolloutSection
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
 
@@ -132,8 +132,8 @@ def set_environment(rollout: RolloutSection, device: str) -> None:
     """What vLLM reads from the environment; called before vllm is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if device == "cpu":
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         import torch._dynamo.config
@@ -168,6 +168,7 @@ def _engine_settings(model: ModelSection, rollout: RolloutSection, device: str) 
 
 def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         max_tokens=sampling.max_new_tokens - used,
@@ -175,11 +176,17 @@ def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
         top_p=sampling.top_p,
         seed=seed,
         logprobs=0,  # of the sampled token only
+        # One output for each sequence, and its log-probs as one list: otherwise vLLM makes objects for every
+        # token in the loop that steps the engine.
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        flat_logprobs=True,
     )
 
 
 def _generation(output: Any) -> Generation:
     best = output.outputs[0]
     ids = list(best.token_ids)
-    logprobs = [position[token].logprob for position, token in zip(best.logprobs, ids, strict=True)]
+    logprobs = list(best.logprobs.logprobs)
+    if best.logprobs.token_ids != ids:
+        raise RuntimeError("vLLM returned log-probs of other tokens than those that it sampled.")
     return Generation(ids, logprobs, best.text, best.finish_reason)

@@ -13,8 +13,8 @@ from ray.exceptions import RayError
 
 from algorithms import Group
 from srft_ray.config.evaluation import EvaluationSetSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection, VerifierSection
-from srft_ray.config.training import RolloutSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, judge_groups

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from srft_ray.config.resolve import Resolved
-from srft_ray.config.schema import ClusterSection
+from srft_ray.config.schema import ClusterSection, Config
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, resolve_device
 from srft_ray.run.shared_storage import check_shared, shared_paths
 
@@ -50,6 +50,18 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
     num_cpus = cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus))
     ray.init("local", num_cpus=num_cpus, include_dashboard=False, resources=custom, **options)
     return True
+
+
+def automatic_choices(config: Config, placement: Placement) -> list[str]:
+    """What was chosen for the run and may surprise its user, as sentences."""
+    choices = []
+    if config.run.device == "auto" and placement.device == "cpu" and cluster_address(config.cluster):
+        choices.append(
+            "the Ray cluster has no GPU now: the run is on CPU; set run.device=cuda if GPUs will come"
+        )
+    if placement.colocated and config.cluster.placement == "auto":
+        choices.append(f"there are too few GPUs for both, so that {placement}")
+    return choices
 
 
 @contextmanager

@@ -15,13 +15,15 @@ from algorithms import Algorithm
 from srft_ray.config.load import as_config, to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
+from srft_ray.data.tokenize import load_tokenizer, token_pieces
 from srft_ray.models import resolve_dtype
 from srft_ray.observe import report
 from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
 from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import record_event, truncate, write_whole
+from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
-from srft_ray.run.cluster import cluster_address, placed
+from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.directory import RECORD, archive, check_saved
 from srft_ray.run.identity import (
     Identity,
@@ -121,15 +123,20 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
     (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
+    for choice in automatic_choices(resolved.config, placement):
+        record_event(run_dir, "placement", choice)
     coordinator = _start_coordinator(resolved)
     truncate(run_dir, start)
-    with (
-        stopping(coordinator) as stop,
-        Progress(run_dir, steps, start) as progress,
-        RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
-    ):
-        stopped = train_until_done(prepared, identity.id, coordinator, placement)
-    result = _result(resolved, store, started, stopped)
+    try:
+        with (
+            stopping(coordinator) as stop,
+            Progress(run_dir, steps, start) as progress,
+            RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
+        ):
+            stopped = train_until_done(prepared, identity.id, coordinator, placement)
+        result = _result(resolved, store, started, stopped)
+    finally:
+        write_page_quietly(run_dir, lambda: token_pieces(load_tokenizer(resolved.config.model)))
     follower.raise_failure()
     return result
 

@@ -9,8 +9,9 @@ import ray
 import torch
 
 from srft_ray.config.resolve import Resolved
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import Config
-from srft_ray.config.training import LearnerSection, RolloutSection
+from srft_ray.config.training import LearnerSection
 from srft_ray.errors import UserError, require
 
 SPARE_CPUS = 2.0  # for Ray Data's own tasks

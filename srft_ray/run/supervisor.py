@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from srft_ray.config.training import RolloutSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.errors import RunFailed, cause
 from srft_ray.observe.journal import record_event
 from srft_ray.sync.processes import Process

@@ -111,4 +111,5 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads:
         dtype,
         threads,
         is_preempted,
+        config.ledger.tokens,
     )

@@ -9,9 +9,9 @@ from ray.data import Dataset
 
 from algorithms import Algorithm
 from srft_ray.config.evaluation import EvaluationSetSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
-from srft_ray.config.training import RolloutSection
 from srft_ray.data.plan import StreamPlan
 from srft_ray.data.reader import GroupReader, GroupSettings
 from srft_ray.data.store import PreparedData

@@ -22,6 +22,7 @@ class Admission:
         generation: of the learners' start that published them.
         needed: the oldest version that the group may be sampled by.
         busy: the coordinator did not wait, because too many groups were waiting already.
+        progress: what engines and learners have done so far; it changes with everything that they do.
     """
 
     admitted: bool
@@ -29,30 +30,36 @@ class Admission:
     generation: int
     needed: int
     busy: bool = False
+    progress: tuple[int, ...] = ()
 
 
 def wait_for_admission(coordinator: Any, step: int, exact: bool, timeout_s: float) -> Admission:
-    """Waits until a group of `step` may start.
+    """Waits until a group of `step` may start, as long as learners or engines come forward.
 
     Args:
         coordinator: handle of the coordinator's actor.
         exact: the group needs version `step` itself (evaluation).
 
     Raises:
-        TimeoutError: naming what it waited for.
+        TimeoutError: nothing came forward for `timeout_s`; it names what was waited for.
     """
     deadline = time.monotonic() + timeout_s
     pause_s = FIRST_PAUSE_S
+    progress: tuple[int, ...] = ()
     while True:
         remaining_s = deadline - time.monotonic()
         answer: Admission = ray.get(coordinator.admit.remote(step, exact, remaining_s))
         if answer.admitted:
             return answer
-        if remaining_s <= 0:
+        if answer.progress != progress:
+            # A stage without rollouts or an evaluation may last longer than any single wait.
+            progress = answer.progress
+            deadline = time.monotonic() + timeout_s
+        elif remaining_s <= 0:
             raise TimeoutError(
-                f"A rollout of step {step} waited {timeout_s:.0f} s for policy version {answer.needed}; the "
-                f"newest is {answer.offered.version}. The learners are stuck or slower than "
-                "rollout.timeout_s."
+                f"A rollout of step {step} waits for policy version {answer.needed}; the newest is "
+                f"{answer.offered.version}, and neither learners nor engines have come forward for "
+                f"rollout.timeout_s={timeout_s:.0f} s: the learners are stuck or need longer."
             )
         if answer.busy:
             time.sleep(pause_s)

@@ -39,6 +39,7 @@ class Coordinator:
         self.presence = LearnerPresence(time.monotonic())
         self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
         self._waiting_admissions = 0
+        self._groups_taken = 0  # by the learners since they started
         self._health_checks: asyncio.Task[None] | None = None
         if forgot:
             self.monitor.report(
@@ -91,7 +92,9 @@ class Coordinator:
                 self._waiting_admissions -= 1
         admitted = self.versions.admits(step, exact)
         needed = self.versions.needed(step, exact)
-        return Admission(admitted, self.versions.offered, self.versions.generation, needed, busy)
+        offered, generation = self.versions.offered, self.versions.generation
+        progress = (generation, offered.version, self._groups_taken, self.monitor.finished)
+        return Admission(admitted, offered, generation, needed, busy, progress)
 
     # Engines
 
@@ -116,6 +119,7 @@ class Coordinator:
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
         """Living engines, and groups that wait for the learners, who have taken so many of them."""
+        self._groups_taken = groups_taken
         return self.monitor.metrics(groups_taken, time.monotonic())
 
     # Learners

@@ -138,10 +138,14 @@ class HealthMonitor:
             self.report("engine", f"engine {engine[:8]} {problem} ({limit}): it is killed")
             self.kill(health.heartbeat)
 
+    @property
+    def finished(self) -> int:
+        """Groups that the engines have finished since the learners started."""
+        return sum(health.finished_before + health.heartbeat.finished for health in self.engines.values())
+
     def metrics(self, groups_taken: int, now: float) -> dict[str, float]:
         """Living engines, and groups that wait for the learners, who have taken `groups_taken` since they
         started.
         """
-        finished = sum(h.finished_before + h.heartbeat.finished for h in self.engines.values())
         alive = sum(now - h.heard_at < ALIVE_S for h in self.engines.values())
-        return {"engines": float(alive), "queue/depth": float(max(0, finished - groups_taken))}
+        return {"engines": float(alive), "queue/depth": float(max(0, self.finished - groups_taken))}

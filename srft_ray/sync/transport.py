@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError, OwnerDiedError, RayError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from srft_ray.config.training import RolloutSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
 from srft_ray.sync.fingerprint import FingerprintedWeights

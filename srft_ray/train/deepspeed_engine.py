@@ -18,31 +18,16 @@ from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import collate
-from srft_ray.train.deepspeed_config import deepspeed_config, reference_config
+from srft_ray.train.deepspeed_config import deepspeed_config
 from srft_ray.train.deepspeed_state import STATE, ParameterState
 from srft_ray.train.policy_model import PolicyModel
+from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.weight_gradients import widen_gradients
 
 # Else compiled at the first start; a process that is killed meanwhile leaves a lock that others wait for.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
-
-
-class ReferenceModel:
-    """A frozen model: under ZeRO-3 partitioned over the ranks like the policy, else whole on each."""
-
-    def __init__(
-        self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.model: Any = PolicyModel(model, learner.logit_chunk_mb).requires_grad_(False).to(device)
-        if learner.zero_stage == 3:
-            self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
-
-    @torch.no_grad()
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """As `PolicyModel.forward`, without gradient."""
-        return self.model(*inputs, **options)
 
 
 class DeepSpeedEngine:
@@ -75,12 +60,13 @@ class DeepSpeedEngine:
         self.device = self.engine.device
         self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
         self.world_size = dist.get_world_size()
+        self.reference: ReferenceModel | None = None  # whose state belongs to that of training
         self.updates = 0  # Adam's step
         self.weight_decay = learner.weight_decay  # of the updates to come
 
-    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
-        return self.engine(*inputs)
+        return self.engine(*inputs, **options)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds a micro-batch's gradient; `last` marks the step's last micro-batch on this rank."""
@@ -147,12 +133,14 @@ class DeepSpeedEngine:
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """What training needs besides the step, as `parameter|key` for each key of STATE.
 
-        Tensors are whole and in float32, whatever the ranks and the ZeRO stage. Every rank iterates to the
-        end, as with `weights`.
+        A reference that moved belongs to it. Tensors are whole and in float32, whatever the ranks and the
+        ZeRO stage. Every rank iterates to the end, as with `weights`.
         """
         for name, parameter in self.policy.model.named_parameters():
             for key in STATE:
                 yield f"{name}|{key}", self._state.get(parameter, key)
+        if self.reference is not None:
+            yield from self.reference.state()
 
     def load(self, saved: Mapping[str, Tensor], updates: int) -> None:
         """Takes up training after `updates` updates, from tensors as `state` gave them.
@@ -173,6 +161,8 @@ class DeepSpeedEngine:
                 self._state.set(parameter, key, value)
                 number += 1
         self._set_updates(updates)
+        if self.reference is not None:
+            self.reference.load(saved, self.device)
 
     def _receive(self, saved: Mapping[str, Tensor], name: str, numel: int, reader: int) -> Tensor:
         value = torch.empty(numel, device=self.device)

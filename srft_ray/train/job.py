@@ -9,8 +9,9 @@ from typing import Any
 import ray.train
 
 from algorithms import Algorithm
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
-from srft_ray.config.training import LearnerSection, RolloutSection, TrainerSection
+from srft_ray.config.training import LearnerSection, TrainerSection
 from srft_ray.data.plan import StreamPlan
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.train.checkpoint import CheckpointStore
@@ -27,6 +28,7 @@ class Job:
         dtype: name of the number format.
         threads: CPU threads of a learner; None on GPUs.
         is_preempted: whether this learner was told that its machine is taken away.
+        ledger_tokens: whether the ledger has the columns of each token.
     """
 
     run_dir: Path
@@ -45,6 +47,7 @@ class Job:
     dtype: str
     threads: int | None
     is_preempted: Callable[[], bool]
+    ledger_tokens: bool = False
 
 
 class Batches:

@@ -15,10 +15,14 @@ from srft_ray.config.training import LearnerSection
 from srft_ray.train import sequence_values
 from srft_ray.train.balance import exchange
 from srft_ray.train.batching import MicroBatch, collate, cut, trained_sequences
-from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+from srft_ray.train.loss import add_loss, global_counts
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
+from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
+from srft_ray.train.teachers import known_logits
+from srft_ray.train.token_records import record_tokens
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class Learner:
         config: LearnerSection,
         parity_threshold: float,
         reference: ReferenceModel | None = None,
+        records_tokens: bool = False,
     ) -> None:
         self.engine = engine
         self.config = config
         self.parity_threshold = parity_threshold
-        self.reference = reference
+        self.reference = engine.reference = reference
+        self.records_tokens = records_tokens
 
     def step(
         self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
@@ -68,13 +74,16 @@ class Learner:
         # A stage is like a run of its own, which begins without momentum.
         if step == stage.start > 0:
             self.engine.reset_optimizer()
+        rate = algorithm.reference_rate(step - stage.start)
+        if rate and self.reference:
+            self.reference.follow(self.engine.weights(), rate)
         lr = learning_rate(self.config, stage, step)
         self.engine.weight_decay = weight_decay(self.config, stage)
         number = updates_per_step(self.config, stage)
         mini_batches = []
         for index in range(number):
             chosen = [group for group in groups if group.group_id % number == index]
-            mini_batches.append(self._cut(chosen, step, stage.start))
+            mini_batches.append(self._cut(chosen, step, stage.start, "teacher_kl" in algorithm.needs))
         context = StepContext(step, algorithm, temperature)
         records = sequence_values.gather(algorithm, groups, number)
         sequence_values.attach(algorithm, records, list(chain(*mini_batches)))
@@ -104,7 +113,7 @@ class Learner:
         Raises:
             ParityError, NonFiniteError: the update was not applied.
         """
-        counts = self._global_counts(context.algorithm, micro_batches)
+        counts = global_counts(context.algorithm, micro_batches)
         parity: dict[str, float] = {}
         sums, parity_max = self._accumulate(context, micro_batches, counts)
         # Numbers that are not finite say nothing of the engines: the engine's step below refuses them.
@@ -119,9 +128,16 @@ class Learner:
         metrics["micro_batches"] = float(len(micro_batches))
         return metrics, parity
 
-    def _cut(self, groups: Sequence[Group], step: int, start: int) -> list[MicroBatch]:
-        """Micro-batches on this rank's device, as many as every other rank has."""
-        sequences = exchange(trained_sequences(groups))
+    def _cut(
+        self, groups: Sequence[Group], step: int, start: int, shows_demonstrations: bool
+    ) -> list[MicroBatch]:
+        """Micro-batches on this rank's device, as many as every other rank has.
+
+        `shows_demonstrations`: whether the algorithm needs those of a group beside each of its sequences.
+        """
+        sequences = trained_sequences(groups)
+        if not self.records_tokens:  # what is recorded of a token goes to the rank that writes its sequence
+            sequences = exchange(sequences, shows_demonstrations)
         room, packing = self.config.micro_batch_tokens, self.config.packing
         micro_batches = cut(sequences, room, step, start, packing)
         # Each forward and backward pass is a collective of ZeRO: a rank with fewer micro-batches adds empty
@@ -166,15 +182,12 @@ class Learner:
         algorithm = context.algorithm
         for index, micro_batch in enumerate(micro_batches):
             policy = self._forward(micro_batch, context.temperature, algorithm.needs, context.mean_entropy)
-            loss = self._loss(algorithm, micro_batch, policy, counts, sums)
+            if self.records_tokens:
+                record_tokens(algorithm, micro_batch, policy)
+            loss = add_loss(algorithm, micro_batch, policy, counts, sums)
             is_finite = sums.observe(micro_batch, policy, loss)
             self.engine.backward(poisoned(loss, policy, is_finite), last=index == len(micro_batches) - 1)
         return all_reduce(sums), sums.parity_max
-
-    def _global_counts(self, algorithm: Algorithm, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
-        """Of each term's population, over all micro-batches of the update on all ranks."""
-        local = [algorithm.counts(micro_batch.batch) for micro_batch in micro_batches]
-        return all_reduce({name: torch.stack([counts[name] for counts in local]).sum() for name in local[0]})
 
     def _forward(
         self,
@@ -186,11 +199,9 @@ class Learner:
         """What the policy, and the reference where it is needed, say of the micro-batch's tokens."""
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
         positions = micro_batch.position_ids_BL
-        logits = None
-        if self.reference and "reference_kl" in needs:
-            logits = self.reference(*inputs, logits_only=True, position_ids_BL=positions)
-        options = ("entropy_gradient" in needs, logits, False, positions)
-        logprobs_N, entropies_N, *kl = self.engine.forward(*inputs, *options)
+        known = known_logits(needs, self.engine, self.reference, micro_batch, temperature)
+        options = ("entropy_gradient" in needs, tuple(known.values()), False, positions)
+        logprobs_N, entropies_N, *kls_N = self.engine.forward(*inputs, *options)
         reference_BT = None
         if self.reference and "reference" in needs:
             reference_BT = micro_batch.align(self.reference(*inputs, position_ids_BL=positions)[0])
@@ -199,37 +210,13 @@ class Learner:
             entropies_BT=micro_batch.align(entropies_N),
             old_logprobs_BT=micro_batch.old_BT,
             reference_logprobs_BT=reference_BT,
-            reference_kl_BT=micro_batch.align(kl[0]) if kl else None,
+            **{name: micro_batch.align(kl_N) for name, kl_N in zip(known, kls_N, strict=True)},
             mean_entropy=mean_entropy,
         )
 
-    def _loss(
-        self,
-        algorithm: Algorithm,
-        micro_batch: MicroBatch,
-        policy: PolicyOutput,
-        counts: Mapping[str, Tensor],
-        sums: Sums,
-    ) -> Tensor:
-        """The micro-batch's share of the update's loss, a scalar; adds what its terms measure to the sums."""
-        batch = micro_batch.batch
-        loss = torch.zeros((), device=self.engine.device)
-        for term in algorithm.terms():
-            total, weight = term.total(batch, policy)
-            share = total / term.denominator(counts[term.name]).to(total.dtype)
-            loss = loss + share
-            selected_BT = term.select(batch)
-            sums[f"loss/{term.name}"] += share.detach()
-            sums[f"weight/{term.name}"] += weight
-            sums[f"selected/{term.name}"] += selected_BT.sum()
-            for name, figure in term.metrics.items():
-                figure_BT = figure(batch, policy).detach() * selected_BT
-                sums[f"metrics/{name}/{term.name}"] += figure_BT.sum()
-        return loss
-
     def _nonfinite_error(self, context: StepContext, micro_batches: Sequence[MicroBatch]) -> NonFiniteError:
         """Names the sequences of all ranks that are at fault, from another forward pass; a collective."""
-        counts = self._global_counts(context.algorithm, micro_batches)
+        counts = global_counts(context.algorithm, micro_batches)
         needs = context.algorithm.needs
         mean_entropy = context.mean_entropy
         if mean_entropy is not None:

@@ -54,10 +54,7 @@ class Scores:
     entropy_gradient: bool
 
     def __call__(
-        self,
-        raw_NV: Tensor,
-        targets_N: Tensor,
-        reference: ReferenceLogits | None = None,
+        self, raw_NV: Tensor, targets_N: Tensor, references: Sequence[ReferenceLogits] = ()
     ) -> tuple[Tensor, ...]:
         logprobs_NV = _logits(raw_NV, self.form, self.temperature).log_softmax(-1)
         if self.entropy_gradient:
@@ -65,26 +62,21 @@ class Scores:
         else:
             with torch.no_grad():
                 entropies_N = -logprobs_NV.exp().mul_(logprobs_NV).sum(-1)
-        found = (logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N)
-        if reference is None:
-            return found
-        reference_NV = reference.log_softmax(self.temperature)
-        return (*found, (logprobs_NV.exp() * (logprobs_NV - reference_NV)).sum(-1))
+        known = [reference.log_softmax(self.temperature) for reference in references]
+        kls = [(logprobs_NV.exp() * (logprobs_NV - known_NV)).sum(-1) for known_NV in known]
+        return logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N, *kls
 
     def in_place(
-        self,
-        raw_NV: Tensor,
-        targets_N: Tensor,
-        reference: ReferenceLogits | None = None,
+        self, raw_NV: Tensor, targets_N: Tensor, references: Sequence[ReferenceLogits] = ()
     ) -> tuple[Tensor, ...]:
         """The same without gradient and with less memory; it may overwrite `raw_NV`."""
         logprobs_NV = self.all_in_place(raw_NV)
         logprobs_N = logprobs_NV.gather(-1, targets_N[:, None])[:, 0]
-        found = (logprobs_N, -logprobs_NV.exp().mul_(logprobs_NV).sum(-1))
-        if reference is None:
-            return found
-        probs_NV = logprobs_NV.exp()
-        return (*found, logprobs_NV.sub_(reference.log_softmax(self.temperature)).mul_(probs_NV).sum(-1))
+        kls = [
+            logprobs_NV.exp().mul_(logprobs_NV - reference.log_softmax(self.temperature)).sum(-1)
+            for reference in references
+        ]
+        return logprobs_N, -logprobs_NV.exp().mul_(logprobs_NV).sum(-1), *kls
 
     def all_in_place(self, raw_NV: Tensor) -> Tensor:
         """Log-probs of the whole vocabulary; it may overwrite `raw_NV` unless the form caps it."""
@@ -126,13 +118,13 @@ def chunked_logprobs(
     temperature: float,
     chunk_mb: float | None,
     entropy_gradient: bool = False,
-    reference: ReferenceLogits | None = None,
+    references: Sequence[ReferenceLogits] = (),
     form: LogitForm = PLAIN,
 ) -> Any:
     """Log-probs and entropies of targets under softmax(form(head(hidden)) / temperature).
 
-    Both are in nats and float32, (N,). With `reference` also KL(π‖reference), both at the same temperature.
-    Without targets: ReferenceLogits.
+    Both are in nats and float32, (N,). For each reference also KL(π‖reference), both at the same
+    temperature. Without targets: ReferenceLogits.
 
     Args:
         chunk_mb: MiB of float32 logits that exist at the same time; with several chunks each is recomputed in
@@ -145,10 +137,10 @@ def chunked_logprobs(
     size = chunk_tokens(head.out_features, chunk_mb)
     scores = Scores(form, temperature, entropy_gradient)
     if hidden_NH.shape[0] <= size:
-        return scores(linear(hidden_NH, head.weight, head.bias), targets_N, reference)
+        return scores(linear(hidden_NH, head.weight, head.bias), targets_N, references)
     inputs = (hidden_NH, head.weight, head.bias, targets_N)
-    logprobs_N, entropies_N, *kl = _Chunks.apply(*inputs, reference, scores, size)
-    return logprobs_N, entropies_N if entropy_gradient else entropies_N.detach(), *kl
+    logprobs_N, entropies_N, *kls = _Chunks.apply(*inputs, references, scores, size)
+    return logprobs_N, entropies_N if entropy_gradient else entropies_N.detach(), *kls
 
 
 class _Chunks(torch.autograd.Function):
@@ -161,15 +153,15 @@ class _Chunks(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets_N: Tensor,
-        reference: ReferenceLogits | None,
+        references: Sequence[ReferenceLogits],
         scores: Scores,
         size: int,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden_NH, weight, bias, targets_N)
-        ctx.reference, ctx.scores, ctx.size = reference, scores, size
+        ctx.references, ctx.scores, ctx.size = references, scores, size
         parts = [
             scores.in_place(
-                linear(hidden_NH[rows], weight, bias), targets_N[rows], reference and reference.rows(rows)
+                linear(hidden_NH[rows], weight, bias), targets_N[rows], [r.rows(rows) for r in references]
             )
             for rows in _chunks(targets_N, size)
         ]
@@ -187,7 +179,7 @@ class _Chunks(torch.autograd.Function):
                 ctx.scores,
                 linear(hidden_NH[rows], weight, bias),
                 targets_N[rows],
-                ctx.reference and ctx.reference.rows(rows),
+                [reference.rows(rows) for reference in ctx.references],
                 [of_figure_N[rows, None] for of_figure_N in of_figures],
             )
             of_hidden_NH[rows] = of_raw_NV @ weight
@@ -206,17 +198,17 @@ def _gradient_of_raw(
     scores: Scores,
     raw_NV: Tensor,
     targets_N: Tensor,
-    reference: ReferenceLogits | None,
+    references: Sequence[ReferenceLogits],
     of_figures_N1: Sequence[Tensor],
 ) -> Tensor:
     """Of the raw logits of one chunk, in their type.
 
-    With p the softmax, H its entropy and q the reference: d log p_t = 1_t - p, d H = -p (log p + H), and
+    With p the softmax, H its entropy and q a reference: d log p_t = 1_t - p, d H = -p (log p + H), and
     d KL = p (log p - log q - KL).
     """
     of_logprobs_N1, of_entropies_N1 = of_figures_N1[:2]
     logprobs_NV = scores.all_in_place(raw_NV)
-    if not scores.entropy_gradient and reference is None:
+    if not scores.entropy_gradient and not references:
         gradient_NV = logprobs_NV.exp_().mul_(of_logprobs_N1).neg_()
     else:
         probs_NV = logprobs_NV.exp()
@@ -224,9 +216,9 @@ def _gradient_of_raw(
         if scores.entropy_gradient:
             entropies_N1 = -(probs_NV * logprobs_NV).sum(-1, keepdim=True)
             factor_NV -= of_entropies_N1 * (logprobs_NV + entropies_N1)
-        if reference is not None:
-            ratio_NV = logprobs_NV.sub_(reference.log_softmax(scores.temperature))
-            factor_NV += of_figures_N1[2] * (ratio_NV - (probs_NV * ratio_NV).sum(-1, keepdim=True))
+        for reference, of_kl_N1 in zip(references, of_figures_N1[2:], strict=True):
+            ratio_NV = logprobs_NV - reference.log_softmax(scores.temperature)
+            factor_NV += of_kl_N1 * (ratio_NV - (probs_NV * ratio_NV).sum(-1, keepdim=True))
         gradient_NV = probs_NV.mul_(factor_NV)
     gradient_NV.scatter_add_(-1, targets_N[:, None], of_logprobs_N1.to(gradient_NV.dtype))
     if scores.temperature != 1.0:

@@ -47,5 +47,5 @@ def _logprobs(engine: DeepSpeedEngine, copies: int) -> Any:
     position_ids_BL = (places % TOKENS)[None]
     positions_N = places[places % TOKENS > 0]
     rows_N = torch.zeros_like(positions_N)
-    options = (False, None, False, position_ids_BL)
+    options = (False, (), False, position_ids_BL)
     return engine.forward(ids_BL, rows_N, positions_N, 1.0, *options)[0]

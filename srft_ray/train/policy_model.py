@@ -1,6 +1,6 @@
 """The trained model, asked for log-probs of given tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,13 +32,13 @@ class PolicyModel(nn.Module):
         positions_N: Tensor,
         temperature: float,
         entropy_gradient: bool = False,
-        reference: ReferenceLogits | None = None,
+        references: Sequence[ReferenceLogits] = (),
         logits_only: bool = False,
         position_ids_BL: Tensor | None = None,
     ) -> Any:
         """Log-prob and entropy of token `positions_N` of row `rows_N`, given its context; float32, (N,).
 
-        With `reference` there is a third figure, KL(π‖reference) over the whole vocabulary, with gradient.
+        For each reference there is a further figure, KL(π‖reference) over the vocabulary, with gradient.
         With `logits_only` the result is this model's own ReferenceLogits instead. Rows are right-padded; with
         causal attention no real token sees the padding, so there is no attention mask. With position ids that
         begin again within a row, no token sees one before the last beginning.
@@ -54,7 +54,7 @@ class PolicyModel(nn.Module):
         # The hidden state of a position predicts the token behind it.
         hidden_NH = hidden_BLH[rows_N, positions_N - 1]
         targets_N = None if logits_only else input_ids_BL[rows_N, positions_N]
-        settings = (temperature, self.logit_chunk_mb, entropy_gradient, reference, self.form)
+        settings = (temperature, self.logit_chunk_mb, entropy_gradient, references, self.form)
         return head(hidden_NH, targets_N, *settings)
 
     @contextmanager

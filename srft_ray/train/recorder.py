@@ -17,8 +17,12 @@ from srft_ray.observe.loggers import LoggerSettings, make_loggers
 class Recorder:
     """One rank's part in the records of a run. Every method is a collective."""
 
-    def __init__(self, run_dir: Path, loggers: LoggerSettings, device: torch.device) -> None:
+    def __init__(
+        self, run_dir: Path, loggers: LoggerSettings, device: torch.device, tokens: bool = False
+    ) -> None:
+        """`tokens`: whether the ledger has the columns of each token."""
         self.run_dir = run_dir
+        self.tokens = tokens
         self.device = device
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
@@ -26,7 +30,7 @@ class Recorder:
 
     def ledger(self, step: int, groups: Sequence[Group]) -> None:
         """Writes this rank's rows of the ledger."""
-        self._write(step, lambda: ledger.write(self.run_dir, step, self.rank, groups))
+        self._write(step, lambda: ledger.write(self.run_dir, step, self.rank, groups, self.tokens))
 
     def step(self, record: dict[str, float]) -> None:
         """Writes the metrics of a step, which rank 0 holds, and tells them to the loggers."""

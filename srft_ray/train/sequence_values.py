@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from algorithms import Algorithm, Group, PolicyOutput, SequenceRecord
+from algorithms import Algorithm, Group, PolicyOutput, SequenceRecord, selections
 from srft_ray.train.batching import MicroBatch
 
 Key = tuple[int, int]  # group_id and sample
@@ -82,6 +82,25 @@ def refresh(
         logprob, reference_logprob = known.get(_key(record), (0.0, 0.0))
         updated.append(replace(record, logprob=logprob, reference_logprob=reference_logprob))
     attach(algorithm, updated, micro_batches)
+    if "token_scores" in algorithm.needs:
+        _attach_cutoffs(algorithm, micro_batches, policies)
+
+
+def _attach_cutoffs(
+    algorithm: Algorithm, micro_batches: Sequence[MicroBatch], policies: Sequence[PolicyOutput]
+) -> None:
+    """Gives all sequences what follows from the scores of the update's tokens; a collective."""
+    own = []
+    for micro_batch, policy in zip(micro_batches, policies, strict=True):
+        batch = micro_batch.batch
+        scores_BT = algorithm.score(batch, replace(policy, old_logprobs_BT=micro_batch.old_BT))
+        own += scores_BT[selections.rollouts(batch)].double().tolist()
+    scores = torch.tensor(_from_all_ranks(own), dtype=torch.float64)
+    for name, value in algorithm.cutoffs(scores).items():
+        for micro_batch in micro_batches:
+            batch = micro_batch.batch
+            figures_B = scores.new_full((batch.mask_BT.shape[0],), value).to(batch.mask_BT.device)
+            batch.values = {**batch.values, name: figures_B}
 
 
 def _sums(logprobs_BT: Tensor | None, rows: int) -> list[float]:

@@ -14,7 +14,7 @@ from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.observe import journal, metrics
 from srft_ray.sync.versions import LearnerStart
-from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
@@ -22,6 +22,7 @@ from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
+from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.saving import Saver
 
 POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
@@ -48,13 +49,12 @@ class LearnerWorker:
         model = load_for_learner(job.model, job.learner, dtype)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
         check_model(self.engine, PARITY_THRESHOLDS[job.dtype], job.learner.packing)
-        threshold = job.learner.parity_threshold
-        if threshold is None:
-            threshold = PARITY_THRESHOLDS[job.dtype]
+        own = job.learner.parity_threshold
+        threshold = PARITY_THRESHOLDS[job.dtype] if own is None else own
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.publisher = Publisher(job, self.start, self.engine, threshold)
-        self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device)
+        self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
@@ -68,7 +68,7 @@ class LearnerWorker:
             path = settings.reference or self.job.model.path
             frozen = load_for_learner(self.job.model, settings, dtype, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, parity_threshold, reference)
+        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
@@ -83,8 +83,16 @@ class LearnerWorker:
             self.saver.load(step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
-        self.publisher.publish(step)
+        self._publish(step)
         return step
+
+    def _publish(self, version: int) -> None:
+        """Gives the engines the weights of a version that an evaluation or a training rollout may need."""
+        trainer, plan = self.job.trainer, self.job.plan
+        last = min(version + self.job.rollout.max_staleness, trainer.steps - 1)
+        stages = [self.job.algorithm.stage(step, trainer.steps) for step in range(version, last + 1)]
+        if plan.evaluates(version) or any(stage.algorithm.uses_rollouts for stage in stages):
+            self.publisher.publish(version)
 
     def run(self) -> None:
         """Trains until the last step, or until the learners are to leave; then they leave a checkpoint."""
@@ -119,20 +127,21 @@ class LearnerWorker:
             TimeoutError: naming what did not come within rollout.timeout_s.
         """
         timeout_s = self.job.rollout.timeout_s
-        started = time.monotonic()
+        progress_at = time.monotonic()
         groups = list[Group]()
         share = segment.padded // self.world_size
         while len(groups) < share:
             block = self.batches.next(POLL_INTERVAL_S)
             if block is not None:
                 groups.extend(groups_of(block))
+                progress_at = time.monotonic()
             elif self._asked_to_leave():
                 return None
-            elif time.monotonic() - started > timeout_s:
+            elif time.monotonic() - progress_at > timeout_s:
                 raise TimeoutError(
-                    f"Step {segment.step}: after rollout.timeout_s={timeout_s:.0f} s a learner has "
-                    f"{len(groups)} of {share} groups of {segment.dataset}. The engines are stuck, cannot be "
-                    "placed, or need longer."
+                    f"Step {segment.step}: a learner has {len(groups)} of {share} groups of "
+                    f"{segment.dataset}, and none has come for rollout.timeout_s={timeout_s:.0f} s. The "
+                    "engines are stuck, cannot be placed, or need longer."
                 )
         strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
         if strangers:
@@ -166,8 +175,7 @@ class LearnerWorker:
         self.step = step + 1
         learned = time.perf_counter()
         # Engines wait for the weights: they are published before anything is written.
-        if self.step < self.job.trainer.steps or self.job.plan.evaluates(self.step):
-            self.publisher.publish(self.step)
+        self._publish(self.step)
         published = time.perf_counter()
         self.recorder.ledger(step, groups)
         record = {"step": step, "policy_version": step, **learned_metrics}

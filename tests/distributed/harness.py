@@ -153,6 +153,9 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 eps=learner.eps,
                 weight_decay=weight_decay(learner, stage),
             )
+        rate = stage.algorithm.reference_rate(step - stage.start)
+        for own, policys in zip(frozen.parameters(), model.parameters(), strict=True):
+            own.data += rate * (policys.data - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
         for index in range(number):
@@ -218,7 +221,7 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
         sums = {}
         for row, (group, c) in enumerate(pairs):
             sums[group.group_id, c.sample] = (
-                float(logprobs_BT[row].sum()),
+                float(logprobs_BT[row].detach().sum()),
                 0.0 if reference_BT is None else float(reference_BT[row].sum()),
             )
         values = _values(stage.algorithm, everything, number, sums)
@@ -226,7 +229,14 @@ def _losses(model, old, frozen, case, stage, everything, groups, number):
         batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
         if "advantages" in own[0]:
             batch.advantages_B = batch.values["advantages"]
-    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl)
+    taught = None
+    if "teacher_kl" in stage.algorithm.needs:
+        taught = full_kl(model, model, pairs, case.temperature, shown)
+    policy = PolicyOutput(logprobs_BT, entropies_BT, old_BT, reference_BT, mean, kl, taught)
+    if "token_scores" in stage.algorithm.needs:
+        scores = stage.algorithm.score(batch, policy)[batch.mask_BT & ~batch.is_demo_B[:, None]]
+        for name, value in stage.algorithm.cutoffs(scores.double()).items():
+            batch.values[name] = torch.full((len(pairs),), value, dtype=torch.float64)
     return stage.algorithm.losses(batch, policy)
 
 
@@ -271,14 +281,23 @@ def forward(model, pairs, temperature):
     return torch.stack(logprobs), torch.stack(entropies)
 
 
-def full_kl(model, frozen, pairs, temperature):
+def shown(group):
+    """The prompt with a demonstration as its answer, and the prompt again."""
+    prompt = list(group.prompt_ids)
+    return [*prompt, *group.demonstrations[0].ids, *prompt]
+
+
+def full_kl(model, frozen, pairs, temperature, context=lambda group: group.prompt_ids):
     """KL(model‖frozen) at every response token, zeros behind its end; one sequence at a time."""
     longest, found = max(len(c.ids) for _, c in pairs), []
     for group, c in pairs:
-        ids, start = torch.tensor([[*group.prompt_ids, *c.ids]]), len(group.prompt_ids) - 1
-        logp = (model(ids).logits[0, start:-1] / temperature).log_softmax(-1)
-        with torch.no_grad():
-            known = (frozen(ids).logits[0, start:-1] / temperature).log_softmax(-1)
+        logp, known = (
+            (
+                each(torch.tensor([[*before, *c.ids]])).logits[0, len(before) - 1 : -1] / temperature
+            ).log_softmax(-1)
+            for each, before in ((model, group.prompt_ids), (frozen, context(group)))
+        )
+        known = known.detach()
         kl = (logp.exp() * (logp - known)).sum(-1)
         found.append(torch.cat([kl, kl.new_zeros(longest - len(c.ids))]))
     return torch.stack(found)
@@ -294,8 +313,9 @@ def _cases(rank, world, model_path, cases, faults):
 
 
 def _steps(rank, world, case, model, frozen):
-    from srft_ray.train.deepspeed_engine import DeepSpeedEngine, ReferenceModel
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.learner import Learner
+    from srft_ray.train.reference import ReferenceModel
 
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

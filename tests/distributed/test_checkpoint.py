@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithms import SRFT
+from algorithms import SRFT, T1
 from srft_ray.config.load import make_config
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import CheckpointStore
@@ -20,24 +20,28 @@ def config_for(folder):
     )
 
 
-def train(rank, world, model_path, folder, case, first, last, stop):
+def train(rank, world, model_path, folder, case, first, last, stop, whole=True):
     """Losses of steps first … last - 1 and the parameters after them.
 
-    It loads at `first` if that is not 0, and saves after `stop`.
+    It loads at `first` if that is not 0, and saves after `stop`. `whole`: everything saved is to be loaded.
     """
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.learner import Learner
+    from srft_ray.train.reference import ReferenceModel
     from srft_ray.train.saving import Saver
     from tests.conftest import make_tokenizer
 
-    model = load(model_path)[0].to(case.dtype)
+    model, frozen = (each.to(case.dtype) for each in load(model_path))
     engine = DeepSpeedEngine(model, case.learner(), case.dtype)
-    learner = Learner(engine, case.learner(), parity_threshold=1e9)
+    known = None
+    if case.algorithm.uses_reference:
+        known = ReferenceModel(frozen, case.learner(), case.dtype, engine.device)
+    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
     saver = Saver(open_store(config_for(folder)), config_for(folder).trainer, engine, model, make_tokenizer())
     if first:
         saver.load(first)
         saved = saver.store.tensors(first)
-        assert all(torch.equal(saved[name], value.flatten()) for name, value in engine.state())
+        assert not whole or all(torch.equal(saved[name], value.flatten()) for name, value in engine.state())
     losses = []
     for step in range(first, last):
         stage = case.stage(step)
@@ -81,6 +85,22 @@ def test_other_learners_and_zero_stages_go_on(saved, tiny_model, world, zero, of
     assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
     if (world, zero) == (2, 2):
         assert continued == losses[STOP:] and all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+def anchored(zero):
+    """The reference moves before every step, also before the one that follows the checkpoint."""
+    algorithm = T1(anchor_rate=0.3, kl_coefficient=1.0, kl_estimator="k2")
+    return Case(algorithm, zero_stage=zero, micro_batch_tokens=60, steps=STEPS, lr=0.003)
+
+
+def test_a_reference_that_moves_goes_on(tmp_path, tiny_model):
+    losses, weights = spawn(2, train, tiny_model, tmp_path, anchored(3), 0, STEPS, STOP)
+    for world, zero in ((1, 0), (2, 3)):
+        continued, after = spawn(world, train, tiny_model, tmp_path, anchored(zero), STOP, STEPS, None)
+        worst = max(abs(a - b) for a, b in zip(continued, losses[STOP:], strict=True))
+        print(f"moved reference, 2 learners, ZeRO 3 -> {world}, ZeRO {zero}: losses within {worst:.1e}")
+        assert worst <= (1e-5 if world == 1 else 0.0)
+        assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +153,7 @@ def train_without_moments(*args):
         self.reset_optimizer()
 
     DeepSpeedEngine.load = load_and_forget
-    return train(*args)
+    return train(*args, whole=False)
 
 
 def train_where_nothing_can_be_removed(rank, world, model_path, folder, steps):

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from algorithms import C3PO, DPO, REINFORCEPP, SFTKL, SRFT
+from algorithms import C3PO, DPO, REINFORCEPP, SFTKL, SRFT, T1
 from tests.distributed.harness import Case, calibrated, difference, reference, run
 from tests.distributed.test_exact_update import TOLERANCE
 
@@ -24,27 +24,27 @@ def nothing(model):
 @contextmanager
 def local_denominator(model):
     """Every rank divides by its own counts."""
-    from srft_ray.train.learner import Learner
+    from srft_ray.train import learner
 
-    def local(self, algorithm, micro_batches):
+    def local(algorithm, micro_batches):
         counts = [algorithm.counts(m.batch) for m in micro_batches]
         return {name: torch.stack([c[name] for c in counts]).sum() for name in counts[0]}
 
-    with patch.object(Learner, "_global_counts", local):
+    with patch.object(learner, "global_counts", local):
         yield
 
 
 @contextmanager
 def mean_of_micro_batch_means(model):
     """Every micro-batch divides by its own counts, their number divides the sum (arXiv 2604.23747, bug 2)."""
-    from srft_ray.train.learner import Learner
+    from srft_ray.train import learner
 
-    loss = Learner._loss
+    loss = learner.add_loss
 
-    def local(self, algorithm, micro_batch, policy, counts, totals):
-        return loss(self, algorithm, micro_batch, policy, algorithm.counts(micro_batch.batch), totals) / 4
+    def local(algorithm, micro_batch, policy, counts, totals):
+        return loss(algorithm, micro_batch, policy, algorithm.counts(micro_batch.batch), totals) / 4
 
-    with patch.object(Learner, "_loss", local):
+    with patch.object(learner, "add_loss", local):
         yield
 
 
@@ -176,6 +176,14 @@ def kl_without_gradient(model):
         yield
 
 
+@contextmanager
+def reference_that_stays(model):
+    from srft_ray.train.reference import ReferenceModel
+
+    with patch.object(ReferenceModel, "follow", lambda self, weights, rate: None):
+        yield
+
+
 FAULTS_OF = (  # with the algorithm in whose update they are seen
     (own_sequences_only, C3PO(token_budget=40)),
     (own_sequences_only, REINFORCEPP()),
@@ -183,6 +191,7 @@ FAULTS_OF = (  # with the algorithm in whose update they are seen
     (wrong_pair, DPO(beta=1.0)),
     (margins_of_an_earlier_policy, DPO(beta=1.0)),
     (kl_without_gradient, SFTKL()),
+    (reference_that_stays, T1(anchor_every=1, kl_coefficient=0.5, kl_estimator="k2")),
 )
 FAULTS = (
     local_denominator,

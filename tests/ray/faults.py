@@ -94,7 +94,9 @@ def processes(token: str, title: str = "") -> list[int]:
 
 
 class Watched:
-    """A training command in a process of its own; `token` marks every process that it starts."""
+    """A command in a process of its own; `token` marks every process that it starts."""
+
+    command = "train"
 
     def __init__(self, run_dir: Path, *words: object, address: str | None = None, **environment: str) -> None:
         self.run_dir, self.words, self.token = run_dir, words, f"SRFT_TEST={run_dir}"
@@ -106,7 +108,7 @@ class Watched:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "srft_ray", "train", *map(str, self.words)],
+            [sys.executable, "-m", "srft_ray", self.command, *map(str, self.words)],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -125,6 +125,7 @@ def test_a_method_from_a_file_sees_the_same_data(tmp_path, srft):
 def test_every_algorithm_runs_on_the_same_data(tmp_path, srft, name):
     settings = {
         "two_stage": {"first_steps": 0},
+        "sft_then_dpo": {"first_steps": 0},
         "sft_then_rl": {"first_steps": 0, "second_schedule": {"groups_per_step": 4, "mini_batches": 2}},
     }.get(name, {})
     run = train(tmp_path, name, {"name": name, **settings}, learner={"mini_batches": 2})

@@ -227,3 +227,29 @@ def test_exhausted_limits_end_the_run_with_its_cause_and_a_usable_checkpoint(tmp
     run.start()
     assert run.finish()[0] == 0
     check_same(Run(run.run_dir), undisturbed, STEPS)
+
+
+class WatchedEvaluation(Watched):
+    command = "evaluate"
+
+
+@pytest.mark.full
+def test_an_evaluation_does_not_wait_for_an_engine_that_hangs(tmp_path, undisturbed):
+    """Nor does it for one that cannot be placed. Its figures are those of an evaluation without a fault."""
+    folder = tmp_path / "evaluations"
+    model = undisturbed.dir / f"checkpoints/step-{STEPS}/hf"
+    common = (model, "--data", "sums", "--samples", "4", "data.format=tasks", f"run.dir={folder}")
+    calm = WatchedEvaluation(tmp_path / "calm", *common, "run.name=calm")
+    code, expected, error = calm.finish()
+    assert code == 0, error
+    stopped = WatchedEvaluation(
+        tmp_path / "stopped", *common, "run.name=stopped", "rollout.stall_timeout_s=8"
+    )
+    deadline = time.monotonic() + 120
+    while not stopped.find("engine") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2.0)
+    stopped.kill("engine", number=signal.SIGSTOP)
+    code, out, error = stopped.finish(240)
+    assert code == 0 and not stopped.left(), error
+    assert out.splitlines()[-1] == expected.splitlines()[-1]

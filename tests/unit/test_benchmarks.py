@@ -12,10 +12,13 @@ import pytest
 from srft_ray import UserError
 from srft_ray.commands.benchmark import Request, make_benchmark_config
 from srft_ray.commands.benchmark_cli import split_words
-from srft_ray.commands.benchmark_table import Scores, average, flips, markdown
+from srft_ray.commands.benchmark_comparison import flips
+from srft_ray.commands.benchmark_scores import Scores
+from srft_ray.commands.benchmark_table import average, markdown
 from srft_ray.data.benchmark_prompts import prompt_rows, shuffled_options
 from srft_ray.data.benchmark_rows import Problem, read_problems
-from srft_ray.data.benchmarks import BENCHMARKS, SUITES, checksum, find_benchmarks
+from srft_ray.data.benchmark_sets import BENCHMARKS, SUITES
+from srft_ray.data.benchmarks import checksum, find_benchmarks
 from srft_ray.observe.evaluation import Outcomes
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"

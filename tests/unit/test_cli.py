@@ -10,7 +10,19 @@ from srft_ray.commands import cli
 from srft_ray.commands.arguments import EVALUATION_OPTIONS, evaluation_config
 from srft_ray.errors import RunFailed, UserError
 
-COMMANDS = ("train", "evaluate", "benchmark", "compare", "scale", "plan", "data", "algorithms")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "benchmark",
+    "report",
+    "trace",
+    "analyze",
+    "compare",
+    "scale",
+    "plan",
+    "data",
+    "algorithms",
+)
 
 
 def options_of(command: str) -> list[argparse.Action]:

@@ -10,16 +10,19 @@ from algorithms import (
     CHORDIS,
     CISPO,
     DGRO,
+    DPO,
     EAFT,
     GRPO,
     IBRO,
     OPMD,
     PODS,
     R3,
+    T1,
     TRAPO,
     UFT,
     GuidedGRPO,
     ProbabilityMask,
+    SFTThenDPO,
     WeightedSFT,
 )
 from algorithms.credit import most_varied, soft_advantages
@@ -105,6 +108,26 @@ def test_pods_trains_on_the_rollouts_that_vary_most():
     assert trained == [True, False, False, False, False, True, False]
     close(pods.advantages(one), [0.70710578, 0, 0, 0, 0, -0.70710578, 0])  # 1/2 over 1/√2
     assert [PODS().trains_on(one, completion) for completion in one.completions].count(True) == 4
+
+
+def test_t1s_anchor_becomes_the_policy_every_few_steps_or_follows_it():
+    assert [step for step in range(12) if T1(anchor_every=5).reference_rate(step)] == [5, 10]
+    assert [T1(anchor_rate=0.1).reference_rate(step) for step in (0, 1, 2)] == [0.0, 0.1, 0.1]
+    assert all(GRPO().reference_rate(step) == 0 for step in range(3))
+
+
+def test_t1s_penalties():
+    one = group([1, 1], 0, lengths=[12, 12])
+    one.completions[0].ids = list(range(12))  # of the other's five sequences of 8 equal tokens four repeat
+    one.completions[0].finish_reason = "length"
+    assert [T1().shaped_reward(one, completion) for completion in one.completions] == [0.5, 1 - 0.5 * 0.8]
+
+
+def test_dpos_reference_is_the_policy_that_sft_ends_with():
+    two = SFTThenDPO(first_steps=3)
+    assert [two.stage(step, 9).algorithm.name for step in (2, 3)] == ["sft", "dpo"]
+    assert [two.stage(3, 9).algorithm.reference_rate(step) for step in (0, 1)] == [1.0, 0.0]
+    assert DPO().reference_rate(0) == 0.0
 
 
 # SFT

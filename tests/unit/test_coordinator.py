@@ -4,8 +4,11 @@ import asyncio
 
 import pytest
 
+from srft_ray.sync import admission
 from srft_ray.sync import coordinator as module
+from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.health import Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
 from srft_ray.sync.versions import UNKNOWN, OutdatedLearners, PolicyWeights, PublishedVersions
@@ -199,3 +202,42 @@ def test_only_so_many_groups_wait_in_the_coordinator(monkeypatch):
         assert (await coordinator.admit(1)).admitted
 
     asyncio.run(story())
+
+
+class Answers:
+    """A coordinator that gives these answers, one after another; the last one again and again."""
+
+    def __init__(self, *answers: Admission) -> None:
+        self.answers = list(answers)
+        self.admit = self
+
+    def remote(self, *_: object) -> Admission:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def test_a_group_waits_as_long_as_something_comes_forward(monkeypatch):
+    """A stage without rollouts lasts longer than any single wait; a learner that is stuck does not."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(admission.time, "monotonic", lambda: 10.0 * next(clock))
+    monkeypatch.setattr(admission.ray, "get", lambda answer: answer)
+    waiting = [Admission(False, PolicyWeights(0), 1, 9, progress=(1, 0, taken, 0)) for taken in range(50)]
+    admitted = Admission(True, PolicyWeights(9), 1, 9)
+    assert wait_for_admission(Answers(*waiting, admitted), 9, False, timeout_s=25.0) is admitted
+    with pytest.raises(TimeoutError, match="neither learners nor engines have come forward"):
+        wait_for_admission(Answers(*waiting), 9, False, timeout_s=25.0)
+
+
+def test_progress_is_what_learners_and_engines_do():
+    coordinator = Coordinator(0)
+    asyncio.run(coordinator.restart(0))
+
+    def progress() -> tuple[int, ...]:
+        return asyncio.run(coordinator.admit(5, wait_s=0.0)).progress
+
+    before = progress()
+    assert progress() == before
+    asyncio.run(coordinator.engine_metrics(8))
+    taken = progress()
+    coordinator.monitor.heartbeat(Heartbeat("a", "node", 1, 0, 0, 3, before[0]), 0.0)
+    finished = progress()
+    assert len({before, taken, finished}) == 3

@@ -33,7 +33,10 @@ LEVELS = (
 LEVEL_OF = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = {
     "vllm": {"srft_ray/rollout/vllm_engine.py"},
-    "deepspeed": {f"srft_ray/train/deepspeed_{part}.py" for part in ("engine", "loading", "state")},
+    "deepspeed": {
+        *(f"srft_ray/train/deepspeed_{part}.py" for part in ("engine", "loading", "state")),
+        "srft_ray/train/reference.py",
+    },
 }
 LIMITS = {
     "longest_file": 250,

@@ -24,7 +24,7 @@ def scores(model: nn.Module, packing: bool) -> tuple[dict[tuple[int, int], Tenso
     policy.zero_grad()
     found = {}
     for each in micro_batches(packing):
-        options = (True, None, False, each.position_ids_BL)
+        options = (True, (), False, each.position_ids_BL)
         figures = policy(each.input_ids_BL, each.rows_N, each.positions_N, 1.0, *options)
         logprobs_BT, entropies_BT = (each.align(values_N) for values_N in figures)
         (logprobs_BT.cos().sum() + entropies_BT.sin().sum()).backward()
@@ -50,7 +50,7 @@ def test_without_positions_the_sequences_of_a_row_see_each_other() -> None:
     """The comparison above can fail."""
     packed = next(each for each in micro_batches(True) if len(each.sequences) > len(each.input_ids_BL))
     policy = PolicyModel(make_model("Llama", {}), logit_chunk_mb=64)
-    inputs = (packed.input_ids_BL, packed.rows_N, packed.positions_N, 1.0, True, None, False)
+    inputs = (packed.input_ids_BL, packed.rows_N, packed.positions_N, 1.0, True, (), False)
     apart, together = policy(*inputs, packed.position_ids_BL)[0], policy(*inputs, None)[0]
     assert (apart - together).abs().max() > 0.1
 

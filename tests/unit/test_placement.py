@@ -9,6 +9,7 @@ from srft_ray.config.load import make_config
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.errors import UserError
 from srft_ray.run import placement as module
+from srft_ray.run.cluster import automatic_choices
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, fits
 
 CPUS = 64.0
@@ -142,3 +143,21 @@ def test_a_run_without_engines_takes_no_turns():
 )
 def test_parts_are_put_into_bins(parts: list[float], bins: list[float], wanted: bool):
     assert fits(parts, bins) is wanted
+
+
+@pytest.mark.parametrize(
+    ("address", "placement", "wanted"),
+    [
+        (None, Placement("cpu", learner_threads=1), []),
+        ("1.2.3.4:6379", Placement("cpu", learner_threads=1), ["the Ray cluster has no GPU now"]),
+        (None, Placement("cuda", True, 0.6, 0.4), ["take turns on the same GPUs"]),
+    ],
+)
+def test_what_was_chosen_automatically_is_said(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, placement: Placement, wanted: list[str]
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = resolved().config
+    config.cluster.address = address
+    said = automatic_choices(config, placement)
+    assert len(said) == len(wanted) and all(part in text for part, text in zip(wanted, said, strict=True))

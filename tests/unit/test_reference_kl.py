@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from algorithms import GRPO, REGISTRY, SFTKL, OnPolicyDistillation
+from algorithms import GRPO, REGISTRY, SDFT, SFTKL, Completion, Group, OnPolicyDistillation
+from srft_ray.train.batching import collate
 from srft_ray.train.logprobs import ReferenceLogits, chunked_logprobs
+from srft_ray.train.teachers import shown_demonstrations
 from tests.unit.test_algorithms import LOGITS, TOKENS, close
-from tests.unit.test_methods import one_sequence, per_token
+from tests.unit.test_methods import group, one_sequence, per_token
 
 
 def heads(bias=True):
@@ -23,7 +25,9 @@ def test_the_head_gives_the_kl_of_whole_distributions(chunk_mb, temperature):
     policy, reference, hidden, known = heads()
     targets = torch.arange(9)
     logits = ReferenceLogits.of(reference, known)
-    logprobs, entropies, kl = chunked_logprobs(policy, hidden, targets, temperature, chunk_mb, False, logits)
+    logprobs, entropies, kl = chunked_logprobs(
+        policy, hidden, targets, temperature, chunk_mb, references=(logits,)
+    )
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=policy(hidden) / temperature),
         torch.distributions.Categorical(logits=reference(known) / temperature),
@@ -34,7 +38,8 @@ def test_the_head_gives_the_kl_of_whole_distributions(chunk_mb, temperature):
     for one, other in zip(found, wanted, strict=True):
         close(one, other)
     plain = chunked_logprobs(policy, hidden, targets, temperature, chunk_mb)
-    assert torch.equal(plain[0], logprobs) and torch.equal(plain[1], entropies)
+    close(plain[0].detach(), logprobs.detach())
+    close(plain[1], entropies)
 
 
 def test_a_head_without_bias_and_a_partitioned_weight():
@@ -51,7 +56,7 @@ def test_kl_by_hand():
     head = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
     torch.nn.init.eye_(head.weight)
     uniform = ReferenceLogits.of(head, torch.zeros(1, 4, dtype=torch.float64))
-    *_, kl = chunked_logprobs(head, LOGITS[1, :1], TOKENS[1, :1], 1.0, 64, False, uniform)
+    *_, kl = chunked_logprobs(head, LOGITS[1, :1], TOKENS[1, :1], 1.0, 64, references=(uniform,))
     close(kl.detach(), [1.38629436 - 1.26830149])
 
 
@@ -86,4 +91,31 @@ def test_a_missing_kl_is_said():
 
 def test_who_uses_a_reference():
     users = {name for name, cls in REGISTRY.items() if cls().uses_reference}
-    assert users == {"iw_sft", "sft_kl", "distill", "dpo", "ipo", "uft", "r3"}
+    assert users == {"iw_sft", "sft_kl", "distill", "dpo", "ipo", "uft", "r3", "t1", "sft_then_dpo"}
+
+
+def test_sdft_learns_from_itself_with_the_demonstration():
+    batch, policy = one_sequence([0.5, 0.25])
+    policy.teacher_kl_BT = torch.tensor([[0.3, 0.1]], dtype=torch.float64)
+    close(SDFT().losses(batch, policy)["distill"], 0.2)
+    one = group([0, 1])
+    assert [SDFT().trains_on(one, completion) for completion in one.completions] == [True, True, False]
+    assert not SDFT().trains_on(group([0], 0), group([0], 0).completions[0])
+    assert SDFT().needs == {"teacher_kl"} and not SDFT().uses_reference
+    with pytest.raises(ValueError, match=r"needs=\('teacher_kl',\)"):
+        SDFT().losses(*one_sequence([0.5]))
+
+
+def test_the_teacher_sees_the_demonstration_and_scores_the_same_tokens():
+    demo = Completion(9, "demo", "", [7, 8])
+    shown = Group(
+        0, 0, "", [1, 2], "", completions=[Completion(0, "rollout", "", [3, 4, 5], [0.0] * 3), demo]
+    )
+    alone = Group(0, 1, "", [1], "", completions=[Completion(0, "rollout", "", [6], [0.0])])
+    micro_batch = collate([(shown, shown.completions[0]), (alone, alone.completions[0])], 0)
+    input_ids, rows, positions = shown_demonstrations(micro_batch)
+    assert input_ids.tolist() == [[1, 2, 7, 8, 1, 2, 3, 4, 5], [1, 6, 0, 0, 0, 0, 0, 0, 0]]
+    plain = micro_batch.input_ids_BL[micro_batch.rows_N, micro_batch.positions_N]
+    assert input_ids[rows, positions].tolist() == plain.tolist() == [3, 4, 5, 6]
+    empty = collate([], 0)
+    assert shown_demonstrations(empty)[0] is empty.input_ids_BL

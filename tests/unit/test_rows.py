@@ -327,3 +327,16 @@ def test_a_prompt_is_a_text_or_messages(tmp_path: Path, prompt: Any):
 def test_a_demonstration_is_a_text_or_messages(tmp_path: Path, demonstration: Any):
     path = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "demonstration": demonstration}])
     assert f"A demonstration in {path} line 1 must be a text or messages" in message(path)
+
+
+def test_the_published_data_set_of_the_paper_needs_no_field_names():
+    """A sample with the columns of OpenR1-Math-46k-8192: messages, `target`, `reward_model.ground_truth`."""
+    sample = Path(__file__).resolve().parents[2] / "examples/data/openr1_format.jsonl"
+    columns = {"data_source", "prompt", "target", "ability", "reward_model", "extra_info"}
+    assert all(set(json.loads(line)) == columns for line in sample.read_text().splitlines())
+    rows = read(sample)
+    assert [found.reference for found in rows] == ["84", "7", "27", "9"]
+    assert all(len(found.demonstrations) == 1 for found in rows)
+    assert all(found.demonstrations[0].startswith("<think>\n") for found in rows)
+    assert [message["role"] for message in rows[0].prompt] == ["system", "user"]
+    assert rows[0].prompt[-1]["content"].startswith("A shop sells pens")

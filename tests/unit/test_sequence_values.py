@@ -1,5 +1,6 @@
 """Methods that look at all sequences of a step: statistics of the step, budgets, coefficients, pairs."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,11 @@ from algorithms import (
     Algorithm,
     Batch,
     CHORDAdaptive,
+    ClipCov,
     Completion,
     Group,
     HPTSoft,
+    KLCov,
     LitePPO,
     PolicyOutput,
     SequenceRecord,
@@ -26,6 +29,7 @@ from algorithms import (
     selections,
     weights,
 )
+from algorithms.covariances import covariance, cutoff
 from tests.unit.test_algorithms import close
 from tests.unit.test_methods import group, one_sequence, per_token
 
@@ -236,3 +240,78 @@ def test_identical_responses_are_two_completions():
     )
     one.completions[2] = replace(one.completions[0])
     assert [DPO().trains_on(one, completion) for completion in one.completions] == [True, True, False]
+
+
+# covariances of advantage and log-prob
+
+
+def covariances_batch(logprobs, advantages, **figures):
+    """Two rollouts of two tokens."""
+    logprobs_BT = torch.tensor(logprobs, dtype=torch.float64).requires_grad_()
+    mask_BT = torch.ones(2, 2, dtype=torch.bool)
+    credit = torch.tensor(advantages, dtype=torch.float64)
+    old_BT = torch.zeros(2, 2, dtype=torch.float64)
+    batch = Batch(mask_BT, torch.zeros(2, dtype=torch.bool), torch.ones(2), credit, old_BT)
+    batch.values = {name: torch.full((2,), value, dtype=torch.float64) for name, value in figures.items()}
+    return batch, PolicyOutput(logprobs_BT, torch.zeros(2, 2))
+
+
+def test_the_means_of_the_update_are_over_its_rollout_tokens():
+    records = [
+        SequenceRecord(0, 0, "rollout", 0, 3, 0, 1.0, 1.0, True, -6.0),
+        SequenceRecord(0, 1, "rollout", 0, 1, 0, 0.0, -1.0, True, -2.0),
+        SequenceRecord(0, 2, "demo", 0, 9, 0, 1.0, 5.0, True, -9.0),
+        SequenceRecord(1, 0, "rollout", 1, 2, 0, 0.0, 0.5, True, -1.0),
+    ]
+    found = ClipCov().sequence_values(records)
+    close(found["mean_advantage"], [0.5, 0.5, 0.5, 0.5])
+    close(found["mean_logprob"], [-2.0, -2.0, -2.0, -0.5])
+    assert len(set(found["draw"])) == 4 and max(found["draw"]) < 2**20
+
+
+def test_covariances_by_hand():
+    batch, policy = covariances_batch([[-1, -3], [-1, -3]], [1, -1], mean_advantage=0.0, mean_logprob=-2.0)
+    close(covariance(batch, policy).flatten(), [1, -1, -1, 1])
+    batch.is_demo_B = torch.tensor([False, True])
+    assert covariance(batch, policy)[1].tolist() == [-math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 2.5), (0.25, 3.5), (0.0, 3.5), (0.8, 1.5), (1.0, 0.0)])
+def test_the_cutoff_is_between_what_is_chosen_and_the_next(share, expected):
+    scores = torch.tensor([1.0, 4, 3, 2], dtype=torch.float64)
+    assert cutoff(scores, share) == expected
+    few = torch.tensor([1.0, *[-math.inf] * 3], dtype=torch.float64)
+    assert cutoff(few, 0.9) == 0.0 and cutoff(few[1:], 0.9) == math.inf
+
+
+def test_clip_cov_takes_the_gradient_from_chosen_tokens():
+    figures = {"mean_advantage": 0.0, "mean_logprob": -2.0, "draw": 7.0}
+    batch, policy = covariances_batch([[-1, -3], [-1, -3]], [1, -1], **figures)
+    clip_cov = ClipCov(share=0.5, lowest=0.5)
+    scores = clip_cov.score(batch, policy)
+    assert (scores > -math.inf).tolist() == [[True, False], [False, True]]
+    assert torch.equal(scores, clip_cov.score(batch, policy))
+    batch.values = batch.values | {"cutoff": torch.full((2,), cutoff(scores.flatten(), 0.25)).double()}
+    weight = clip_cov.terms()[0].weight(batch, policy)
+    assert weight.sum() == 3 and weight[0, 1] == weight[1, 0] == 1
+    clip_cov.losses(batch, policy)["policy"].backward()
+    assert (policy.logprobs_BT.grad == 0).sum() == 1
+
+
+def test_clip_cov_does_not_choose_what_the_ratio_stops():
+    figures = {"mean_advantage": 0.0, "mean_logprob": -2.0, "draw": 7.0}
+    batch, policy = covariances_batch([[-1, -3], [-1, -3]], [1, -1], **figures)
+    policy.old_logprobs_BT = policy.logprobs_BT.detach() - torch.tensor([[1.0, 0], [0, 0]])  # ratio e
+    assert (ClipCov(lowest=0.5).score(batch, policy) > -math.inf).tolist() == [[False, False], [False, True]]
+
+
+def test_kl_cov_adds_a_distance_to_the_chosen_tokens():
+    figures = {"mean_advantage": 0.0, "mean_logprob": -2.0, "cutoff": 0.5}
+    batch, policy = covariances_batch([[-1, -3], [-1, -3]], [1, -1], **figures)
+    policy.old_logprobs_BT = policy.logprobs_BT.detach() - torch.tensor([[0.2, 0.2], [0.2, -0.3]])
+    found = KLCov(kl_weight=2.0).losses(batch, policy)
+    close(found["kl_cov"].detach(), 2 * (0.2 + 0.3) / 4)
+    ratios = [math.exp(0.2), math.exp(0.2), -math.exp(0.2), -math.exp(-0.3)]
+    close(found["policy"].detach(), -sum(ratios) / 4)  # without a clip
+    found["kl_cov"].backward()
+    close(policy.logprobs_BT.grad, [[0.5, 0], [0, -0.5]])

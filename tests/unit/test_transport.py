@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srft_ray.config.training import RolloutSection
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.sync import coordinator as coordinator_module
 from srft_ray.sync import transport as transport_module
 from srft_ray.sync.coordinator import Coordinator

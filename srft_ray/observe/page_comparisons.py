@@ -1,0 +1,65 @@
+"""Runs on a page that are compared with the first one, prompt by prompt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srft_ray.observe import evaluation_ledger, stats
+
+
+def averages_of(
+    run_dir: Path,
+    name: str,
+    step: int,
+) -> dict[int, float]:
+    """The mean reward of each prompt."""
+    table = evaluation_ledger.read(
+        run_dir,
+        name,
+        step,
+        ["prompt_id", "reward"],
+    )
+    prompts, where = np.unique(table["prompt_id"].to_numpy(), return_inverse=True)
+    means = np.bincount(where, weights=table["reward"].to_numpy()) / np.bincount(where)
+    return dict(zip(prompts.tolist(), means.tolist(), strict=True))
+
+
+def comparisons(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The last evaluation of the first run against that of each other run, on the prompts that both have."""
+    found = [
+        _comparison(run_dirs[0], other, name)
+        for other in run_dirs[1:]
+        for name in sorted(_last_steps(run_dirs[0]).keys() & _last_steps(other).keys())
+    ]
+    adjusted = stats.holm([one["p"] for one in found])
+    return [{**one, "holm": p} for one, p in zip(found, adjusted, strict=True)]
+
+
+def _last_steps(run_dir: Path) -> dict[str, int]:
+    """By set; tables are sorted by step."""
+    return dict(evaluation_ledger.tables(run_dir))
+
+
+def _comparison(
+    first: Path,
+    second: Path,
+    name: str,
+) -> dict[str, Any]:
+    was = averages_of(first, name, _last_steps(first)[name])
+    now = averages_of(second, name, _last_steps(second)[name])
+    common = sorted(was.keys() & now.keys())
+    paired = stats.paired([was[prompt] for prompt in common], [now[prompt] for prompt in common])
+    return {
+        "first": first.name,
+        "second": second.name,
+        "set": name,
+        "prompts": len(common),
+        "mean": paired.mean,
+        "low": paired.interval.low,
+        "high": paired.interval.high,
+        "p": paired.p,
+        "better": sum(now[prompt] > 0.5 >= was[prompt] for prompt in common),
+        "worse": sum(was[prompt] > 0.5 >= now[prompt] for prompt in common),
+    }
