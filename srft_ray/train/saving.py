@@ -18,6 +18,7 @@ from torch import Tensor
 from srft_ray.config.training import TrainerSection
 from srft_ray.observe.journal import record_event
 from srft_ray.sync.transport import chunks
+from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.retention import prune
@@ -174,23 +175,46 @@ class Saver:
         pieces = chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
         for number, piece in enumerate(pieces):
             name = f"{STATE_PREFIX}{self.rank:05d}-{number:05d}.safetensors"
-            share.add(piece, partial(self._write_state, step, name, piece))
-        for weights in chunks(self.engine.weights(), WHOLE, lambda n: self.rank == 0):
-            share.add(weights, partial(self._write_hf, step, weights))
+            share.add(piece, partial(self._write_tensors, step, name, piece))
+        if hf_files.weights_bytes(self.model) <= PIECE_BYTES:
+            for weights in chunks(self.engine.weights(), WHOLE, lambda n: self.rank == 0):
+                share.add(weights, partial(self._write_hf, step, weights))
+        else:
+            self._write_hf_pieces(step, share)
         return share
 
-    def _write_state(self, step: int, name: str, piece: Mapping[str, Tensor]) -> Entries:
-        return {name: self.store.write(step, name, to_safetensors(dict(piece)))}
+    def _write_hf_pieces(self, step: int, share: Share) -> None:
+        """Writes a large model in pieces, so that rank 0 never holds all of it."""
+        named = hf_files.without_tied(self.model, self.engine.weights())
+        index = hf_files.Index()
+        for piece in chunks(named, PIECE_BYTES, lambda n: self.rank == 0):
+            name = index.add(piece)
+            share.add(piece, partial(self._write_tensors, step, f"hf/{name}", piece, {"format": "pt"}))
+        if self.rank == 0:
+            share.add({}, partial(self._write_hf_rest, step, index))
+
+    def _write_hf_rest(self, step: int, index: hf_files.Index) -> Entries:
+        with tempfile.TemporaryDirectory() as folder:
+            hf_files.save_rest(self.model, self.tokenizer, index, Path(folder))
+            return self._write_folder(step, Path(folder))
+
+    def _write_tensors(
+        self, step: int, name: str, piece: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    ) -> Entries:
+        return {name: self.store.write(step, name, to_safetensors(dict(piece), metadata))}
 
     def _write_hf(self, step: int, weights: Mapping[str, Tensor]) -> Entries:
         """Writes the model as safetensors with its tokenizer, as transformers and vLLM load it."""
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_pretrained(folder, state_dict=dict(weights))
             self.tokenizer.save_pretrained(folder)
-            return {
-                f"hf/{file.name}": self.store.write(step, f"hf/{file.name}", file.read_bytes())
-                for file in sorted(Path(folder).iterdir())
-            }
+            return self._write_folder(step, Path(folder))
+
+    def _write_folder(self, step: int, folder: Path) -> Entries:
+        return {
+            f"hf/{file.name}": self.store.write(step, f"hf/{file.name}", file.read_bytes())
+            for file in sorted(folder.iterdir())
+        }
 
     def _on_first_rank(self, action: Callable[[], object]) -> str | None:
         """Rank 0 acts; all ranks learn why it failed, or None."""

@@ -160,7 +160,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
         groups = case.make_groups(stage, step)
         for index in range(number):
             optimizer.zero_grad()
-            losses = _losses(
+            losses = update_losses(
                 model,
                 old if number > 1 else None,
                 frozen,
@@ -178,7 +178,7 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _losses(model, old, frozen, case, stage, everything, groups, number):
+def update_losses(model, old, frozen, case, stage, everything, groups, number):
     pairs = [(g, c) for g in groups for c in g.trained]
     logprobs_BT, entropies_BT = forward(model, pairs, case.temperature)
     if "entropy_gradient" not in stage.algorithm.needs:

@@ -5,11 +5,13 @@ The gradient of each weight is computed from them here, without the code under t
 """
 
 from collections import defaultdict
+from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
-from algorithms import Batch, PolicyOutput
+from tests.distributed import harness
 from tests.distributed.harness import Case, load
 
 
@@ -44,7 +46,8 @@ def collect(model: nn.Module) -> dict[int, torch.Tensor]:
 
     def observe(module, inputs, output):
         (given,) = inputs
-        output.register_hook(lambda gradient: add(module, given.detach(), gradient))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: add(module, given.detach(), gradient))
 
     def add(module, given, gradient):
         wide, parameter = gradient.double().flatten(0, -2), module.weight
@@ -69,56 +72,42 @@ def collect(model: nn.Module) -> dict[int, torch.Tensor]:
 
 
 def losses(model, frozen, case, stage, groups) -> torch.Tensor:
-    """The loss of the whole update; what follows the logits is in float32, as in the learner."""
-    algorithm = stage.algorithm
-    pairs = [(g, c) for g in groups for c in g.trained]
-    logprobs_BT, entropies_BT = score(model, pairs, case)
-    if "entropy_gradient" not in algorithm.needs:
-        entropies_BT = entropies_BT.detach()
-    completions = [c for _, c in pairs]
-    mask, prefix, behavior = (
-        torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float32)
-    )
-    for row, c in enumerate(completions):
-        mask[row, : len(c.ids)] = True
-        prefix[row, : c.prefix] = True
-        if c.logprobs is not None:
-            behavior[row, : len(c.ids)] = torch.tensor(c.logprobs)
-    batch = Batch(
-        mask,
-        torch.tensor([c.origin == "demo" for c in completions]),
-        torch.tensor([float(c.reward) for c in completions]),
-        torch.tensor([float(c.advantage) for c in completions]),
-        behavior,
-        0,
-        groups[0].max_new_tokens,
-        prefix,
-    )
-    mean = None
-    if "mean_entropy" in algorithm.needs:
-        rollouts_BT = mask & torch.tensor([c.origin == "rollout" for c in completions])[:, None]
-        mean = entropies_BT.detach().double()[rollouts_BT].mean()
-    known_BT = None
-    if "reference" in algorithm.needs:
-        with torch.no_grad():
-            known_BT = score(frozen, pairs, case)[0]
-    return sum(
-        algorithm.losses(batch, PolicyOutput(logprobs_BT, entropies_BT, None, known_BT, mean)).values()
-    )
+    """The loss of the whole update; what a model says of a token is in float32, as in the learner."""
+
+    def forward(of, pairs, temperature):
+        return score(of, pairs, case, temperature)
+
+    def full_kl(of, known, pairs, temperature):
+        return whole_kl(of, known, pairs, case, temperature)
+
+    with patch.object(harness, "forward", forward), patch.object(harness, "full_kl", full_kl):
+        found = harness.update_losses(model, None, frozen, case, stage, groups, groups, 1)
+    return sum(found.values())
 
 
-def score(model, pairs, case):
+def score(model, pairs, case, temperature):
     """(log-probs, entropies) of every response token, zeros behind its end; one padded sequence at a time."""
-    longest = max(len(c.ids) for _, c in pairs)
     logprobs, entropies = [], []
     for group, c in pairs:
-        ids, first, count = [*group.prompt_ids, *c.ids], len(group.prompt_ids) - 1, len(c.ids)
-        padded = torch.tensor([ids + [0] * (case.length - len(ids))])
-        logits = model(padded, use_cache=False).logits[0, first : first + count].float()
-        if case.temperature != 1:
-            logits = logits / case.temperature
-        logp = logits.log_softmax(-1)
-        padding = logp.new_zeros(longest - count)
-        logprobs.append(torch.cat([logp[torch.arange(count), torch.tensor(c.ids)], padding]))
-        entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
-    return torch.stack(logprobs), torch.stack(entropies)
+        logp = log_softmax(model, group, c, case, temperature)
+        logprobs.append(logp[torch.arange(len(c.ids)), torch.tensor(c.ids)])
+        entropies.append(-(logp.exp() * logp).sum(-1))
+    return pad_sequence(logprobs, True), pad_sequence(entropies, True)
+
+
+def whole_kl(model, known, pairs, case, temperature):
+    """KL of the two models' distributions at every response token."""
+    found = []
+    for group, c in pairs:
+        logp = log_softmax(model, group, c, case, temperature)
+        with torch.no_grad():
+            logq = log_softmax(known, group, c, case, temperature)
+        found.append((logp.exp() * (logp - logq)).sum(-1))
+    return pad_sequence(found, True)
+
+
+def log_softmax(model, group, completion, case, temperature):
+    ids, first = [*group.prompt_ids, *completion.ids], len(group.prompt_ids) - 1
+    padded = torch.tensor([ids + [0] * (case.length - len(ids))])
+    logits = model(padded, use_cache=False).logits[0, first : len(ids) - 1].float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)

@@ -199,6 +199,25 @@ def test_a_model_that_does_not_fit_is_refused(saved, tmp_path, untied_model):
         spawn(1, train, untied_model, folder, case(0), STOP, STEPS, None)
 
 
+def train_in_pieces(*args):
+    """As `train`, with files of 50 kB: the model does not fit into one."""
+    from srft_ray.train import saving
+
+    saving.PIECE_BYTES = 50_000
+    return train(*args)
+
+
+def test_a_large_model_is_written_in_pieces(tmp_path, tiny_model):
+    _, weights = spawn(2, train_in_pieces, tiny_model, tmp_path, case(3), 0, 1, 1)
+    hf = tmp_path / "run/checkpoints/step-1/hf"
+    assert len(list(hf.glob("model-*.safetensors"))) > 2
+    assert (hf / "tokenizer.json").is_file()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
 def test_hf_is_the_trained_model(saved, tiny_model):
     from transformers import AutoModelForCausalLM
 

@@ -45,6 +45,11 @@ SETTINGS = [
 ]
 
 
+# A term that shows the model a demonstration first has contexts of its own. They are padded by micro-batch,
+# so that their passes are not the same.
+ALGORITHMS = [cls for cls in REGISTRY.values() if "teacher_kl" not in cls().stage(0, 2).algorithm.needs]
+
+
 def case(algorithm: Algorithm, **settings) -> Case:
     """One update; of a method of two stages it is the first stage's."""
     return Case(algorithm.stage(0, 2).algorithm, dtype=torch.bfloat16, length=48, **settings)
@@ -88,7 +93,7 @@ def test_update_is_the_sum_of_the_same_passes(world, tiny_model, capsys):
     """Each algorithm on one number of ranks with one of the settings, in turn; the full test has all."""
     chosen = [
         case(cls(), **SETTINGS[index % len(SETTINGS)])
-        for index, cls in enumerate(REGISTRY.values())
+        for index, cls in enumerate(ALGORITHMS)
         if (1, 2, 4)[index % 3] == world
     ]
     check(world, tiny_model, chosen, capsys)
@@ -97,7 +102,7 @@ def test_update_is_the_sum_of_the_same_passes(world, tiny_model, capsys):
 @pytest.mark.full
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_algorithm_with_every_setting(world, untied_model, capsys):
-    chosen = [case(cls(), **setting) for cls in REGISTRY.values() for setting in SETTINGS]
+    chosen = [case(cls(), **setting) for cls in ALGORITHMS for setting in SETTINGS]
     check(world, untied_model, chosen, capsys)
 
 
