@@ -25,7 +25,7 @@ from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import FIGURE_COLUMNS, Outcomes
 from srft_ray.observe.journal import write_whole
 from srft_ray.run.cluster import start_ray
-from srft_ray.run.placement import demand
+from srft_ray.run.placement import Placement, demand
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def benchmark(request: Request, folder: Path | None = None) -> str:
     target = Path(first.run.dir)
     if len(configs) > 1:
         # One Ray for all models.
-        needed = demand(resolve(first, GRPO()), "cpu", engines=True)
+        needed = demand(resolve(first, GRPO()), Placement("cpu"), engines=True)
         start_ray(first.cluster, needed.cpus, needed.custom)
     scores: dict[str, dict[str, Scores]] = {}
     for config in configs.values():

@@ -9,16 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from algorithms import Completion, Group
 from srft_ray import UserError
-from srft_ray.commands.benchmark import Request, make_benchmark_config
+from srft_ray.commands import benchmark as module
+from srft_ray.commands.benchmark import Request, benchmark, make_benchmark_config
 from srft_ray.commands.benchmark_cli import split_words
 from srft_ray.commands.benchmark_comparison import flips
 from srft_ray.commands.benchmark_scores import Scores
 from srft_ray.commands.benchmark_table import average, markdown
+from srft_ray.commands.evaluate import Evaluation
 from srft_ray.data.benchmark_prompts import prompt_rows, shuffled_options
 from srft_ray.data.benchmark_rows import Problem, read_problems
 from srft_ray.data.benchmark_sets import BENCHMARKS, SUITES
 from srft_ray.data.benchmarks import checksum, find_benchmarks
+from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import Outcomes
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -197,3 +201,39 @@ def test_a_model_may_stand_beside_overrides():
 def test_no_two_sets_have_the_same_name():
     aliases = [alias for benchmark in BENCHMARKS.values() for alias in benchmark.aliases]
     assert len(aliases) == len(set(aliases))
+
+
+def test_several_models_share_one_ray_and_are_compared(found, tmp_path, tiny_model, monkeypatch):
+    """Only the sampling is left out: each model's ledger is written as the evaluation would."""
+    started = []
+
+    def evaluate(config):
+        folder = tmp_path / f"ledger-{len(started)}-{Path(config.model.path).name}"
+        for name, settings in config.evaluation.data.items():
+            rows = [json.loads(line) for line in Path(settings["path"]).read_text().splitlines()]
+            groups = []
+            for number, row in enumerate(rows):
+                reward = float(config.model.path.endswith("other"))
+                completions = [
+                    Completion(s, "rollout", "x", [1], [-1.0], reward=reward, verdict="match", answer="1")
+                    for s in range(settings["samples"])
+                ]
+                metadata = row.get("metadata", {})
+                groups.append(Group(0, number, "p", [1], row["answer"], metadata, completions, name))
+            evaluation_ledger.write_part(folder, name, 0, 0, groups)
+            evaluation_ledger.join(folder, name, 0, [0])
+        return Evaluation(folder, [])
+
+    monkeypatch.setattr(module, "evaluate_model", evaluate)
+    monkeypatch.setattr(module, "start_ray", lambda *words: started.append(words))
+    other = tmp_path / "other"
+    other.symlink_to(tiny_model)
+    settings = {"model": {"max_length": 512}, "rollout": {"max_new_tokens": 64}}
+    sets = {name: found[name] for name in ("aime24", "mmlu_pro")}
+    request = Request([str(tiny_model), str(other)], sets, 4, None, False, True, settings)
+    text = benchmark(request, tmp_path / "out")
+    assert len(started) == 1 and started[0][1] >= 2, "room for learners and engines is asked for"
+    assert f"other − {tiny_model.name}" in text and "| +100.0 [" in text and "| 2 / 0 |" in text
+    saved = json.loads((tmp_path / "out/benchmark.json").read_text())
+    assert saved["models"]["other"]["mmlu_pro"]["samples"] == [4, 4]
+    assert (tmp_path / "out/benchmark.md").read_text() == text + "\n"
