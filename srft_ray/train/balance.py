@@ -15,10 +15,13 @@ BALANCED = 1.02  # most tokens of a rank, divided by the fewest, with which all 
 PREFERENCE = 0.01  # share of a rank's tokens that may be uneven in order to leave one sequence where it is
 
 
-def exchange(sequences: Sequence[tuple[Group, Completion]]) -> list[tuple[Group, Completion]]:
+def exchange(
+    sequences: Sequence[tuple[Group, Completion]], with_demonstrations: bool = False
+) -> list[tuple[Group, Completion]]:
     """This rank's share of the sequences of all ranks, ordered by group and sample; a collective.
 
-    A sequence from another rank comes with its group, which holds no completions then.
+    A sequence from another rank comes with its group, which then holds no completions, or its first
+    demonstration alone.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if world_size == 1:
@@ -33,7 +36,8 @@ def exchange(sequences: Sequence[tuple[Group, Completion]]) -> list[tuple[Group,
             kept.append(sequence)
         else:
             group, completion = sequence
-            leaving.append((destination, replace(group, completions=[]), completion))
+            shown = group.demonstrations[:1] if with_demonstrations else []
+            leaving.append((destination, replace(group, completions=shown), completion))
     shares: list[list[tuple[int, Group, Completion]]] = [[] for _ in range(world_size)]
     dist.all_gather_object(shares, leaving)
     arriving = [
