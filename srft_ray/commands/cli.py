@@ -31,6 +31,7 @@ SUCCESS = 0
 FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130
+COMPARED = "sft,grpo,two_stage,luffy,srft"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,8 +91,12 @@ def add_compare(commands: Any) -> None:
         "train with several algorithms and seeds; show mean and standard deviation of accuracy, entropy, cost"
     )
     command = add_config_command(commands, "compare", compare, text)
-    names = "sft,grpo,two_stage,luffy,srft"
-    add_option(command, "--algorithms", names, "names as in `srft-ray algorithms`, separated by commas")
+    names = (
+        f"names as in `srft-ray algorithms`, separated by commas (default {COMPARED}, none with --variants)"
+    )
+    add_option(command, "--algorithms", None, names)
+    variants = "YAML file of variants by name, each with the sections that differ (default no variants)"
+    add_option(command, "--variants", None, variants)
     add_option(command, "--seeds", "0,1,2", "values of run.seed, separated by commas")
 
 
@@ -183,10 +188,15 @@ def train(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from srft_ray.commands.compare import compare as run
+    from srft_ray.commands.compare_variants import read_variants
 
     seeds = whole_numbers("--seeds", options.seeds, least=0)
     config = load_config(options.config, options.overrides)
-    print(f"\n{run(config, options.algorithms.split(','), seeds)}")
+    variants = read_variants(options.variants) if options.variants else {}
+    # The default algorithms are for a comparison without variants.
+    names = options.algorithms or ("" if variants else COMPARED)
+    algorithms = [name for name in names.split(",") if name]
+    print(f"\n{run(config, algorithms, seeds, variants)}")
     return SUCCESS
 
 

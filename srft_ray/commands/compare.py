@@ -2,12 +2,16 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from algorithms import Algorithm
+from srft_ray.commands.compare_significance import differences, sentences
+from srft_ray.commands.compare_table import Outcome, table
+from srft_ray.commands.compare_variants import Sections, check_variant, with_sections
+from srft_ray.commands.report import report
 from srft_ray.commands.variants import Variant, check, complete, derived_config, folder_of
 from srft_ray.config.load import as_config
 from srft_ray.config.schema import Config
@@ -19,15 +23,6 @@ from srft_ray.run.placement import Placement, demand
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Figures of the model before or after one run: the evaluation on every set and, after it, the cost."""
-
-    algorithm: str
-    seed: int
-    figures: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """One run of a comparison; `label` names its algorithm in the table and in the run directory."""
 
@@ -35,11 +30,17 @@ class Comparison:
     run: Variant
 
 
-def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], seeds: Sequence[int]) -> str:
-    """Trains each algorithm with each seed and returns a Markdown table.
+def compare(
+    config: Config | str | Path,
+    algorithms: Sequence[str | Algorithm],
+    seeds: Sequence[int],
+    variants: Mapping[str, Sections] | None = None,
+) -> str:
+    """Trains each algorithm and variant with each seed and returns Markdown tables.
 
-    The table is also written, with the figures of every run, to `<run.dir>/<run.name>-compare/`. Finished
-    runs are not repeated. The config that is passed is not changed.
+    The tables are also written, with the figures of every run, to `<run.dir>/<run.name>-compare/`, beside
+    compare.html, which shows all runs. The second table has the differences from the first method, paired by
+    seed and prompt. Finished runs are not repeated. The config that is passed is not changed.
 
     Args:
         config: a config, or the path of its YAML file.
@@ -47,13 +48,14 @@ def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], 
             that is the config's `algorithm.name` takes the settings of the config's `algorithm` section; any
             other name takes the algorithm's defaults. `labels` tells the row and the run directory of each.
         seeds: values of `run.seed`.
+        variants: sections by label, as of `read_variants`: `{"slow": {"learner": {"lr": 1e-7}}}`.
 
     Raises:
         UserError: bad config or algorithm; it is raised before any run starts.
         RunFailed: a run failed; the same call continues with this run.
     """
     config = as_config(config)
-    comparisons = planned_runs(config, algorithms, seeds)
+    comparisons = planned_runs(config, algorithms, seeds, variants)
     runs = [comparison.run for comparison in comparisons]
     check(runs)
     # One Ray for all runs, large enough for the largest of them.
@@ -62,11 +64,14 @@ def compare(config: Config | str | Path, algorithms: Sequence[str | Algorithm], 
     start_ray(config.cluster, largest.cpus, largest.custom)
     parameters = count_parameters(config.model)
     outcomes = [outcome for comparison in comparisons for outcome in _outcomes(comparison, parameters)]
-    return _write(outcomes, folder_of(config, "compare"))
+    return _write(outcomes, comparisons, folder_of(config, "compare"))
 
 
 def planned_runs(
-    config: Config, algorithms: Sequence[str | Algorithm], seeds: Sequence[int]
+    config: Config,
+    algorithms: Sequence[str | Algorithm],
+    seeds: Sequence[int],
+    variants: Mapping[str, Sections] | None = None,
 ) -> list[Comparison]:
     """The runs of a comparison in the order of training: all algorithms of one seed, then of the next.
 
@@ -77,14 +82,20 @@ def planned_runs(
         bool(config.evaluation.data),
         "compare needs evaluation sets: add one, such as evaluation.data.heldout.split=heldout .",
     )
-    require(len(algorithms) > 0, "compare needs at least one algorithm.")
+    given = variants or {}
+    require(len(algorithms) + len(given) > 0, "compare needs at least one algorithm.")
     require(len(seeds) > 0, "compare needs at least one seed.")
     labelled = labels(algorithms)
-    return [
-        Comparison(label, _variant(config, label, algorithm, seed))
-        for seed in dict.fromkeys(seeds)
-        for label, algorithm in labelled.items()
-    ]
+    for name, sections in given.items():
+        check_variant(name, sections)
+        require(name not in labelled, f"The variant {name} has the name of an algorithm of the comparison.")
+    found = []
+    for seed in dict.fromkeys(seeds):
+        for label, algorithm in labelled.items():
+            found.append(Comparison(label, _variant(config, label, algorithm, seed)))
+        for label, sections in given.items():
+            found.append(Comparison(label, _section_variant(config, label, sections, seed)))
+    return found
 
 
 def labels(algorithms: Iterable[str | Algorithm]) -> dict[str, str | Algorithm]:
@@ -131,14 +142,32 @@ def _name_of(entry: str | Algorithm) -> str:
 
 def _variant(config: Config, label: str, algorithm: str | Algorithm, seed: int) -> Variant:
     """The run of an algorithm with a seed, evaluated at least before the first and after the last step."""
-    run = derived_config(config, "compare", f"{label}-seed{seed}")
-    run.run.seed = seed
-    run.trainer.evaluate_every = config.trainer.evaluate_every or config.trainer.steps
+    run = _seeded(config, label, seed)
     if isinstance(algorithm, Algorithm):
         return Variant.of(run, algorithm)
     if config.algorithm.get("name") != algorithm:
         run.algorithm = {"name": algorithm}
     return Variant.of(run)
+
+
+def _section_variant(
+    config: Config,
+    label: str,
+    sections: Sections,
+    seed: int,
+) -> Variant:
+    """The run of a variant with a seed."""
+    run = _seeded(with_sections(config, sections), label, seed)
+    # The names and directories are those of the comparison's config.
+    run.run = _seeded(config, label, seed).run
+    return Variant.of(run)
+
+
+def _seeded(config: Config, label: str, seed: int) -> Config:
+    run = derived_config(config, "compare", f"{label}-seed{seed}")
+    run.run.seed = seed
+    run.trainer.evaluate_every = config.trainer.evaluate_every or config.trainer.steps
+    return run
 
 
 def _outcomes(comparison: Comparison, parameters: int) -> list[Outcome]:
@@ -180,45 +209,18 @@ def _quality(config: Config, evaluations: Sequence[dict[str, Any]], step: int) -
     return figures | {"entropy, nats": by_set[names[0]]["entropy"]}
 
 
-def _write(outcomes: Sequence[Outcome], folder: Path) -> str:
-    """Writes compare.json and compare.md to the folder; returns the text of compare.md."""
+def _write(outcomes: Sequence[Outcome], comparisons: Sequence[Comparison], folder: Path) -> str:
+    """Writes compare.json, compare.md and compare.html to the folder; returns the text of compare.md."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [vars(outcome) for outcome in outcomes]
     (folder / "compare.json").write_text(json.dumps(records, indent=2) + "\n")
-    text = table(outcomes)
+    runs: dict[str, dict[int, Path]] = {}
+    for comparison in comparisons:
+        config = comparison.run.config
+        runs.setdefault(comparison.label, {})[config.run.seed] = config.run_dir
+    found = differences(runs)
+    (folder / "differences.json").write_text(json.dumps(found, indent=2) + "\n")
+    report([folder for by_seed in runs.values() for folder in by_seed.values()], folder / "compare.html")
+    text = "\n\n".join(part for part in (sentences(found), table(outcomes)) if part)
     (folder / "compare.md").write_text(text + "\n")
     return text
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """A Markdown table with one algorithm per row: mean ± standard deviation over the seeds."""
-    columns = list(dict.fromkeys(column for outcome in outcomes for column in outcome.figures))
-    seeds = len({outcome.seed for outcome in outcomes})
-    head = f"algorithm ({seeds} seed{'s' * (seeds > 1)})"
-    lines = [f"| {' | '.join([head, *columns])} |", "|---" * (len(columns) + 1) + "|"]
-    by_algorithm: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_algorithm.setdefault(outcome.algorithm, []).append(outcome)
-    for name, found in by_algorithm.items():
-        cells = [_cell(found, column) for column in columns]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join(lines)
-
-
-def _cell(outcomes: Sequence[Outcome], column: str) -> str:
-    """Each seed counts once: the model before training is the same for all algorithms of a seed."""
-    by_seed = {outcome.seed: outcome.figures[column] for outcome in outcomes if column in outcome.figures}
-    values = list(by_seed.values())
-    if not values:
-        return "–"
-    mean = statistics.fmean(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    digits = _digits(mean)
-    return f"{mean:z,.{digits}f} ± {deviation:,.{digits}f}"
-
-
-def _digits(mean: float) -> int:
-    """Decimal places: fewer for larger figures."""
-    if mean >= 1000 or mean == 0:
-        return 0
-    return 1 if mean >= 10 else 3

@@ -153,15 +153,27 @@ def _resampling_weights(
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """What a Student t variable with so many degrees of freedom stays below in absolute value."""
-    # With t = sqrt(freedom) tan(angle), its density is a power of the cosine of the angle.
+    angle, below = _student(freedom)
+    found = np.interp(level, below, angle)
+    scale = np.sqrt(freedom)
+    return float(scale * np.tan(found))
+
+
+def t_tails(value: float, freedom: int) -> float:
+    """The chance that a Student t variable is as far from 0 as the value, or further."""
+    angle, below = _student(freedom)
+    reached = np.arctan(abs(value) / np.sqrt(freedom))
+    return 1.0 - float(np.interp(reached, angle, below))
+
+
+def _student(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles, and the chances that |t| is below sqrt(freedom) tan(angle)."""
+    # In this angle the density of t is a power of its cosine.
     angle = np.linspace(0.0, np.pi / 2, 200_001)
     density = np.cos(angle) ** (freedom - 1)
     middle = (density[1:] + density[:-1]) / 2
-    below = np.cumsum(middle)
-    wanted = level * below[-1]
-    found = np.interp(wanted, below, angle[1:])
-    scale = np.sqrt(freedom)
-    return float(scale * np.tan(found))
+    below = np.concatenate([[0.0], np.cumsum(middle)])
+    return angle, below / below[-1]
 
 
 def normal_quantile(level: float) -> float:

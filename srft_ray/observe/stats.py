@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srft_ray.observe.intervals import CHUNK, LEVEL, Interval, normal_quantile, t_quantile
+from srft_ray.observe.intervals import CHUNK, LEVEL, Interval, normal_quantile, t_quantile, t_tails
 
 FLIPS = 4999
 
@@ -104,6 +104,29 @@ def paired(first_P: Sequence[float], second_P: Sequence[float]) -> Paired:
         float(sign_flip_p(difference[None])[0]),
         deviation,
     )
+
+
+def over_seeds(differences: Sequence[np.ndarray]) -> Paired:
+    """The difference of two methods that were each trained with the same seeds.
+
+    The seed is the unit: the interval is Student's over the means of the seeds, which vary by seed and by
+    prompt, and p is of Student's test. With one seed it is the paired test over its prompts, which knows
+    nothing of what differs between seeds.
+
+    Args:
+        differences: of each seed the differences of its prompts.
+    """
+    if len(differences) == 1:
+        only = differences[0]
+        return paired(np.zeros(len(only)), only)
+    means = np.array([of_seed.mean() for of_seed in differences])
+    mean = float(means.mean())
+    deviation = float(means.std(ddof=1))
+    error = deviation / np.sqrt(len(means))
+    freedom = len(means) - 1
+    half = t_quantile(freedom) * error
+    p = t_tails(mean / error, freedom) if error > 0 else float(mean == 0)
+    return Paired(mean, Interval(mean - half, mean + half), p, deviation)
 
 
 def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ def exchange(
 ) -> list[tuple[Group, Completion]]:
     """This rank's share of the sequences of all ranks, ordered by group and sample; a collective.
 
-    A sequence from another rank comes with its group, which then holds no completions, or its first
-    demonstration alone.
+    A sequence from another rank comes with its group, which then holds no completions, or only the
+    demonstrations.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if world_size == 1:
@@ -36,8 +36,8 @@ def exchange(
             kept.append(sequence)
         else:
             group, completion = sequence
-            shown = group.demonstrations[:1] if with_demonstrations else []
-            leaving.append((destination, replace(group, completions=shown), completion))
+            kept_with_it = group.demonstrations if with_demonstrations else []
+            leaving.append((destination, replace(group, completions=kept_with_it), completion))
     shares: list[list[tuple[int, Group, Completion]]] = [[] for _ in range(world_size)]
     dist.all_gather_object(shares, leaving)
     arriving = [

@@ -83,7 +83,7 @@ class Learner:
         mini_batches = []
         for index in range(number):
             chosen = [group for group in groups if group.group_id % number == index]
-            mini_batches.append(self._cut(chosen, step, stage))
+            mini_batches.append(self._cut(chosen, step, stage.start, "teacher_kl" in algorithm.needs))
         context = StepContext(step, algorithm, temperature)
         records = sequence_values.gather(algorithm, groups, number)
         sequence_values.attach(algorithm, records, list(chain(*mini_batches)))
@@ -128,19 +128,24 @@ class Learner:
         metrics["micro_batches"] = float(len(micro_batches))
         return metrics, parity
 
-    def _cut(self, groups: Sequence[Group], step: int, stage: Stage) -> list[MicroBatch]:
-        """Micro-batches on this rank's device, as many as every other rank has."""
+    def _cut(
+        self, groups: Sequence[Group], step: int, start: int, shows_demonstrations: bool
+    ) -> list[MicroBatch]:
+        """Micro-batches on this rank's device, as many as every other rank has.
+
+        `shows_demonstrations`: whether the algorithm needs those of a group beside each of its sequences.
+        """
         sequences = trained_sequences(groups)
         if not self.records_tokens:  # what is recorded of a token goes to the rank that writes its sequence
-            sequences = exchange(sequences, "teacher_kl" in stage.algorithm.needs)
+            sequences = exchange(sequences, shows_demonstrations)
         room, packing = self.config.micro_batch_tokens, self.config.packing
-        micro_batches = cut(sequences, room, step, stage.start, packing)
+        micro_batches = cut(sequences, room, step, start, packing)
         # Each forward and backward pass is a collective of ZeRO: a rank with fewer micro-batches adds empty
         # ones.
         most = torch.tensor(max(1, len(micro_batches)), device=self.engine.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         missing = int(most) - len(micro_batches)
-        micro_batches += [collate([], step, stage.start) for _ in range(missing)]
+        micro_batches += [collate([], step, start) for _ in range(missing)]
         return [micro_batch.to(self.engine.device) for micro_batch in micro_batches]
 
     @torch.no_grad()

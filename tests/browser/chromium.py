@@ -70,7 +70,9 @@ class Page:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], TIMEOUT_S)
             assert ready, f"the browser said nothing for {TIMEOUT_S:.0f} s"
-            self._buffer += os.read(self._read, 2**16)
+            piece = os.read(self._read, 2**16)
+            assert piece, "the browser has ended"
+            self._buffer += piece
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
@@ -95,7 +97,7 @@ def page(browser: str, profile: Path) -> Iterator[Page]:
     """A tab of a browser that ends with the context."""
     theirs_read, ours_write = os.pipe()
     ours_read, theirs_write = os.pipe()
-    # Chromium reads commands from descriptor 3 and writes to 4.
+    # Chromium reads commands from descriptor 3 and writes to 4. Bash knows descriptors above 9, sh may not.
     shell = f'exec "$0" "$@" 3<&{theirs_read} 4>&{theirs_write}'
     options = [
         "--headless=new",
@@ -107,7 +109,7 @@ def page(browser: str, profile: Path) -> Iterator[Page]:
         f"--user-data-dir={profile}",
     ]
     process = subprocess.Popen(
-        ["/bin/sh", "-c", shell, browser, *options],
+        ["bash", "-c", shell, browser, *options],
         pass_fds=[theirs_read, theirs_write],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

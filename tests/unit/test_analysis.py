@@ -78,3 +78,18 @@ def test_cost_counts_what_was_done_before_each_evaluation(tmp_path):
     rows = records.accuracy_by_cost(tmp_path, 10**9)
     assert [row["tokens trained"] for row in rows] == [0, 10, 20]
     assert [row["TFLOPs"] for row in rows] == pytest.approx([0.0, 0.12, 0.24])
+
+
+def test_texts_that_are_scored_together_get_what_they_get_alone(tiny_model):
+    model = scoring.load(tiny_model)
+    texts = [
+        Text("demo", 0, [5, 6, 7], [8, 9]),
+        Text("right", 0, [5], [6]),
+        Text("wrong", 0, [9], [8, 7, 6, 5]),
+    ]
+    together = list(scoring.log_distributions(model, texts))
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = scoring.log_distributions(model, [text])
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+        assert len(found) == len(text.response_ids)
+        assert found.exp().sum(dim=-1).tolist() == pytest.approx([1.0] * len(found), abs=1e-4)

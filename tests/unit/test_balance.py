@@ -71,5 +71,5 @@ def test_a_sequence_travels_with_a_demonstration_only_where_one_is_needed(monkey
     monkeypatch.setattr(balance, "dist", ranks)
     kept = balance.exchange([(group, rollout) for rollout in rollouts], with_demonstrations)
     ((_, sent, _),) = ranks.sent[1]
-    assert sent.completions == (demonstrations[:1] if with_demonstrations else [])
+    assert sent.completions == (demonstrations if with_demonstrations else [])
     assert len(kept) == 1 and kept[0][0] is group

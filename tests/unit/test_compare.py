@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from algorithms import GRPO, SFT, SRFT, Algorithm
+from algorithms import GRPO, SFT, SRFT, Algorithm, Completion, Group
 from srft_ray.commands import compare as module
 from srft_ray.commands import variants
 from srft_ray.commands.compare import compare, labels, planned_runs
+from srft_ray.commands.compare_significance import differences, sentences
+from srft_ray.commands.compare_variants import read_variants
 from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, UserError
+from srft_ray.observe import evaluation_ledger
 from srft_ray.run.driver import Result
 from tests.conftest import base_config
 
@@ -177,3 +180,91 @@ def test_a_run_that_is_stopped_ends_the_comparison_with_a_sentence(
     wanted = r"stopped by SIGTERM after step 3 .* the same command continues"
     with pytest.raises(RunFailed, match=wanted):
         compare(make_config(values), ["srft"], [0])
+
+
+VARIANTS = """
+srft: {algorithm: {name: srft}}
+slow: {algorithm: {name: srft, sft_scale: 0.25}, learner: {lr: 1.0e-7}, trainer: {steps: 4}}
+"""
+
+
+def test_variants_are_sections_that_differ(values: dict[str, Any], tmp_path: Path):
+    (tmp_path / "variants.yaml").write_text(VARIANTS)
+    config = make_config(values)
+    runs = planned_runs(config, [], [0, 1], read_variants(tmp_path / "variants.yaml"))
+    assert [(one.label, one.run.config.run.seed) for one in runs] == [
+        ("srft", 0),
+        ("slow", 0),
+        ("srft", 1),
+        ("slow", 1),
+    ]
+    first, second = (one.run.config for one in runs[:2])
+    assert first.algorithm["sft_scale"] == 0.5, "a section takes the place of the config's algorithm"
+    assert (second.algorithm["sft_scale"], second.learner.lr, second.trainer.steps) == (0.25, 1e-7, 4)
+    assert second.run_dir == first.run_dir.with_name("slow-seed0")
+    assert first.run_dir.parent.name == "run-compare" and second.data == first.data
+    assert config.learner.lr == 1e-6 and config.algorithm["sft_scale"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must hold variants by name"),
+        ("a: [", "is not valid YAML"),
+        ("a/b: {}", "The variant 'a/b' needs a name of letters"),
+        ("a: 3", "The variant a must hold sections"),
+        ("a: {run: {seed: 3}}", "The variant a changes run, which all variants of a comparison share"),
+        ("a: {evaluation: {samples: 3}}", "changes evaluation, which all variants"),
+    ],
+)
+def test_wrong_variants_are_refused(text: str, message: str, tmp_path: Path):
+    (tmp_path / "v.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_variants(tmp_path / "v.yaml")
+
+
+def test_unknown_keys_and_names_that_are_taken_are_refused(values: dict[str, Any]):
+    config = make_config(values)
+    with pytest.raises(UserError, match="lrr"):
+        planned_runs(config, [], [0], {"a": {"learner": {"lrr": 1}}})
+    with pytest.raises(UserError, match="The variant sft has the name of an algorithm"):
+        planned_runs(config, ["sft"], [0], {"sft": {}})
+
+
+def test_differences_are_paired_by_seed_and_prompt(tmp_path: Path):
+    """Two seeds of three prompts each: the seeds' mean differences are 1/3 and 2/3."""
+    rewards = {"old": {0: [0, 0, 1], 1: [0, 0, 0]}, "new": {0: [1, 0, 1], 1: [1, 1, 0]}}
+    runs: dict[str, dict[int, Path]] = {}
+    for label, by_seed in rewards.items():
+        for seed, found in by_seed.items():
+            folder = tmp_path / f"{label}-{seed}"
+            groups = [
+                Group(
+                    2,
+                    n,
+                    "p",
+                    [1],
+                    "r",
+                    {},
+                    [Completion(0, "rollout", "t", [1], [0.0], reward=float(r))],
+                    "held",
+                )
+                for n, r in enumerate(found)
+            ]
+            evaluation_ledger.write_part(folder, "held", 2, 0, groups)
+            evaluation_ledger.join(folder, "held", 2, [0])
+            runs.setdefault(label, {})[seed] = folder
+    (row,) = differences(runs)
+    assert (row["method"], row["against"], row["set"], row["seeds"], row["prompts"]) == (
+        "new",
+        "old",
+        "held",
+        2,
+        6,
+    )
+    assert row["mean"] == pytest.approx(0.5)
+    half = 12.7062 * (1 / 6)  # Student's quantile of one degree of freedom, and the error of the mean
+    assert (row["low"], row["high"]) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-3)
+    assert row["p"] == row["holm"] == pytest.approx(2 * 0.10242, abs=1e-3)
+    assert sentences([row]).startswith("new − old on held: +50.0 [-161.8, +261.8] points, p 0.2048")
+    assert sentences([]) == ""

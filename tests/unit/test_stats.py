@@ -69,6 +69,8 @@ def test_wilson():
 def test_student():
     for freedom, expected in ((1, 12.7062), (2, 4.30265), (29, 2.04523), (1000, 1.96234)):
         assert intervals.t_quantile(freedom) == pytest.approx(expected, rel=1e-4)
+        assert intervals.t_tails(-expected, freedom) == pytest.approx(0.05, abs=1e-4)
+    assert intervals.t_tails(0.0, 5) == 1.0
 
 
 @pytest.mark.parametrize("shape", [(0.3, 0.3), (2, 2), (0.15, 2)], ids=str)
@@ -143,3 +145,15 @@ def test_prompts_needed_find_the_difference_as_often_as_they_should():
     rng = np.random.default_rng(7)
     differences = rng.normal(0.1, 0.3, (EXPERIMENTS // 2, 71))
     assert float((stats.sign_flip_p(differences) <= 0.05).mean()) == pytest.approx(0.8, abs=0.04)
+
+
+def test_methods_are_compared_over_seeds():
+    """Means of the seeds 0.1, 0.2 and 0.3: t = 0.2 / (0.1 / sqrt(3)) with two degrees of freedom."""
+    found = stats.over_seeds([np.array([0.0, 0.2]), np.array([0.2, 0.2]), np.array([0.5, 0.1])])
+    assert found.mean == pytest.approx(0.2) and found.deviation == pytest.approx(0.1)
+    half = 4.30265 * 0.1 / math.sqrt(3)
+    assert found.interval == pytest.approx((0.2 - half, 0.2 + half), abs=1e-4)
+    assert found.p == pytest.approx(0.0742, abs=1e-3)
+    one = np.array([0.5, 0.25, 0.0])
+    assert stats.over_seeds([one]) == stats.paired([0.0] * 3, one)
+    assert stats.over_seeds([np.zeros(2), np.zeros(2)]).p == 1.0

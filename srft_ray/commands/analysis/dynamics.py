@@ -24,38 +24,31 @@ def dynamics(
         checkpoints: model directories by step.
         references: loaded models by name.
     """
-    known = {
-        name: [scoring.log_distributions(model, text) for text in probes]
-        for name, model in references.items()
-    }
+    known = {name: list(scoring.log_distributions(model, probes)) for name, model in references.items()}
     rows: list[dict[str, Any]] = []
     for step, path in sorted(checkpoints.items()):
-        model = scoring.load(path)
-        found = [
-            _measure(
-                model,
-                text,
-                number,
-                known,
-            )
-            for number, text in enumerate(probes)
-        ]
+        scored = scoring.log_distributions(scoring.load(path), probes)
+        found = []
+        for number, log_TV in enumerate(scored):
+            beside = {name: distributions[number] for name, distributions in known.items()}
+            found.append(_measure(log_TV, probes[number], beside))
         rows += _by_kind(step, probes, found)
     return rows
 
 
 def _measure(
-    model: Any, text: Text, number: int, references: Mapping[str, Sequence[Tensor]]
+    log_TV: Tensor,
+    text: Text,
+    references: Mapping[str, Tensor],
 ) -> dict[str, float]:
     """Sums over the tokens of a text."""
-    log_TV = scoring.log_distributions(model, text)
     sums = {
         "tokens": float(len(text.response_ids)),
         "nll": -float(scoring.chosen(log_TV, text).sum()),
         "entropy": float(scoring.entropy(log_TV).sum()),
     }
-    for name, distributions in references.items():
-        sums[f"KL to {name}"] = float(scoring.divergence(log_TV, distributions[number]).sum())
+    for name, reference_TV in references.items():
+        sums[f"KL to {name}"] = float(scoring.divergence(log_TV, reference_TV).sum())
     return sums
 
 

@@ -1,14 +1,17 @@
 """Teacher-forced distributions of models over the tokens of given texts."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srft_ray.commands.analysis.texts import Text
+from srft_ray.commands.analysis.texts import Text, length_of
 from srft_ray.config.schema import ModelSection
 from srft_ray.models import load_model
+
+BATCH_TOKENS = 2048  # of a forward pass, with padding
 
 
 def load(path: str | Path, trust_remote_code: bool = False) -> Any:
@@ -18,14 +21,40 @@ def load(path: str | Path, trust_remote_code: bool = False) -> Any:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def log_distributions(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
+    """Of each text in turn, log-probs of the whole vocabulary at each response token: float32 (T, V)."""
+    batch: list[Text] = []
+    for text in texts:
+        longest = max(map(length_of, [*batch, text]))
+        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+            yield from _of_batch(model, batch)
+            batch = []
+        batch.append(text)
+    if batch:
+        yield from _of_batch(model, batch)
+
+
 @torch.no_grad()
-def log_distributions(model: Any, text: Text, temperature: float = 1.0) -> Tensor:
-    """Log-probs of the whole vocabulary at each response token: float32 (T, V)."""
-    ids = torch.tensor([[*text.prompt_ids, *text.response_ids]], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0]
-    first = len(text.prompt_ids) - 1
-    scored = logits[first : first + len(text.response_ids)].float()
-    return (scored / temperature).log_softmax(dim=-1)
+def _of_batch(model: Any, batch: Sequence[Text]) -> list[Tensor]:
+    longest = max(map(length_of, batch))
+    ids_BL = torch.zeros((len(batch), longest), dtype=torch.int64)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, text in enumerate(batch):
+        ids = [*text.prompt_ids, *text.response_ids]
+        ids_BL[row, : len(ids)] = torch.tensor(ids)
+        mask_BL[row, : len(ids)] = 1
+    device = model.device
+    logits = model(
+        input_ids=ids_BL.to(device),
+        attention_mask=mask_BL.to(device),
+        use_cache=False,
+    ).logits
+    found = []
+    for row, text in enumerate(batch):
+        first = len(text.prompt_ids) - 1
+        scored = logits[row, first : first + len(text.response_ids)]
+        found.append(scored.float().log_softmax(dim=-1))
+    return found
 
 
 def chosen(log_TV: Tensor, text: Text) -> Tensor:

@@ -86,7 +86,7 @@ def _of_step(
     rows = read_step(files, step, COLUMNS).to_pylist()
     rows.sort(key=lambda row: (row["group_id"], row["sample"]))
     texts = [_text(row, step) for row in rows]
-    fitting = [text for text in texts if text.response_ids and _length(text) <= longest]
+    fitting = [text for text in texts if text.response_ids and length_of(text) <= longest]
     found: list[Text] = []
     for kind in KINDS:
         of_kind = [text for text in fitting if text.kind == kind]
@@ -106,5 +106,6 @@ def _text(row: dict[str, Any], step: int) -> Text:
     )
 
 
-def _length(text: Text) -> int:
+def length_of(text: Text) -> int:
+    """Tokens of prompt and response together."""
     return len(text.prompt_ids) + len(text.response_ids)

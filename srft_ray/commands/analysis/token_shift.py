@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from srft_ray.commands.analysis import scoring
 from srft_ray.commands.analysis.texts import Text
@@ -33,25 +34,24 @@ def token_table(
 ) -> pa.Table:
     """One row for each token of the texts."""
     columns: dict[str, list[Any]] = {}
-    for number, text in enumerate(texts):
-        for name, values in _figures(
-            base,
-            tuned,
-            text,
-            number,
-        ).items():
+    pairs = zip(
+        scoring.log_distributions(base, texts),
+        scoring.log_distributions(tuned, texts),
+        strict=True,
+    )
+    for number, (before_TV, after_TV) in enumerate(pairs):
+        figures = _figures(before_TV, after_TV, texts[number], number)
+        for name, values in figures.items():
             columns.setdefault(name, []).extend(values)
     return pa.table(columns)
 
 
 def _figures(
-    base: Any,
-    tuned: Any,
+    before_TV: Tensor,
+    after_TV: Tensor,
     text: Text,
     number: int,
 ) -> dict[str, list[Any]]:
-    before_TV = scoring.log_distributions(base, text)
-    after_TV = scoring.log_distributions(tuned, text)
     before_T = scoring.chosen(before_TV, text)
     after_T = scoring.chosen(after_TV, text)
     length = len(text.response_ids)

@@ -31,8 +31,12 @@ function table(heads, rows) {
     element("tbody", {}, rows.map((row) => element("tr", {}, row.map(cell("td")))))));
 }
 function ticks(low, high) {
-  const step = (high - low) / 4 || 1;
-  return [0, 1, 2, 3, 4].map((number) => low + number * step);
+  const rough = (high - low) / 4 || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high; value += step) found.push(Number(value.toPrecision(12)));
+  return found;
 }
 function extent(values) {
   const found = values.filter((value) => typeof value === "number");
@@ -58,7 +62,8 @@ function lineChart(title, unit, series, marks) {
     root.append(shape("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, format(value)));
   }
   for (const value of ticks(...xs)) {
-    root.append(shape("text", { x: x(value), y: height - 8, "text-anchor": "middle" }, Math.round(value)));
+    if (!Number.isInteger(value)) continue;
+    root.append(shape("text", { x: x(value), y: height - 8, "text-anchor": "middle" }, value));
   }
   for (const mark of marks || []) {
     if (mark.x < xs[0] || mark.x > xs[1]) continue;

@@ -1,0 +1,82 @@
+"""Whether methods differ: differences paired by seed and prompt, with seeds as the units."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srft_ray.observe import evaluation_ledger, stats
+from srft_ray.observe.page_comparisons import averages_of
+
+Runs = Mapping[str, Mapping[int, Path]]  # run directories by label and seed
+
+
+def differences(runs: Runs) -> list[dict[str, Any]]:
+    """One row for each set and each method after the first: its last evaluation minus that of the first."""
+    baseline, *others = runs
+    names = _sets(runs)
+    rows = [_row(runs, baseline, other, name) for other in others for name in names]
+    adjusted = stats.holm([row["p"] for row in rows])
+    return [{**row, "holm": p} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _sets(runs: Runs) -> list[str]:
+    """The sets that every run has evaluated."""
+    found = [
+        {name for name, _ in evaluation_ledger.tables(folder)}
+        for by_seed in runs.values()
+        for folder in by_seed.values()
+    ]
+    return sorted(set.intersection(*found)) if found else []
+
+
+def _row(
+    runs: Runs,
+    baseline: str,
+    other: str,
+    name: str,
+) -> dict[str, Any]:
+    seeds = sorted(runs[baseline].keys() & runs[other].keys())
+    by_seed = [prompt_differences(runs[baseline][seed], runs[other][seed], name) for seed in seeds]
+    found = stats.over_seeds(by_seed)
+    return {
+        "method": other,
+        "against": baseline,
+        "set": name,
+        "seeds": len(seeds),
+        "prompts": sum(map(len, by_seed)),
+        "mean": found.mean,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "p": found.p,
+    }
+
+
+def prompt_differences(first: Path, second: Path, name: str) -> np.ndarray:
+    """Of each prompt that both have, the average after the last step of the second minus the first run's."""
+    before = averages_of(first, name, _last_step(first, name))
+    after = averages_of(second, name, _last_step(second, name))
+    common = sorted(before.keys() & after.keys())
+    return np.array([after[prompt] - before[prompt] for prompt in common])
+
+
+def _last_step(run_dir: Path, name: str) -> int:
+    return max(step for found, step in evaluation_ledger.tables(run_dir) if found == name)
+
+
+def sentences(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The differences, one a line; empty without any."""
+    return "\n".join(_sentence(row) for row in rows)
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    mean = 100 * row["mean"]
+    seeds = f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
+    interval = ""
+    if np.isfinite(row["low"]):
+        interval = f" [{100 * row['low']:+z.1f}, {100 * row['high']:+z.1f}]"
+    return (
+        f"{row['method']} − {row['against']} on {row['set']}: {mean:+z.1f}{interval} points, "
+        f"p {row['p']:.4f}, {row['holm']:.4f} after Holm ({seeds}, {row['prompts']} prompts)"
+    )
