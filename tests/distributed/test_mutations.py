@@ -114,11 +114,28 @@ def averaged_over_ranks(model):
 
 
 @contextmanager
-def own_sequences_only(model):
-    """Every rank derives values from its own sequences: a budget of tokens for each."""
+def a_budget_for_each_rank(model):
+    """The groups of each rank are cut apart from those of the other."""
     from srft_ray.train import sequence_values
 
-    with patch.object(sequence_values, "_from_all_ranks", list):
+    gather = sequence_values.gather
+
+    def apart(*args):
+        return [replace(record, update=record.group_id % 2) for record in gather(*args)]
+
+    with patch.object(sequence_values, "gather", apart):
+        yield
+
+
+@contextmanager
+def statistics_of_a_part(model):
+    """The mean and std of the rewards are those of the first rollouts of the step only."""
+    whole = REINFORCEPP.center_and_scale
+
+    def part(self, rollouts):
+        return whole(self, rollouts[: len(rollouts) // 2])
+
+    with patch.object(REINFORCEPP, "center_and_scale", part):
         yield
 
 
@@ -148,17 +165,11 @@ def wrong_pair(model):
 
 
 @contextmanager
-def margins_of_an_earlier_policy(model):
-    """The margins of the pairs are those before the first step."""
+def margins_that_stay_zero(model):
+    """The log-probs of the pairs are never looked up."""
     from srft_ray.train import sequence_values
 
-    refresh, before = sequence_values.refresh, {}
-
-    def stale(algorithm, records, micro_batches, policies):
-        known = before.setdefault("policies", policies)
-        refresh(algorithm, records, micro_batches, known)
-
-    with patch.object(sequence_values, "refresh", stale):
+    with patch.object(sequence_values, "refresh", lambda *args: None):
         yield
 
 
@@ -185,11 +196,11 @@ def reference_that_stays(model):
 
 
 FAULTS_OF = (  # with the algorithm in whose update they are seen
-    (own_sequences_only, C3PO(token_budget=40)),
-    (own_sequences_only, REINFORCEPP()),
+    (a_budget_for_each_rank, C3PO(token_budget=40)),
+    (statistics_of_a_part, REINFORCEPP()),
     (one_token_more, C3PO(token_budget=40)),
     (wrong_pair, DPO(beta=1.0)),
-    (margins_of_an_earlier_policy, DPO(beta=1.0)),
+    (margins_that_stay_zero, DPO(beta=1.0)),
     (kl_without_gradient, SFTKL()),
     (reference_that_stays, T1(anchor_every=1, kl_coefficient=0.5, kl_estimator="k2")),
 )

@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from algorithms import Completion, Group
+from srft_ray.train import balance
 from srft_ray.train.balance import assign
 
 
@@ -41,3 +43,33 @@ def test_what_is_balanced_stays() -> None:
 
 def test_a_rank_without_sequences_gets_some() -> None:
     assert assign([[9, 1, 4, 4], []]) == [[0, 1, 1, 1], []]
+
+
+class OneOfTwo:
+    """Rank 0 of two, whose other rank has no sequences; what it sends is kept."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[tuple]] = []
+
+    def get_rank(self) -> int:
+        return 0
+
+    def get_world_size(self) -> int:
+        return 2
+
+    def all_gather_object(self, shares: list, own: list) -> None:
+        self.sent.append(own)
+        shares[:] = [own, []]
+
+
+@pytest.mark.parametrize("with_demonstrations", [False, True])
+def test_a_sequence_travels_with_a_demonstration_only_where_one_is_needed(monkeypatch, with_demonstrations):
+    demonstrations = [Completion(sample, "demo", "", [1, 2]) for sample in (2, 3)]
+    rollouts = [Completion(sample, "rollout", "", [1] * 9, [0.0] * 9) for sample in (0, 1)]
+    group = Group(0, 0, "", [5], "", completions=[*rollouts, *demonstrations])
+    ranks = OneOfTwo()
+    monkeypatch.setattr(balance, "dist", ranks)
+    kept = balance.exchange([(group, rollout) for rollout in rollouts], with_demonstrations)
+    ((_, sent, _),) = ranks.sent[1]
+    assert sent.completions == (demonstrations if with_demonstrations else [])
+    assert len(kept) == 1 and kept[0][0] is group
