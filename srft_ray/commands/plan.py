@@ -1,5 +1,6 @@
 """`srft-ray plan`: checks a config and says what it will ask for, by arithmetic alone; it starts nothing."""
 
+import math
 import os
 
 import torch
@@ -76,8 +77,11 @@ def _is_elsewhere(path: str) -> bool:
 def _placement(resolved: Resolved, device: str) -> list[str]:
     config = resolved.config
     gpus = torch.cuda.device_count()
-    cores = None if cluster_address(config.cluster) else os.cpu_count()
-    placement = choose_placement(resolved, device, resolved.needs_engines, gpus, cores)
+    in_cluster = bool(cluster_address(config.cluster))
+    cores = None if in_cluster else os.cpu_count()
+    # Without GPUs here the run is for a cluster, which will have those that it asks for.
+    available = gpus if gpus and not in_cluster else math.inf
+    placement = choose_placement(resolved, device, resolved.needs_engines, available, cores)
     needed = demand(resolved, placement, engines=resolved.needs_engines)
     lines = [f"placement     {needed} on {device}"]
     if resolved.needs_engines:
