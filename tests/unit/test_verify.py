@@ -49,7 +49,7 @@ HOSTILE = [r"9^{9^{9^{9}}}", "(10^7)!", "+".join(f"{i}^{{{i}}}" for i in range(1
 
 @pytest.fixture(scope="module")
 def math() -> Iterator[VerifierPool]:
-    with contextlib.closing(VerifierPool("math", timeout_s=1.0, num_workers=2)) as pool:
+    with contextlib.closing(VerifierPool("math", timeout_s=2.0, num_workers=2)) as pool:
         pool.verify([item("1", "1")])
         yield pool
 
@@ -132,7 +132,7 @@ def test_tasks_are_scored_and_processes_cost_little() -> None:
 def test_user_function_verdicts_and_order(user: Callable[..., VerifierPool], num_workers: int) -> None:
     acts = [*EXPECTED, *["good", "partial", "own"] * 5]
     random.Random(0).shuffle(acts)
-    verdicts = user(num_workers=num_workers).verify([item(act) for act in acts])
+    verdicts = user(num_workers=num_workers, timeout_s=2.0).verify([item(act) for act in acts])
     assert dict(zip(acts, verdicts, strict=True)) == EXPECTED
     assert verdicts == [EXPECTED[act] for act in acts]
 
@@ -163,7 +163,7 @@ def test_workers_are_light_replaced_quickly_and_reused(user: Callable[..., Verif
     assert first == again and heavy.answer == ""
     start = time.monotonic()
     assert pool.verify([item("who")])[0] != first
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 2.0
 
 
 def test_an_item_that_cannot_be_sent_is_an_error(user: Callable[..., VerifierPool]) -> None:
