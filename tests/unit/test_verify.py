@@ -102,7 +102,7 @@ def test_hostile_expressions_time_out_alone(math: VerifierPool) -> None:
     start = time.monotonic()
     verdicts = math.verify([*easy, *(item(rf"\boxed{{{text}}}", "5") for text in HOSTILE), *easy])
     assert [verdict.verdict for verdict in verdicts] == ["match"] * 20 + ["timeout"] * 3 + ["match"] * 20
-    assert time.monotonic() - start < 3 * 1.0 + 0.5
+    assert time.monotonic() - start < 3 * 2.0 + 0.5
 
 
 def test_tasks_are_scored_and_processes_cost_little() -> None:
