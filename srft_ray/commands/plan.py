@@ -20,6 +20,7 @@ from srft_ray.run.placement import choose_placement, demand
 from srft_ray.run.preflight import check_installation, plan_stream, prepare_run
 
 GIB = 2**30
+GRADIENT_BYTES = 4  # of a parameter, also where the weights are bfloat16
 INDENT = " " * 14  # the width of the first column of the text
 
 
@@ -141,9 +142,11 @@ def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str
     width = parameter_bytes(config, device)
     # ZeRO divides the optimizer's state from stage 1, gradients from stage 2, and weights from stage 3.
     weights = parameters * width / (learners if zero_stage == 3 else 1)
-    gradients = parameters * width / (learners if zero_stage >= 2 else 1)
+    gradients = parameters * GRADIENT_BYTES / (learners if zero_stage >= 2 else 1)
     # AdamW keeps two float32 moments, and with 16-bit weights a float32 copy of them.
-    optimizer = parameters * (8 if width == 4 else 12) / (learners if zero_stage >= 1 else 1)
+    # DeepSpeed's optimizer for bfloat16 divides its state in every stage.
+    divided = zero_stage >= 1 or width == 2
+    optimizer = parameters * (8 if width == 4 else 12) / (learners if divided else 1)
     states = (weights + gradients + optimizer) / GIB
     where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
     chunk_mb = config.learner.logit_chunk_mb
