@@ -1,5 +1,4 @@
-"""Step time of learners and engines that take turns on the same CPU cores, divided by that with cores of their
-own.
+"""Step time of learners and engines that take turns on the same CPU cores, over that with cores of their own.
 
     python benchmarks/colocated.py [--steps 16] [--groups 16] [--repeats 1]
 
