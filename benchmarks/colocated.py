@@ -2,9 +2,9 @@
 
     python benchmarks/colocated.py [--steps 16] [--groups 16] [--repeats 1]
 
-The tiny model, GRPO, staleness 0: the two never work at the same time. Separate, each has half of the cores;
-in turns, whoever works has all of them. The runs alternate. It also says whether metrics and parameters of the
-two are bitwise equal; sums over another number of threads may be rounded otherwise.
+The tiny model, GRPO, staleness 0: the two never work at the same time. Separate, each has half of the cores.
+In turns, whoever works has all of them. The runs alternate. It also says whether the parameters of the two
+are bitwise equal; sums over another number of threads may be rounded otherwise.
 """
 
 import argparse
