@@ -48,11 +48,6 @@ SETTINGS = [
 ]
 
 
-# A term that shows the model a demonstration first has contexts of its own. They are padded by micro-batch,
-# so that their passes are not the same.
-ALGORITHMS = [cls for cls in REGISTRY.values() if "teacher_kl" not in cls().stage(0, 2).algorithm.needs]
-
-
 def case(algorithm: Algorithm, **settings) -> Case:
     """One update; of a method of two stages it is the first stage's."""
     return Case(algorithm.stage(0, 2).algorithm, dtype=torch.bfloat16, length=48, **settings)
