@@ -39,8 +39,8 @@ METRICS: Table = {
     "parity/tokens": Entry("Tokens that were compared for it.", "tokens"),
     "parity/probe_abs_logprob_diff": Entry(
         "Largest mean absolute difference between the log-probs that an engine, after it loaded a version, "
-        "and the learners, when they published it, give the tokens of a fixed sequence; null with "
-        "rollout.max_staleness=0. Beyond learner.parity_threshold the run stops.",
+        "and the learners, when they published it, give the tokens of a fixed sequence. Only "
+        "with rollout.max_staleness above 0. Beyond learner.parity_threshold the run stops.",
         "nats",
     ),
     "steps/skipped_nonfinite": Entry(

@@ -179,7 +179,7 @@ class LearnerWorker:
         published = time.perf_counter()
         self.recorder.ledger(step, groups)
         record = {"step": step, "policy_version": step, **learned_metrics}
-        record["parity/probe_abs_logprob_diff"] = probe_difference
+        record |= {"parity/probe_abs_logprob_diff": probe_difference} if self.publisher.probes else {}
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= {
             "time/rollout_wait": started - mark,
