@@ -93,6 +93,7 @@ def anchored(zero):
     return Case(algorithm, zero_stage=zero, micro_batch_tokens=60, steps=STEPS, lr=0.003)
 
 
+@pytest.mark.full
 def test_a_reference_that_moves_goes_on(tmp_path, tiny_model):
     losses, weights = spawn(2, train, tiny_model, tmp_path, anchored(3), 0, STEPS, STOP)
     for world, zero in ((1, 0), (2, 3)):
@@ -111,7 +112,8 @@ def saved_bfloat16(tmp_path_factory, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("world", "zero"), [(2, 2), (1, 0), (4, 3), pytest.param(2, 1, marks=pytest.mark.full)]
+    ("world", "zero"),
+    [(2, 2), (1, 0), pytest.param(4, 3, marks=pytest.mark.full), pytest.param(2, 1, marks=pytest.mark.full)],
 )
 def test_bfloat16_goes_on_with_other_learners_and_zero_stages(saved_bfloat16, tiny_model, world, zero):
     """The state is taken up bit for bit (see `train`).

@@ -86,7 +86,7 @@ def check(world, model, chosen, capsys):
     return results
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.full)])
 def test_update_is_the_sum_of_the_same_passes(world, tiny_model, capsys):
     """Each algorithm on one number of ranks with one of the settings, in turn; the full test has all."""
     chosen = [
