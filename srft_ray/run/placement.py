@@ -1,5 +1,6 @@
 """Which devices learners and engines get, and which resources the run asks Ray for."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -73,21 +74,24 @@ def choose_placement(
         cores: of this machine if the run has it for itself, else None.
     """
     config = resolved.config
-    colocated = engines and _takes_turns(resolved, device, gpus, cores)
-    learner_gpus, engine_gpus = _gpus(config, colocated) if device == "cuda" else (0.0, 0.0)
+    colocated = engines and _takes_turns(resolved, device, gpus)
     if device == "cuda":
-        return Placement(device, colocated, learner_gpus, engine_gpus)
+        return Placement(device, colocated, *_gpus(config, colocated))
     if cores is None:
-        return Placement(device, colocated, learner_threads=max(1, round(config.learner.cpus_per_worker)))
+        return Placement(device, colocated, learner_threads=math.ceil(config.learner.cpus_per_worker))
     learners = resolved.learners.low
     num_engines = resolved.engines.low if engines else 0
     if not colocated:
         return Placement(device, learner_threads=max(1, cores // (learners + num_engines)))
-    turns = {"learner_threads": cores // learners, "engine_threads": cores // num_engines}
-    return Placement(device, True, **{name: max(1, threads) for name, threads in turns.items()})
+    return Placement(
+        device,
+        colocated,
+        learner_threads=max(1, cores // learners),
+        engine_threads=max(1, cores // num_engines),
+    )
 
 
-def _takes_turns(resolved: Resolved, device: str, gpus: float, cores: int | None) -> bool:
+def _takes_turns(resolved: Resolved, device: str, gpus: float) -> bool:
     config = resolved.config
     wanted = config.cluster.placement
     if wanted != "auto":

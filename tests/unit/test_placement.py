@@ -161,3 +161,10 @@ def test_what_was_chosen_automatically_is_said(
     config.cluster.address = address
     said = automatic_choices(config, placement)
     assert len(said) == len(wanted) and all(part in text for part, text in zip(wanted, said, strict=True))
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(1.0, 1), (1.2, 2), (2.5, 3)])
+def test_on_a_cluster_a_learner_has_a_thread_for_each_begun_cpu(cpus: float, threads: int):
+    run = resolved()
+    run.config.learner.cpus_per_worker = cpus
+    assert choose_placement(run, "cpu", True).learner_threads == threads
