@@ -20,7 +20,7 @@ import torch
 
 from algorithms import SRFT, Completion, Group
 from srft_ray.config.training import LearnerSection
-from srft_ray.train.batching import pack
+from srft_ray.train.batching import cut, trained_sequences
 
 MODEL = Path(__file__).resolve().parents[1] / "examples/tiny/base"
 
@@ -79,7 +79,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-5)
     groups = make_groups()
     times = {"learner": [], "bare": []}
-    micro_batches = pack(groups, config.micro_batch_tokens, 0)
+    micro_batches = cut(trained_sequences(groups), config.micro_batch_tokens, 0)
     for _ in range(options.repeats + 1):
         started = time.perf_counter()
         bare_step(bare, optimizer, micro_batches)

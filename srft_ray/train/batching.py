@@ -105,11 +105,6 @@ class MicroBatch:
         return aligned_BT.masked_scatter(mask_BT, values_N)
 
 
-def pack(groups: Sequence[Group], max_tokens: int, step: int, start: int = 0) -> list[MicroBatch]:
-    """All trained sequences of the groups, as `cut` makes micro-batches of them."""
-    return cut(trained_sequences(groups), max_tokens, step, start)
-
-
 def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]:
     return [(group, completion) for group in groups for completion in group.trained]
 

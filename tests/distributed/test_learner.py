@@ -6,7 +6,7 @@ import torch
 from algorithms import SFT, Completion, Group, Schedule, Stage
 from srft_ray.config.schedule import learning_rate
 from srft_ray.config.training import LearnerSection
-from srft_ray.train.batching import collate, pack
+from srft_ray.train.batching import collate, cut, trained_sequences
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def group(*lengths):
 
 def test_micro_batches_hold_every_sequence_once_within_the_budget():
     groups = [group(5, 9, 1), group(2, 30), group(7)]
-    batches = pack(groups, 40, 3)
+    batches = cut(trained_sequences(groups), 40, 3)
     assert all(batch.input_ids_BL.numel() <= 40 for batch in batches)
     assert sum(batch.batch.mask_BT.shape[0] for batch in batches) == 6
     assert sum(int(batch.batch.mask_BT.sum()) for batch in batches) == 5 + 9 + 1 + 2 + 30 + 7
