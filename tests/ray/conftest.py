@@ -51,3 +51,15 @@ class Run:
         groups = Counter(step for step, _ in {(row["step"], row["group_id"]) for row in self.ledger})
         assert groups == dict.fromkeys(range(steps), groups_per_step)
         assert [record["step"] for record in self.metrics] == list(range(steps))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The short run that others disturb, to its end."""
+    from tests.ray.faults import Watched, words  # which needs `Run`
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = Watched(folder / "run", *words(folder, "run"))
+    code, _, error = run.finish()
+    assert code == 0, error
+    return Run(folder / "run")

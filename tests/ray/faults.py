@@ -18,12 +18,28 @@ from srft_ray.observe.journal import read_json_lines
 from tests.ray.conftest import Run, what
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS, GROUPS = 16, 8  # of the run that is disturbed
 KINDS = {
     "engine": "ray::MapWorker",
     "learner": "ray::RayTrainWorker",
     "coordinator": "ray::Coordinator",
     "verifier": "srft_ray.verify.supervisor",
 }
+
+
+def words(folder: Path, name: str, *more: str) -> tuple[object, ...]:
+    """The arguments of a short run of the quickstart's config."""
+    return (
+        ROOT / "examples/quickstart.yaml",
+        f"run.dir={folder}",
+        f"run.name={name}",
+        f"trainer.steps={STEPS}",
+        f"trainer.groups_per_step={GROUPS}",
+        "trainer.evaluate_every=0",
+        "trainer.checkpoint_every=4",
+        "trainer.max_failures=4",
+        *more,
+    )
 
 
 class Nodes:

@@ -9,38 +9,14 @@ import time
 import pytest
 
 from tests.ray.conftest import Run
-from tests.ray.faults import KINDS, ROOT, Watched, check_same
+from tests.ray.faults import GROUPS, KINDS, STEPS, Watched, check_same, words
 
-STEPS, GROUPS = 16, 8
 MOMENTS = (
     0.15,
     0.5,
     0.85,
 )  # of a step's duration after the one before was recorded: generating, between, learning
 LIMIT_S = {"engine": 30, "coordinator": 30, "verifier": 30, "learner": 60}
-
-
-def words(folder, name, *more):
-    return (
-        ROOT / "examples/quickstart.yaml",
-        f"run.dir={folder}",
-        f"run.name={name}",
-        f"trainer.steps={STEPS}",
-        f"trainer.groups_per_step={GROUPS}",
-        "trainer.evaluate_every=0",
-        "trainer.checkpoint_every=4",
-        "trainer.max_failures=4",
-        *more,
-    )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run = Watched(folder / "run", *words(folder, "run"))
-    code, _, error = run.finish()
-    assert code == 0, error
-    return Run(folder / "run")
 
 
 def strike(run, kind, moment, rng):

@@ -11,20 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.ray.conftest import Run
-from tests.ray.faults import ROOT, Watched, check_same
-from tests.ray.test_faults import GROUPS, STEPS, words
+from tests.ray.faults import GROUPS, ROOT, STEPS, Watched, check_same, words
 
 pytestmark = pytest.mark.full
 HOOK = Path(__file__).with_name("moments")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run = Watched(folder / "run", *words(folder, "run"))
-    code, _, error = run.finish()
-    assert code == 0, error
-    return Run(folder / "run")
 
 
 class Moment:
