@@ -118,16 +118,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def last_record(path: Path) -> dict[str, Any] | None:
     """The last whole record of a file, read from its end; None if it has none."""
-    return next((record for _, record in _records_backwards(path)), None)
+    return next((record for _, record in records_backwards(path)), None)
 
 
 def end_of_steps(path: Path, step: int) -> int:
     """Bytes of the file up to the end of its last record of a step < `step`. Only the rest is read."""
-    ends = (end for end, record in _records_backwards(path) if record["step"] < step)
+    ends = (end for end, record in records_backwards(path) if record["step"] < step)
     return next(ends, 0)
 
 
-def _records_backwards(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def records_backwards(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(where its line ends, record), the last one first."""
     if not path.exists():
         return

@@ -1,41 +1,67 @@
 """Which checkpoints are kept when a new one has been written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from srft_ray.config.training import TrainerSection
-from srft_ray.observe.journal import read_json_lines
+from srft_ray.observe.journal import EVALUATIONS, METRICS, records_backwards
 from srft_ray.train.checkpoint import CheckpointStore
 
 
-def prune(store: CheckpointStore, trainer: TrainerSection) -> None:
+class Retention:
     """Removes the checkpoints that the trainer section does not keep; none if keep_checkpoints is not set."""
-    if trainer.keep_checkpoints is None:
-        return
-    steps = store.steps()
-    newest = set(steps[-trainer.keep_checkpoints :])
-    regular = {step for step in steps if trainer.keep_every and step % trainer.keep_every == 0}
-    best = _best(store.run_dir, trainer.keep_best, steps) if trainer.keep_best else set()
-    for step in set(steps) - newest - regular - best:
-        store.discard(step)
+
+    def __init__(self, store: CheckpointStore, trainer: TrainerSection) -> None:
+        self.store = store
+        self.trainer = trainer
+        self.evaluations = Scores(store.run_dir / EVALUATIONS)
+        self.metrics = Scores(store.run_dir / METRICS)
+
+    def prune(self) -> None:
+        """Removes what is not kept now."""
+        if self.trainer.keep_checkpoints is None:
+            return
+        steps = self.store.steps()
+        newest = set(steps[-self.trainer.keep_checkpoints :])
+        every = self.trainer.keep_every
+        regular = {step for step in steps if every and step % every == 0}
+        for step in set(steps) - newest - regular - self._best(steps):
+            self.store.discard(step)
+
+    def _best(self, steps: list[int]) -> set[int]:
+        """The step with the highest score, the newest of several; empty if no step has a score."""
+        name = self.trainer.keep_best
+        if name is None or not steps:
+            return set()
+        scores = self._scores(name, steps)
+        return {max(scores, key=lambda step: (scores[step], step))} if scores else set()
+
+    def _scores(self, name: str, steps: list[int]) -> dict[int, float]:
+        """Of the checkpoints that have one: avg@k of an evaluation set, else a metric of the step before."""
+        self.evaluations.read(steps[0], lambda record: record["avg"] if record["set"] == name else None)
+        scores = self.evaluations.found
+        if not scores:
+            self.metrics.read(steps[0] - 1, lambda record: record.get(name))
+            scores = {step + 1: score for step, score in self.metrics.found.items()}
+        return {step: scores[step] for step in steps if step in scores}
 
 
-def _best(run_dir: Path, name: str, steps: Sequence[int]) -> set[int]:
-    """The step with the highest score, the newest of several; empty if no step has a score."""
-    scores = _scores(run_dir, name, steps)
-    if not scores:
-        return set()
-    return {max(scores, key=lambda step: (scores[step], step))}
+class Scores:
+    """The scores by step in a file of records. What was read before is not read again."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[int, float] = {}
+        self.last_step = -1
 
-def _scores(run_dir: Path, name: str, steps: Sequence[int]) -> dict[int, float]:
-    """Of the checkpoints that have one: avg@k of an evaluation set, else a metric of the step before it."""
-    scores = {}
-    for record in read_json_lines(run_dir / "evaluations.jsonl"):
-        if record["set"] == name:
-            scores[record["step"]] = record["avg"]
-    if not scores:
-        for record in read_json_lines(run_dir / "metrics.jsonl"):
-            if record.get(name) is not None:
-                scores[record["step"] + 1] = record[name]
-    return {step: scores[step] for step in steps if step in scores}
+    def read(self, oldest: int, score: Callable[[dict[str, Any]], float | None]) -> None:
+        """Adds the scores of new records of steps >= `oldest`."""
+        first = max(oldest, self.last_step)
+        for _, record in records_backwards(self.path):
+            if record["step"] < first:
+                break
+            self.last_step = max(self.last_step, record["step"])
+            value = score(record)
+            if value is not None:
+                self.found[record["step"]] = value

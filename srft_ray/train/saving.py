@@ -21,7 +21,7 @@ from srft_ray.sync.transport import chunks
 from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-from srft_ray.train.retention import prune
+from srft_ray.train.retention import Retention
 from srft_ray.train.state_reader import STATE_PREFIX
 
 PIECE_BYTES = 2**30  # of the training state, about the size of one file
@@ -64,6 +64,7 @@ class Saver:
     ) -> None:
         self.store = store
         self.trainer = trainer
+        self.retention = Retention(store, trainer)
         self.engine = engine
         self.model = model
         self.tokenizer = tokenizer
@@ -160,7 +161,7 @@ class Saver:
         if error:
             return error
         # Older checkpoints go when the new one is there; if they cannot be removed, the new one is valid.
-        left = self._on_first_rank(lambda: prune(self.store, self.trainer))
+        left = self._on_first_rank(self.retention.prune)
         if left:
             self._record(f"old checkpoints could not be removed ({left})")
         return None

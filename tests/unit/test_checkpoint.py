@@ -8,10 +8,11 @@ from safetensors.torch import save
 
 from srft_ray.config.load import make_config
 from srft_ray.errors import UserError
+from srft_ray.observe import journal
 from srft_ray.observe.journal import append_json, read_json_lines
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import COMPLETE, DAMAGED
-from srft_ray.train.retention import prune
+from srft_ray.train.retention import Retention
 
 STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 
@@ -107,14 +108,31 @@ def test_kept_are_the_newest_the_regular_and_the_best(tmp_path):
         append_json(store.run_dir / "metrics.jsonl", {"step": step, "reward/mean": reward})
     for step in range(1, 13):
         write(store, step)
-    prune(store, config.trainer)
+    Retention(store, config.trainer).prune()
     assert store.steps() == [2, 10, 11, 12]
     append_json(store.run_dir / "evaluations.jsonl", {"step": 11, "set": "held", "avg": 70.0})
     append_json(store.run_dir / "evaluations.jsonl", {"step": 10, "set": "held", "avg": 80.0})
-    prune(store, config_for(tmp_path, keep_checkpoints=1, keep_best="held").trainer)
+    Retention(store, config_for(tmp_path, keep_checkpoints=1, keep_best="held").trainer).prune()
     assert store.steps() == [10, 12]
-    prune(store, config_for(tmp_path).trainer)
+    Retention(store, config_for(tmp_path).trainer).prune()
     assert store.steps() == [10, 12], "nothing is removed unless a number is set"
+
+
+def test_what_is_kept_does_not_read_all_metrics_again(tmp_path, monkeypatch):
+    config = config_for(tmp_path, keep_checkpoints=1, keep_best="reward/mean")
+    store = open_store(config)
+    (tmp_path / "run").mkdir()
+    retention = Retention(store, config.trainer)
+    parsed = []
+    parse = journal.parse_line
+    monkeypatch.setattr(journal, "parse_line", lambda line, name: parsed.append(line) or parse(line, name))
+    for step in range(200):
+        append_json(store.run_dir / "metrics.jsonl", {"step": step, "reward/mean": 1.0 - 0.001 * step})
+        if step % 10 == 9:
+            write(store, step + 1)
+            retention.prune()
+    assert store.steps() == [10, 200]
+    assert len(parsed) < 2 * 200
 
 
 def test_other_storage(tmp_path):
