@@ -1,4 +1,8 @@
-"""The model: looked at before a run, loaded by the learners, and the number format that it runs in."""
+"""The model: looked at before a run, loaded by the learners, and the number format that it runs in.
+
+transformers is imported where it is used: most processes that handle a run's objects do not need it, and it
+takes seconds.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from srft_ray.config.schema import ModelSection
 from srft_ray.errors import UserError, first_line, require
@@ -50,6 +53,8 @@ def load_model_config(section: ModelSection, key: str = "model.path") -> Any:
         not local or (path / "config.json").is_file(),
         f"{key} {name} is no model directory: it has no config.json.",
     )
+    from transformers import AutoConfig
+
     try:
         model = AutoConfig.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
@@ -112,6 +117,8 @@ class LogitForm:
 
 def count_parameters(section: ModelSection) -> int:
     """Parameters of the model, from its configuration alone."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(load_model_config(section)).num_parameters()
 
@@ -120,6 +127,8 @@ def load_model(
     section: ModelSection, dtype: torch.dtype, activation_checkpointing: bool, path: str | None = None
 ) -> Any:
     """The policy to train, or the model in `path`, whole in memory."""
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(
         path or section.path, dtype=dtype, trust_remote_code=section.trust_remote_code, use_safetensors=True
     )

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from srft_ray.config.formats import data_format
 from srft_ray.config.resolve import TokenLimits
@@ -24,10 +23,13 @@ from srft_ray.data.store import BATCH, SCHEMA, Counts, PreparedData
 from srft_ray.data.tokenize import Template
 from srft_ray.errors import require
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def prepare(
     section: DataSection,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     limits: TokenLimits,
     folder: Path,
     seed: int,

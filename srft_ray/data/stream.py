@@ -8,10 +8,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+from ray import cloudpickle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 
 from srft_ray.config.settings import Bounds
 from srft_ray.data.plan import StreamPlan
+
+
+class LateProcess:
+    """Turns positions into groups, by what is unpickled where it works.
+
+    Ray Data unpickles the arguments of an actor in each process that handles the stream, too. Bytes are light
+    there; what they hold imports torch and more.
+    """
+
+    def __init__(self, pickled: bytes) -> None:
+        """`pickled`: a function that gives a callable, by cloudpickle."""
+        self._process = cloudpickle.loads(pickled)()
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        return self._process(block)
 
 
 @dataclass(frozen=True)
@@ -19,16 +35,14 @@ class ActorPool:
     """Actors that turn positions into groups.
 
     Attributes:
-        actor: class whose instances are called with a block, from several threads at a time.
-        arguments: of its constructor.
+        process: makes, in the actor, what is called with a block, from several threads at a time.
         size: how many actors there may be.
         max_staleness: versions that rollouts may be behind; it decides how many blocks are in flight.
         cpus, gpus, resources: logical Ray resources of one actor.
         max_restarts: of one actor.
     """
 
-    actor: type
-    arguments: tuple[Any, ...]
+    process: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]
     size: Bounds
     max_staleness: int
     cpus: float
@@ -62,7 +76,7 @@ def make_stream(
         pa.table({"position": np.arange(begin, begin + plan.block)})
         for begin in range(first, total, plan.block)
     ]
-    positions = ray.data.from_arrow(blocks)
+    positions = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
     if isinstance(process, ActorPool):
         return _in_actors(positions, plan, process)
     return positions.map_batches(process, batch_size=None, batch_format="numpy", num_cpus=0.1)
@@ -87,8 +101,8 @@ def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset
         enable_true_multi_threading=True,
     )
     return positions.map_batches(
-        pool.actor,
-        fn_constructor_args=pool.arguments,
+        LateProcess,
+        fn_constructor_args=(cloudpickle.dumps(pool.process),),
         compute=strategy,
         batch_size=plan.block,  # Ray Data asks for it where actors have GPUs; it is one block
         batch_format="numpy",

@@ -1,24 +1,29 @@
 """Text to token ids: prompt templates and demonstrations."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from srft_ray.config.schema import DataSection, ModelSection
 from srft_ray.data.rows import Row
 from srft_ray.errors import UserError, first_line, require
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 PLAIN_TEMPLATE = "{prompt}\n"
 PLAIN_TEMPLATE_WITH_SYSTEM_PROMPT = "{system_prompt}\n\n{prompt}\n"
 
 
-def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
     """The model's tokenizer.
 
     Raises:
         UserError: there is none, or it has no vocabulary or no end-of-sequence token.
     """
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     except Exception as error:
@@ -41,7 +46,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def token_pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], list[str]]:
+def token_pieces(tokenizer: "PreTrainedTokenizerBase") -> Callable[[Sequence[int]], list[str]]:
     """Gives the text of each single token, as a page shows it; each is decoded once."""
     known: dict[int, str] = {}
 
@@ -55,6 +60,8 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]]
 
 
 def _vocabulary_size(model: ModelSection) -> int:
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     return config.get_text_config().vocab_size
 
@@ -62,7 +69,7 @@ def _vocabulary_size(model: ModelSection) -> int:
 class Template:
     """Renders rows to token ids with the tokenizer's chat template or a plain one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, section: DataSection) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", section: DataSection) -> None:
         """Raises UserError if template, system prompt and tokenizer do not fit together."""
         self.tokenizer = tokenizer
         self.system_prompt = section.system_prompt

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
-from transformers import PreTrainedTokenizerBase
 
 from srft_ray.config.resolve import PYTHON_VERIFIER, Resolved, TokenLimits
 from srft_ray.config.schema import Config, DataSection, VerifierSection
@@ -23,6 +22,9 @@ from srft_ray.run.directory import check_run_directory
 from srft_ray.sync.transport import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.verify import resolve as resolve_verifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
 def prepare_data(
     resolved: Resolved,
     section: DataSection,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     created: list[Path] | None = None,
     limits: TokenLimits | None = None,
 ) -> PreparedData:
@@ -147,7 +149,7 @@ def prepare_data(
 
 
 def prepare_evaluation(
-    resolved: Resolved, tokenizer: PreTrainedTokenizerBase, created: list[Path] | None = None
+    resolved: Resolved, tokenizer: "PreTrainedTokenizerBase", created: list[Path] | None = None
 ) -> dict[str, PreparedData]:
     """Checks the verifiers of the sets, and prepares their data."""
     for section in resolved.evaluation.values():

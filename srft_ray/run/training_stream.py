@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -59,6 +60,21 @@ class StreamSource:
 
         `first`: position in it of the first group that is wanted, a multiple of the size of a block.
         """
+        if self.engines is None:
+            return make_stream(self.plan, start, SupervisedReader(self._reader(start)), first)
+        rollout = self.config.rollout
+        pool = ActorPool(
+            partial(self._worker, start, generation),
+            self.engines,
+            self.max_staleness,
+            rollout.cpus_per_engine,
+            self.placement.engine_gpus,
+            rollout.max_restarts,
+            rollout.resources,
+        )
+        return make_stream(self.plan, start, pool, first)
+
+    def _reader(self, start: int) -> GroupReader:
         config = self.config
         settings = GroupSettings(
             config.run.seed,
@@ -67,13 +83,9 @@ class StreamSource:
             config.data.max_demonstrations,
             self.evaluation_settings,
         )
-        reader = GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
-        process = (
-            SupervisedReader(reader) if self.engines is None else self._pool(reader, self.engines, generation)
-        )
-        return make_stream(self.plan, start, process, first)
+        return GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
 
-    def _pool(self, reader: GroupReader, engines: Bounds, generation: int) -> ActorPool:
+    def _worker(self, start: int, generation: int) -> RolloutWorker:
         config = self.config
         settings = RolloutSettings(
             config.run.seed,
@@ -87,16 +99,7 @@ class StreamSource:
             self.verifier_function,
             self.placement.engine_threads,
         )
-        return ActorPool(
-            RolloutWorker,
-            (settings, reader, self.coordinator, generation),
-            engines,
-            self.max_staleness,
-            config.rollout.cpus_per_engine,
-            self.placement.engine_gpus,
-            config.rollout.max_restarts,
-            config.rollout.resources,
-        )
+        return RolloutWorker(settings, self._reader(start), self.coordinator, generation)
 
     def _rollout(self) -> RolloutSection:
         """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""

@@ -1,6 +1,7 @@
 """Real placement by Ray of learners and engines on logical GPUs: every one is where it should be."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def cluster(request: pytest.FixtureRequest):
 def seats_of(tmp_path: Any, run: Any, placement: Any, learners: int, engines: int) -> list[Any]:
     seats = Seats.remote()
     plan = StreamPlan(1, (StepSize(0, 16),), 1, learners, {}, 0)
-    pool = ActorPool(Engine, (seats,), Bounds(engines, engines), 0, 1.0, placement.engine_gpus, 0)
+    pool = ActorPool(partial(Engine, seats), Bounds(engines, engines), 0, 1.0, placement.engine_gpus, 0)
     trainer = TorchTrainer(
         train,
         train_loop_config={"seats": seats},

@@ -149,6 +149,17 @@ def test_heavy_dependencies_have_one_home():
     assert {package: importers(package) for package in HEAVY} == HEAVY
 
 
+def test_processes_that_do_not_need_transformers_do_not_import_it():
+    """It takes two seconds of CPU, in each of the ten processes that a start of a run waits for."""
+    found = {
+        str(file.relative_to(ROOT))
+        for file in LIBRARY
+        for statement in ast.parse(file.read_text()).body
+        if isinstance(statement, ast.Import | ast.ImportFrom) and "transformers" in ast.unparse(statement)
+    }
+    assert found == {"srft_ray/train/deepspeed_loading.py"}
+
+
 def test_only_one_file_touches_the_internals_of_ray():
     found = {
         str(file.relative_to(ROOT))
