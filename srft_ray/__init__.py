@@ -50,4 +50,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'srft_ray' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"srft_ray.{_HOMES[name]}"), name)
+    from srft_ray.imports import large_imports
+
+    with large_imports():
+        return getattr(importlib.import_module(f"srft_ray.{_HOMES[name]}"), name)

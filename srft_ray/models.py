@@ -13,6 +13,7 @@ from torch import Tensor
 
 from srft_ray.config.schema import ModelSection
 from srft_ray.errors import UserError, first_line, require
+from srft_ray.imports import large_imports
 
 
 def resolve_dtype(section: ModelSection, device: str) -> str:
@@ -53,7 +54,8 @@ def load_model_config(section: ModelSection, key: str = "model.path") -> Any:
         not local or (path / "config.json").is_file(),
         f"{key} {name} is no model directory: it has no config.json.",
     )
-    from transformers import AutoConfig
+    with large_imports():
+        from transformers import AutoConfig
 
     try:
         model = AutoConfig.from_pretrained(name, trust_remote_code=section.trust_remote_code)

@@ -25,6 +25,7 @@ from srft_ray.commands.report import add_report
 from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
+from srft_ray.imports import large_imports
 from srft_ray.text import sanitize_text
 
 SUCCESS = 0
@@ -166,8 +167,9 @@ ADDED = (
 
 
 def train(options: argparse.Namespace) -> int:
-    from srft_ray.observe.report import table
-    from srft_ray.run.driver import fit
+    with large_imports():
+        from srft_ray.observe.report import table
+        from srft_ray.run.driver import fit
 
     result = fit(load_config(options.config, options.overrides))
     if result.stopped:

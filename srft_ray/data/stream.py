@@ -13,6 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 
 from srft_ray.config.settings import Bounds
 from srft_ray.data.plan import StreamPlan
+from srft_ray.imports import large_imports
 
 
 class LateProcess:
@@ -24,7 +25,9 @@ class LateProcess:
 
     def __init__(self, pickled: bytes) -> None:
         """`pickled`: a function that gives a callable, by cloudpickle."""
-        self._process = cloudpickle.loads(pickled)()
+        with large_imports():
+            make = cloudpickle.loads(pickled)
+        self._process = make()
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         return self._process(block)

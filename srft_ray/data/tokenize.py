@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 from srft_ray.config.schema import DataSection, ModelSection
 from srft_ray.data.rows import Row
 from srft_ray.errors import UserError, first_line, require
+from srft_ray.imports import large_imports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,8 @@ def load_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
     Raises:
         UserError: there is none, or it has no vocabulary or no end-of-sequence token.
     """
-    from transformers import AutoTokenizer
+    with large_imports():
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)

@@ -13,6 +13,7 @@ from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
+from srft_ray.imports import large_imports
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
 
@@ -58,9 +59,10 @@ class Engine:
     ) -> None:
         """`threads`: of the loop that steps the engine, on CPU; None for as many as the process has."""
         set_environment(rollout, device)
-        import torch
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with large_imports():
+            import torch
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
 
         settings = _engine_settings(model, rollout, device)
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))

@@ -36,17 +36,16 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return False
+    options = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR}
     # Ray refuses a job that sets a variable of its environment again.
     variables = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
-    options = {
-        "log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")),
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": variables},
-    }
     address = cluster_address(cluster)
     if address:
-        ray.init(address=address, **options)
+        ray.init(address=address, runtime_env={"env_vars": variables}, **options)
         return False
+    # Processes inherit this environment. Ray starts some before they are asked for; a `runtime_env` could not
+    # use them.
+    os.environ.update(variables)
     num_cpus = cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus))
     ray.init("local", num_cpus=num_cpus, include_dashboard=False, resources=custom, **options)
     return True

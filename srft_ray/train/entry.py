@@ -5,6 +5,7 @@ from typing import Any
 import ray
 
 from srft_ray.errors import UserError
+from srft_ray.imports import large_imports
 from srft_ray.train.checkpoint import CheckpointFailed
 from srft_ray.train.job import Batches, Job
 
@@ -14,9 +15,10 @@ def train_loop(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     # The stream starts first: engines start while this learner imports and loads.
     batches = Batches(job.plan.block)
-    from srft_ray.train.nonfinite import NonFiniteError
-    from srft_ray.train.parity import ParityError
-    from srft_ray.train.worker import LearnerWorker
+    with large_imports():
+        from srft_ray.train.nonfinite import NonFiniteError
+        from srft_ray.train.parity import ParityError
+        from srft_ray.train.worker import LearnerWorker
 
     try:
         worker = LearnerWorker(job, batches)

@@ -21,7 +21,7 @@ LIBRARY = sorted(ROOT.glob("srft_ray/**/*.py"))
 ALGORITHMS = sorted(ROOT.glob("algorithms/*.py"))
 # Each room may import the rooms of the levels below its own, not its neighbours.
 LEVELS = (
-    ("errors", "text"),
+    ("errors", "imports", "text"),
     ("plugins", "tasks"),
     ("config",),
     ("models", "observe"),
