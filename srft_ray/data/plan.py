@@ -15,9 +15,12 @@ from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
 from srft_ray.errors import UserError, require
 
-# Ray Data holds the inputs of all tasks of an execution from its start on. A stream of more blocks ends after
-# a step, the learners write a checkpoint, and the next stream begins.
-STREAM_BLOCKS = 20_000
+# Ray Data holds the inputs of all tasks of an execution from its start on: a millisecond and 6 kB for each
+# block (`benchmarks/long_runs.py`). A stream therefore ends after a step, the learners write a checkpoint, and
+# the next stream begins, which takes as long as a start. Its blocks are as many as these steps have, within
+# these bounds.
+STREAM_STEPS = 100
+STREAM_BLOCKS = (1_000, 20_000)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class StreamPlan:
     evaluation_sizes: dict[str, int]
     learner_multiple: int
     first_group: int = 0
-    stream_blocks: int = STREAM_BLOCKS
+    stream_blocks: int = STREAM_BLOCKS[0]
 
     def size(self, step: int) -> int:
         """Groups that `step` trains on."""
@@ -100,7 +103,8 @@ class StreamPlan:
         longest = self.stream_blocks * self.block
         if self.length(start, self.steps) <= longest:
             return self.steps
-        return max(start + 1, self._step_at(self._stream_position(start) + longest))
+        stop = max(start + 1, self._step_at(self._stream_position(start) + longest))
+        return min(stop, self.steps)
 
     def length(self, start: int, stop: int) -> int:
         """Groups of a stream of the steps from `start` to before `stop`, with evaluation and padding."""
@@ -184,8 +188,14 @@ def make_plan(
         evaluation_sizes,
         math.lcm(*learners),
         trainer.first_group,
-        STREAM_BLOCKS,
+        _stream_blocks(sizes, block),
     )
+
+
+def _stream_blocks(sizes: tuple[StepSize, ...], block: int) -> int:
+    least, most = STREAM_BLOCKS
+    wanted = STREAM_STEPS * max(size.groups for size in sizes) // block
+    return min(most, max(least, wanted))
 
 
 def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize, ...]:

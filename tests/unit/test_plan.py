@@ -8,7 +8,7 @@ import pytest
 from algorithms import SRFT, Schedule, TwoStage
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
-from srft_ray.data.plan import Segment, StreamPlan, make_plan
+from srft_ray.data.plan import Segment, StepSize, StreamPlan, make_plan
 from srft_ray.errors import UserError
 
 
@@ -159,7 +159,7 @@ def test_positions_by_formula_are_those_of_the_list(every: int, start: int):
 
 @pytest.mark.parametrize("most", [1, 3, 7, 10, 1000])
 def test_streams_follow_each_other_without_a_gap(most: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", most)
+    monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", (most, most))
     stream = unequal()
     found, start, stops = [], 0, []
     while not stops or stops[-1] < stream.steps:
@@ -180,4 +180,15 @@ def test_a_plan_of_a_million_steps_costs_what_a_small_one_costs():
     assert stream.position(10**6) == 8 * 10**6
     segment, offset = stream.locate(0, stream.length(0, 10**6) - stream.length(10**6, 10**6) - 1)
     assert (segment.step, offset) == (10**6 - 1, 7)
-    assert stream.length(0, stream.stream_stop(0)) <= 20_000 * stream.block
+    assert stream.length(0, stream.stream_stop(0)) <= 1_000 * stream.block
+
+
+@pytest.mark.parametrize(("groups", "blocks"), [(8, 1_000), (64, 6_400), (2_000, 20_000)])
+def test_a_stream_has_the_blocks_of_a_hundred_steps_within_bounds(groups, blocks):
+    stream = plan(per_task=1, steps=10**6, groups_per_step=groups)
+    assert stream.length(0, stream.stream_stop(0)) == blocks
+
+
+def test_an_evaluation_is_one_stream_whatever_its_length():
+    stream = StreamPlan(0, (StepSize(0, 1),), 1, 1, {"a": 5_000}, 1)  # as `srft-ray evaluate` has it
+    assert stream.stream_stop(0) == 0 and stream.length(0, 0) == 5_000
