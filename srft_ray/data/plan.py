@@ -16,9 +16,9 @@ from srft_ray.config.training import TrainerSection
 from srft_ray.errors import UserError, require
 
 # Ray Data holds the inputs of all tasks of an execution from its start on: a millisecond and 6 kB for each
-# block (`benchmarks/long_runs.py`). A stream therefore ends after a step, the learners write a checkpoint, and
-# the next stream begins, which takes as long as a start. Its blocks are as many as these steps have, within
-# these bounds.
+# block (`benchmarks/long_runs.py`). A stream therefore ends after a step, the learners write a checkpoint,
+# and the next stream begins, which takes as long as a start. Its blocks are as many as these steps have,
+# within these bounds.
 STREAM_STEPS = 100
 STREAM_BLOCKS = (1_000, 20_000)
 
