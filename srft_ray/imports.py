@@ -1,5 +1,6 @@
 """Imports of large libraries, in the processes that the start of a run waits for."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,5 +19,6 @@ def large_imports() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries look for what they have leaked when Python ends
         if enabled:
             gc.enable()

@@ -43,6 +43,12 @@ class RolloutSection:
         most=1,
     )
     cpus_per_engine: float = setting(1.0, "Logical CPUs that an engine reserves.", may_change=True, above=0)
+    engine: dict[str, Any] = setting(
+        dict,
+        "Further arguments of vLLM's engine (its `EngineArgs`), such as `{block_size: 32}`. "
+        "Arguments that other settings decide are refused.",
+        may_change=True,
+    )
     max_num_seqs: int = setting(
         256, "Sequences that an engine generates at the same time.", may_change=True, least=1
     )

@@ -23,6 +23,13 @@ class LearnerSection:
         "Whether the optimizer state is kept in CPU memory; needs zero_stage 1, 2 or 3.",
         may_change=True,
     )
+    deepspeed: dict[str, Any] = setting(
+        dict,
+        "Further settings of DeepSpeed, named as in its own JSON file, such as "
+        "`zero_optimization: {reduce_bucket_size: 50000000, offload_param: {device: cpu}}`. Settings that "
+        "decide the update are refused.",
+        may_change=True,
+    )
     micro_batch_tokens: int = setting(
         16384, "Largest number of tokens in a micro-batch, including padding.", may_change=True, least=1
     )

@@ -4,6 +4,7 @@ The engine's core runs in this process, on CPU and on GPUs: its death is that of
 parallelism its workers are processes of their own, which end with the actor (`engine_process`).
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,31 @@ from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
+from srft_ray.errors import nearest, require
 from srft_ray.imports import large_imports
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
 
 MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
+# Arguments of vLLM that other settings decide, or that a run relies on.
+OWNED = (
+    "data_parallel_size",
+    "disable_log_stats",
+    "distributed_executor_backend",
+    "dtype",
+    "gpu_memory_utilization",
+    "logprobs_mode",
+    "max_model_len",
+    "max_num_seqs",
+    "model",
+    "pipeline_parallel_size",
+    "seed",
+    "skip_tokenizer_init",
+    "tensor_parallel_size",
+    "tokenizer",
+    "trust_remote_code",
+    "worker_extension_cls",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Engine:
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-        settings = _engine_settings(model, rollout, device)
+        settings = _engine_settings(model, rollout, device) | rollout.engine
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self._loop = StepLoop(self._llm)
@@ -128,6 +149,26 @@ class Engine:
     def close(self) -> None:
         """Ends the loop; the engine itself ends with the process."""
         self._loop.close()
+
+
+def check_engine_arguments(given: dict[str, Any]) -> None:
+    """Raises UserError for an argument in `rollout.engine` that vLLM does not know or that is not the user's.
+
+    It imports vllm if there are any, which takes seconds.
+    """
+    if not given:
+        return
+    owned = sorted(set(given) & set(OWNED))
+    require(
+        not owned,
+        f"rollout.engine.{''.join(owned[:1])} cannot be set: other keys of the model and rollout sections "
+        "decide it.",
+    )
+    from vllm import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)} - set(OWNED)
+    for name in given:
+        require(name in known, f"rollout.engine.{name} is no argument of vLLM: {nearest(name, known)}")
 
 
 def set_environment(rollout: RolloutSection, device: str) -> None:

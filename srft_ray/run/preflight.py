@@ -18,9 +18,11 @@ from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError, first_line, require
 from srft_ray.models import check_trainable, load_model_config
 from srft_ray.observe.loggers import check_loggers
+from srft_ray.rollout.vllm_engine import check_engine_arguments
 from srft_ray.run.directory import check_run_directory
 from srft_ray.sync.transport import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
+from srft_ray.train.deepspeed_config import check_deepspeed_settings
 from srft_ray.verify import resolve as resolve_verifier
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ def check_installation(config: Config, verifier: Callable[..., Any] | None = Non
     transport_class(config.rollout.transport)
     check_loggers(config.run.loggers)
     check_deepspeed(version("deepspeed"))
+    check_deepspeed_settings(config.learner.deepspeed)
+    check_engine_arguments(config.rollout.engine)
 
 
 def _check_named_verifier(section: VerifierSection) -> None:

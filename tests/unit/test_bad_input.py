@@ -123,6 +123,17 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
             "In evaluation.data.held: data.format is 'jsnl': did you mean 'jsonl'?",
         ),
         ("trainer.evaluate_every=1", "evaluation.data names no set"),
+        ("learner.deepspeed.bf16={enabled: true}", "learner.deepspeed.bf16 cannot be set"),
+        ("learner.deepspeed.zero_optimization=2", "learner.deepspeed.zero_optimization must be a mapping"),
+        (
+            "learner.deepspeed.zero_optimization={reduce_bucket_sise: 1000}",
+            "reduce_bucket_sise cannot be set: did you mean 'reduce_bucket_size'?",
+        ),
+        (
+            "learner.deepspeed.zero_optimization={reduce_bucket_size: large}",
+            "is not what DeepSpeed takes: reduce_bucket_size Input should be a valid integer",
+        ),
+        ("rollout.engine.max_model_len=64", "rollout.engine.max_model_len cannot be set"),
         ("rollout.transport=nccl", "rollout.transport is 'nccl': choose object_store or file.py:Class"),
         ("rollout.transport=nowhere.py:Mine", "nowhere.py does not exist"),
     ],
