@@ -18,6 +18,14 @@ from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedu
 from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 
+ZERO = {  # settings of DeepSpeed that a user may add, by a name for tests
+    "": {},
+    "small buckets": {"reduce_bucket_size": 500, "allgather_bucket_size": 500, "overlap_comm": False},
+    "parameters offloaded": {"offload_param": {"device": "cpu"}, "sub_group_size": 1000},
+    "parameters kept": {"param_persistence_threshold": 1000, "prefetch_bucket_size": 0},
+    "secondary partition": {"zero_hpz_partition_size": 2},
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -36,6 +44,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     groups: int = 4
     length: int | None = None  # tokens to which every sequence is padded; None: as the learner does it
+    zero: str = ""  # of ZERO
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
@@ -52,6 +61,7 @@ class Case:
             micro_batch_tokens=self.micro_batch_tokens,
             weight_decay=0.01,
             offload_optimizer=self.offload,
+            deepspeed={"zero_optimization": ZERO[self.zero]},
             max_grad_norm=norm if self.clip else 1e9,
             logit_chunk_mb=self.logit_chunk_mb,
             packing=self.packing,

@@ -126,6 +126,7 @@ def check(world, model, chosen, capsys):
             zero_stage=0,
             micro_batch_tokens=1,
             offload=False,
+            zero="",
             logit_chunk_mb=64,
             activation_checkpointing=False,
         )
@@ -176,3 +177,12 @@ def test_every_algorithm_with_every_setting(world, tiny_model, capsys):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_option_with_every_setting(world, untied_model, capsys):
     check(world, untied_model, [case for algorithm in OPTIONS for case in cases(algorithm, SETTINGS)], capsys)
+
+
+def test_further_settings_of_deepspeed_do_not_change_the_update(tiny_model, capsys):
+    """`learner.deepspeed`: each with each ZeRO stage that knows it."""
+    chosen = [Case(SRFT(), zero_stage=stage, zero="small buckets", steps=2) for stage in (1, 2, 3)]
+    three = ("parameters offloaded", "parameters kept", "secondary partition")
+    chosen += [Case(SRFT(), zero_stage=3, zero=name, micro_batch_tokens=40, steps=2) for name in three]
+    chosen.append(Case(SRFT(), zero_stage=3, zero="parameters offloaded", offload=True, steps=2))
+    check(2, tiny_model, chosen, capsys)
