@@ -47,6 +47,8 @@ class DeepSpeedEngine:
             betas=tuple(learner.betas),
             eps=learner.eps,
             weight_decay=learner.weight_decay,
+            # One kernel for all numbers of a tensor: on GPUs, and for the large states that CPU memory holds.
+            fused=learner.offload_optimizer or torch.cuda.is_available(),
         )
         # Its bfloat16 optimizer prints its memory; errors are raised, not printed.
         with redirect_stdout(StringIO()):
