@@ -231,12 +231,12 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         sums = {}
         for row, (group, c) in enumerate(pairs):
             sums[group.group_id, c.sample] = (
-                float(logprobs_BT[row].detach().sum()),
-                0.0 if reference_BT is None else float(reference_BT[row].sum()),
+                float(logprobs_BT[row].detach().double().sum()),
+                0.0 if reference_BT is None else float(reference_BT[row].double().sum()),
             )
         values = _values(stage.algorithm, everything, number, sums)
         own = [values[group.group_id, c.sample] for group, c in pairs]
-        batch.values = {name: torch.tensor([v[name] for v in own]).double() for name in own[0]}
+        batch.values = {name: torch.tensor([v[name] for v in own]).to(logprobs_BT.dtype) for name in own[0]}
         if "advantages" in own[0]:
             batch.advantages_B = batch.values["advantages"]
     taught = None
@@ -351,13 +351,22 @@ def _steps(rank, world, case, model, frozen):
 @contextmanager
 def padded_to(length: int | None):
     """Every micro-batch has so many tokens in a row, whatever its longest sequence; None changes nothing."""
+    from srft_ray.train import teachers
     from srft_ray.train.batching import Layout
 
     if length is None:
         yield
         return
-    make = Layout.padded
-    with patch.object(Layout, "padded", lambda lengths_B: replace(make(lengths_B), length=length)):
+    make, shown = Layout.padded, teachers.shown_demonstrations
+
+    def padded(micro_batch):
+        ids_BL, *rest = shown(micro_batch)
+        return torch.nn.functional.pad(ids_BL, (0, length - ids_BL.shape[1])), *rest
+
+    with (
+        patch.object(Layout, "padded", lambda lengths_B: replace(make(lengths_B), length=length)),
+        patch.object(teachers, "shown_demonstrations", padded),
+    ):
         yield
 
 

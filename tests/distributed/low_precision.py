@@ -72,42 +72,53 @@ def collect(model: nn.Module) -> dict[int, torch.Tensor]:
 
 
 def losses(model, frozen, case, stage, groups) -> torch.Tensor:
-    """The loss of the whole update; what a model says of a token is in float32, as in the learner."""
+    """The loss of the whole update; what a model says of a token is in float32, as in the learner.
+
+    A sequence passes through a model once, whatever is computed from it.
+    """
+    passes = {}
+
+    def distribution(of, group, completion, temperature, shown=None):
+        key = id(of), id(completion), torch.is_grad_enabled(), shown is None
+        if key not in passes:
+            passes[key] = log_softmax(of, group, completion, case, temperature, shown)
+        return passes[key]
 
     def forward(of, pairs, temperature):
-        return score(of, pairs, case, temperature)
+        return score(of, pairs, temperature, distribution)
 
-    def full_kl(of, known, pairs, temperature):
-        return whole_kl(of, known, pairs, case, temperature)
+    def full_kl(of, known, pairs, temperature, shown=None):
+        return whole_kl(of, known, pairs, temperature, distribution, shown)
 
     with patch.object(harness, "forward", forward), patch.object(harness, "full_kl", full_kl):
         found = harness.update_losses(model, None, frozen, case, stage, groups, groups, 1)
     return sum(found.values())
 
 
-def score(model, pairs, case, temperature):
+def score(model, pairs, temperature, distribution):
     """(log-probs, entropies) of every response token, zeros behind its end; one padded sequence at a time."""
     logprobs, entropies = [], []
     for group, c in pairs:
-        logp = log_softmax(model, group, c, case, temperature)
+        logp = distribution(model, group, c, temperature)
         logprobs.append(logp[torch.arange(len(c.ids)), torch.tensor(c.ids)])
         entropies.append(-(logp.exp() * logp).sum(-1))
     return pad_sequence(logprobs, True), pad_sequence(entropies, True)
 
 
-def whole_kl(model, known, pairs, case, temperature):
-    """KL of the two models' distributions at every response token."""
+def whole_kl(model, known, pairs, temperature, distribution, shown):
+    """KL of the two models' distributions at every response token; `shown` gives what only `known` sees."""
     found = []
     for group, c in pairs:
-        logp = log_softmax(model, group, c, case, temperature)
+        logp = distribution(model, group, c, temperature)
         with torch.no_grad():
-            logq = log_softmax(known, group, c, case, temperature)
+            logq = distribution(known, group, c, temperature, shown)
         found.append((logp.exp() * (logp - logq)).sum(-1))
     return pad_sequence(found, True)
 
 
-def log_softmax(model, group, completion, case, temperature):
-    ids, first = [*group.prompt_ids, *completion.ids], len(group.prompt_ids) - 1
+def log_softmax(model, group, completion, case, temperature, shown):
+    prompt_ids = group.prompt_ids if shown is None else shown(group)
+    ids, first = [*prompt_ids, *completion.ids], len(prompt_ids) - 1
     padded = torch.tensor([ids + [0] * (case.length - len(ids))])
     logits = model(padded, use_cache=False).logits[0, first : len(ids) - 1].float()
     return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
