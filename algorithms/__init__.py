@@ -48,10 +48,11 @@ from algorithms.srft_ablations import (
     SRFTWithoutWSFT,
 )
 from algorithms.srft_variants import SRFTHPT, SRFTAuthors
+from algorithms.srpo import SRPO
 from algorithms.t1 import T1
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
-from algorithms.types import Completion, Group, SequenceRecord
+from algorithms.types import CORRECT_ABOVE, Completion, Group, SequenceRecord, Visit
 from algorithms.weights import Granularity
 
 REGISTRY: dict[str, type[Algorithm]] = {
@@ -87,6 +88,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         PODS,
         C3PO,
         T1,
+        SRPO,
         OnPolicyDistillation,
         DPO,
         IPO,
@@ -114,6 +116,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
 }
 
 __all__ = [
+    "CORRECT_ABOVE",
     "REGISTRY",
     "Algorithm",
     "Batch",
@@ -128,6 +131,7 @@ __all__ = [
     "SequenceRecord",
     "Stage",
     "Term",
+    "Visit",
     "credit",
     "labelled",
     "limited",

@@ -31,6 +31,7 @@ USES = {
     "pods": "Sampling that is much cheaper than training.",
     "c3po": "Response lengths that drift, so that the size of an update would drift with them.",
     "t1": "Long runs that a fixed reference would hold back.",
+    "srpo": "Many epochs over prompts of which the policy comes to solve most.",
     "distill": "A better model with the same vocabulary as a teacher.",
     "dpo": "Pairs instead of a policy gradient, near a reference; after SFT.",
     "ipo": "DPO on pairs that are certain, where its margin would grow without limit.",
