@@ -15,25 +15,41 @@ def prune(store: CheckpointStore, trainer: TrainerSection) -> None:
     steps = store.steps()
     newest = set(steps[-trainer.keep_checkpoints :])
     regular = {step for step in steps if trainer.keep_every and step % trainer.keep_every == 0}
-    best = _best(store.run_dir, trainer.keep_best, steps) if trainer.keep_best else set()
+    best = _best(store.run_dir, trainer, steps) if trainer.keep_best else set()
     for step in set(steps) - newest - regular - best:
         store.discard(step)
 
 
-def _best(run_dir: Path, name: str, steps: Sequence[int]) -> set[int]:
-    """The step with the highest score, the newest of several; empty if no step has a score."""
-    scores = _scores(run_dir, name, steps)
+def _best(run_dir: Path, trainer: TrainerSection, steps: Sequence[int]) -> set[int]:
+    """The step with the best score, the newest of several; empty if no step has a score."""
+    scores = _scores(run_dir, trainer.keep_best, steps)
     if not scores:
         return set()
-    return {max(scores, key=lambda step: (scores[step], step))}
+    return {max(scores, key=lambda step: (_merit(scores[step], trainer), step))}
+
+
+def _merit(score: float, trainer: TrainerSection) -> float:
+    """The higher the better; equal for all scores within the band."""
+    if trainer.keep_best_mode == "max":
+        return score
+    if trainer.keep_best_mode == "min":
+        return -score
+    low, high = trainer.keep_best_band
+    return -max(low - score, score - high, 0.0)
 
 
 def _scores(run_dir: Path, name: str, steps: Sequence[int]) -> dict[int, float]:
-    """Of the checkpoints that have one: avg@k of an evaluation set, else a metric of the step before it."""
+    """Of the checkpoints that have one.
+
+    The name is that of an evaluation set, for its avg@k, or of another figure of it (`eval/<set>/<figure>`),
+    or of a metric, which is taken from the step before.
+    """
     scores = {}
     for record in read_json_lines(run_dir / "evaluations.jsonl"):
-        if record["set"] == name:
-            scores[record["step"]] = record["avg"]
+        figures = {f"eval/{record['set']}/{key}": value for key, value in record.items()}
+        figures[record["set"]] = record["avg"]
+        if figures.get(name) is not None:
+            scores[record["step"]] = figures[name]
     if not scores:
         for record in read_json_lines(run_dir / "metrics.jsonl"):
             if record.get(name) is not None:

@@ -123,6 +123,8 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
             "In evaluation.data.held: data.format is 'jsnl': did you mean 'jsonl'?",
         ),
         ("trainer.evaluate_every=1", "evaluation.data names no set"),
+        ("trainer.keep_best_mode=band", "keep_best_mode=band needs keep_best_band=[low, high], not []"),
+        ("trainer.keep_best_band=[1,2]", "keep_best_band=[1.0, 2.0] needs trainer.keep_best_mode=band"),
         ("rollout.transport=nccl", "rollout.transport is 'nccl': choose object_store or file.py:Class"),
         ("rollout.transport=nowhere.py:Mine", "nowhere.py does not exist"),
     ],
