@@ -24,9 +24,11 @@ from algorithms.kl_cov import KLCov
 from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
 from algorithms.pods import PODS
+from algorithms.pope import POPE
 from algorithms.preference import DPO
 from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
+from algorithms.prioritized import PrioritizedGRPO
 from algorithms.probability_mask import ProbabilityMask
 from algorithms.reinforce_pp import REINFORCEPP
 from algorithms.relift import ReLIFT
@@ -89,6 +91,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         C3PO,
         T1,
         SRPO,
+        PrioritizedGRPO,
         OnPolicyDistillation,
         DPO,
         IPO,
@@ -111,6 +114,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         UFT,
         R3,
         GuidedGRPO,
+        POPE,
         TRAPO,
     )
 }

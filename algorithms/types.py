@@ -75,7 +75,7 @@ class Visit:
     """What happened to a prompt in an earlier step.
 
     Attributes:
-        rollouts: how many rollouts of it entered the update.
+        rollouts: how many of its rollouts entered the update, those that continue a demonstration left out.
         correct: how many of these had a reward above `CORRECT_ABOVE`.
     """
 

@@ -25,11 +25,13 @@ CHECK_INTERVAL_S = 0.5  # between checks whether the coordinator still has the h
 def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, int, int, int]]]:
     """(group_id, visit) of each group of which something entered the update.
 
-    It counts the rollouts that entered, so that the rows of the ledger determine it.
+    It counts the rollouts that entered, so that the rows of the ledger determine it. One that continues a
+    demonstration says nothing of what the policy can do by itself.
     """
     found = []
     for group in groups:
-        rewards = [completion.reward for completion in group.trained if completion.origin == "rollout"]
+        plain = [one for one in group.trained if one.origin == "rollout" and not one.prefix]
+        rewards = [completion.reward for completion in plain]
         correct = sum(reward > CORRECT_ABOVE for reward in rewards)
         if group.trained:
             found.append((group.group_id, (group.row, group.step, len(rewards), correct)))

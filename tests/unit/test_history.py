@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from algorithms import GRPO, SFT, SRPO, Completion, Group, TwoStage, Visit
+from algorithms import GRPO, POPE, SFT, SRPO, Completion, Group, PrioritizedGRPO, TwoStage, Visit
 from srft_ray.config.load import make_config
 from srft_ray.config.resolve import resolve
 from srft_ray.config.rollout import RolloutSection
@@ -127,6 +128,32 @@ def test_srpo_passes_over_what_was_solved_at_its_last_visit():
     assert not algorithm.keeps((Visit(1, 8, 0), Visit(5, 8, 8)), 9, rng)
     again = SRPO(revisit_after=4)
     assert again.keeps((Visit(5, 8, 8),), 9, rng) and not again.keeps((Visit(5, 8, 8),), 8, rng)
+
+
+def test_prompts_are_kept_in_proportion_to_how_often_they_fail():
+    algorithm = PrioritizedGRPO(least_probability=0.1)
+    rng = random.Random(0)
+
+    def share(*visits):
+        return sum(algorithm.keeps(visits, 9, rng) for _ in range(4000)) / 4000
+
+    assert share() == share(Visit(1, 0, 0)) == share(Visit(1, 8, 0)) == 1.0
+    # Of 16 rollouts 12 were correct: 1 - 12/16.
+    assert share(Visit(1, 8, 8), Visit(4, 8, 4)) == pytest.approx(0.25, abs=0.025)
+    assert share(Visit(1, 8, 8)) == pytest.approx(0.1, abs=0.02)
+
+
+def test_pope_gives_a_part_of_the_demonstration_only_where_all_failed():
+    demonstration = Completion(4, "demo", "", list(range(100)))
+    group = Group(9, 0, "p", [1], "1", completions=[demonstration], num_rollouts=4, max_new_tokens=200)
+    algorithm = POPE(shortest=0.5, longest=0.5)
+
+    def prefixes(*visits):
+        given = replace(group, visits=visits)
+        return [algorithm.prefix(given, sample, 0, random.Random(0)) for sample in range(4)]
+
+    assert prefixes(Visit(1, 4, 0), Visit(3, 4, 0)) == [50, 50, 0, 0]
+    assert prefixes() == prefixes(Visit(1, 0, 0)) == prefixes(Visit(1, 4, 1), Visit(3, 4, 0)) == [0] * 4
 
 
 def test_stages_ask_for_the_history_if_one_of_them_does():
@@ -292,6 +319,7 @@ def test_the_history_is_a_function_of_the_ledger(tmp_path, monkeypatch, ranks):
 def test_only_what_entered_the_update_is_a_visit():
     completions = [Completion(n, "rollout", "", [1], reward=1.0, trained=n > 0) for n in range(3)]
     completions.append(Completion(3, "demo", "", [1]))
+    completions.append(Completion(4, "rollout", "", [1, 2], reward=1.0, prefix=1))
     assert train_history.visits_of([Group(5, 7, "p", [1], "1", completions=completions, row=2)]) == [
         (7, (2, 5, 2, 2))
     ]
@@ -348,6 +376,7 @@ def test_an_actor_waits_until_the_group_that_asks_is_admitted(tmp_path, ranks, m
     assert asked == [(3, False)], "step 3 sees the history before step 1 at staleness 2"
     monkeypatch.setattr(rollout_history, "wait_for_admission", lambda *arguments: None)
     run.handle.coordinator.versions.restart(0, now=1e9)  # whose history is another one
+    run.handle.coordinator.history.restart()
     run.handle.coordinator.history.add(0, 2, visits((1, 0, 4, 4)))
     with pytest.raises(TimeoutError, match="history of prompts before step 2 has not come"):
         run.reader.history(2)
