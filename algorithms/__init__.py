@@ -24,9 +24,11 @@ from algorithms.kl_cov import KLCov
 from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
 from algorithms.pods import PODS
+from algorithms.pope import POPE
 from algorithms.preference import DPO
 from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
+from algorithms.prioritized import PrioritizedGRPO
 from algorithms.probability_mask import ProbabilityMask
 from algorithms.reinforce_pp import REINFORCEPP
 from algorithms.relift import ReLIFT
@@ -48,10 +50,11 @@ from algorithms.srft_ablations import (
     SRFTWithoutWSFT,
 )
 from algorithms.srft_variants import SRFTHPT, SRFTAuthors
+from algorithms.srpo import SRPO
 from algorithms.t1 import T1
 from algorithms.term import Norm, PerToken, Selection, Term, labelled
 from algorithms.two_stage import TwoStage
-from algorithms.types import Completion, Group, SequenceRecord
+from algorithms.types import CORRECT_ABOVE, Completion, Group, SequenceRecord, Visit
 from algorithms.weights import Granularity
 
 REGISTRY: dict[str, type[Algorithm]] = {
@@ -87,6 +90,8 @@ REGISTRY: dict[str, type[Algorithm]] = {
         PODS,
         C3PO,
         T1,
+        SRPO,
+        PrioritizedGRPO,
         OnPolicyDistillation,
         DPO,
         IPO,
@@ -109,11 +114,13 @@ REGISTRY: dict[str, type[Algorithm]] = {
         UFT,
         R3,
         GuidedGRPO,
+        POPE,
         TRAPO,
     )
 }
 
 __all__ = [
+    "CORRECT_ABOVE",
     "REGISTRY",
     "Algorithm",
     "Batch",
@@ -128,6 +135,7 @@ __all__ = [
     "SequenceRecord",
     "Stage",
     "Term",
+    "Visit",
     "credit",
     "labelled",
     "limited",

@@ -17,7 +17,7 @@ from algorithms import selections
 from algorithms.batch import Batch, PolicyOutput
 from algorithms.settings import AS_THE_RUN, Schedule, check_settings
 from algorithms.term import PerToken, Term
-from algorithms.types import Completion, Group, SequenceRecord
+from algorithms.types import Completion, Group, SequenceRecord, Visit
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Algorithm:
     Attributes:
         uses_rollouts: False: no rollout engine is started.
         min_rollouts: rollouts per prompt that the credit rule needs at least.
+        uses_history: prompts are chosen by what happened to them in earlier steps (`keeps`, `Group.visits`).
         max_refills: how many groups without signal may be discarded for one place in a step.
     """
 
@@ -50,6 +51,7 @@ class Algorithm:
     uses_rollouts: ClassVar[bool] = True
     uses_demonstrations: ClassVar[bool] = True
     min_rollouts: ClassVar[int] = 1
+    uses_history: ClassVar[bool] = False
     max_refills: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +111,15 @@ class Algorithm:
 
     def has_signal(self, group: Group) -> bool:
         """False: another group takes the place of this one, up to `max_refills` times."""
+        return True
+
+    def keeps(self, visits: Sequence[Visit], step: int, rng: random.Random) -> bool:
+        """False: another prompt takes the place of the one with these visits, which is not sampled.
+
+        Called if `uses_history`. `visits` are the newest of the prompt, oldest first, and end more than
+        rollout.max_staleness steps before `step`, which is the run's, as that of a visit is. If none of the
+        prompts that are tried for a place is kept, the first of them is trained on.
+        """
         return True
 
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:

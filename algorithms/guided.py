@@ -32,9 +32,9 @@ class GuidedGRPO(HintedGRPO):
     """GRPO where the first half of the rollouts of a group continues a part of the demonstration
 
     The length of the part is uniform on [shortest, longest] · |y*|, and only sampled tokens are trained on.
-    It is what fits of two methods that need a history of each prompt: POPE gives prefixes only to prompts
-    whose rollouts all failed before, and chooses the length that helps; AdaBack searches that length by
-    bisection for each prompt. The share of guided rollouts and the lengths are choices.
+    It is what POPE and AdaBack have in common. POPE gives prefixes only to prompts whose rollouts all failed
+    before (`pope`) and chooses the length that helps; AdaBack searches that length by bisection for each
+    prompt. The share of guided rollouts and the lengths are choices.
     """
 
     name: ClassVar[str] = "grpo_guided"

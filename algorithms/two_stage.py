@@ -44,6 +44,10 @@ class TwoStage(Algorithm):
         return self.first.uses_demonstrations or self.second.uses_demonstrations
 
     @property
+    def uses_history(self) -> bool:  # type: ignore[override]
+        return self.first.uses_history or self.second.uses_history
+
+    @property
     def needs(self) -> frozenset[str]:
         return self.first.needs | self.second.needs
 

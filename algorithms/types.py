@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+CORRECT_ABOVE = 0.5  # a rollout with a reward above it counts as correct
+
 
 @dataclass
 class Completion:
@@ -68,6 +70,25 @@ class SequenceRecord:
     reference_logprob: float = 0.0
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What happened to a prompt in an earlier step.
+
+    Attributes:
+        rollouts: how many of its rollouts entered the update, those that continue a demonstration left out.
+        correct: how many of these had a reward above `CORRECT_ABOVE`.
+    """
+
+    step: int
+    rollouts: int
+    correct: int
+
+    @property
+    def pass_rate(self) -> float:
+        """0 to 1; 0 without rollouts."""
+        return self.correct / max(1, self.rollouts)
+
+
 @dataclass
 class Group:
     """A prompt with all its completions, which optimizer step `step` trains on.
@@ -84,6 +105,9 @@ class Group:
         weights_fingerprint: of the weights that the engine held.
         probe_logprobs: of a fixed sequence, as the engine computes them with these weights, in nats; empty
             with rollout.max_staleness=0.
+        row: number of the prompt among the prepared rows; -1 if it is not known.
+        visits: the newest visits of the prompt, oldest first, if its algorithm uses the history.
+        passed_over: how many prompts the algorithm did not keep for this place before it kept this one.
     """
 
     step: int
@@ -103,6 +127,9 @@ class Group:
     engine: str = ""
     weights_fingerprint: str = ""
     probe_logprobs: tuple[float, ...] = ()
+    row: int = -1
+    visits: tuple[Visit, ...] = ()
+    passed_over: int = 0
 
     @property
     def rewards(self) -> list[float]:
@@ -122,7 +149,7 @@ class Group:
         """The completions that enter the update."""
         return [c for c in self.completions if c.trained]
 
-    def pass_rate(self, correct_above: float = 0.5) -> float:
+    def pass_rate(self, correct_above: float = CORRECT_ABOVE) -> float:
         """Share of the rollouts whose reward is above the threshold, 0 to 1; 0 without rollouts."""
         correct = sum(completion.reward > correct_above for completion in self.rollouts)
         return correct / max(1, len(self.rollouts))

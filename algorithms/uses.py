@@ -31,6 +31,8 @@ USES = {
     "pods": "Sampling that is much cheaper than training.",
     "c3po": "Response lengths that drift, so that the size of an update would drift with them.",
     "t1": "Long runs that a fixed reference would hold back.",
+    "srpo": "Many epochs over prompts of which the policy comes to solve most.",
+    "grpo_prioritized": "As SRPO, where solved prompts should return now and then.",
     "distill": "A better model with the same vocabulary as a teacher.",
     "dpo": "Pairs instead of a policy gradient, near a reference; after SFT.",
     "ipo": "DPO on pairs that are certain, where its margin would grow without limit.",
@@ -53,5 +55,6 @@ USES = {
     "uft": "Prompts too hard to solve at first: hints that fade.",
     "r3": "As UFT, if hints of all lengths should stay.",
     "grpo_guided": "Hard prompts: some rollouts start on the way to the solution.",
+    "pope": "Demonstrations only where the policy fails without them.",
     "trapo": "As Prefix-RFT, with SFT on the prefix that does not force improbable tokens.",
 }

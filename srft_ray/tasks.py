@@ -1,4 +1,7 @@
-"""The families of built-in tasks: a reasoning-gym dataset with settings each. Neutral: it imports no room."""
+"""The families of built-in tasks: a reasoning-gym dataset with settings each, and programs to write.
+
+Neutral: it imports no room.
+"""
 
 import difflib
 import random
@@ -37,15 +40,23 @@ FAMILIES: dict[str, TaskFamily] = {
     "long_sums": _arithmetic(4, "+-", 1),
 }
 
+PROGRAM_FAMILIES = ("programs",)
+
+
+def check_family(name: str) -> None:
+    """Raises ValueError where there is no such family."""
+    known = [*FAMILIES, *PROGRAM_FAMILIES]
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(known)}"
+        )
+
 
 @cache
 def task_dataset(name: str, seed: str) -> Any:
     """The reasoning-gym dataset of the family `name`. Raises ValueError where there is no such family."""
-    if name not in FAMILIES:
-        nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown task family {name!r}: did you mean {nearest!r}? The families are {', '.join(FAMILIES)}"
-        )
+    check_family(name)
     import reasoning_gym
 
     # Neighbouring seeds of reasoning-gym give shifted copies of one sequence.

@@ -36,18 +36,20 @@ PROPERTIES = """## Properties
   others are on-policy in the first update only.
 - **step**: a term looks at all sequences of the step: their rewards and lengths, or also their log-probs,
   which costs one more forward pass for each update.
+- **history**: prompts are chosen by what happened to them in earlier steps; a checkpoint holds it.
 - **refills**: groups from which nothing can be learned are replaced.
 
-No algorithm has a history of prompts or a critic.
+No algorithm has a critic.
 
-| name | rollouts | demonstrations | prefix | reference | π_old | step | refills | when to use it |
-|---|---|---|---|---|---|---|---|---|"""
+| name | rollouts | demonstrations | prefix | reference | π_old | step | history | refills \
+| when to use it |
+|---|---|---|---|---|---|---|---|---|---|"""
 ABSENT = """## Not here, and why
 
 | method | reason |
 |---|---|
-| ExGRPO, SRPO's history resampling, AdaBack's bisection, ReLIFT's buffer, curricula | they need \
-a history of each prompt over the steps |
+| ExGRPO, ReLIFT's buffer | responses of earlier steps are not trained on again |
+| AdaBack's bisection | the history does not hold the lengths of prefixes |
 | PPO, VAPO | there is no critic |
 | SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |
 | BRIDGE (arXiv 2509.06948), SD-LoRA (arXiv 2501.13198) | two groups of parameters: adapters are not trained \
@@ -110,6 +112,7 @@ def _properties_row(algorithm: Algorithm) -> str:
         _yes(algorithm.uses_reference),
         _yes(any("ratio(" in label for label in labels)),
         step,
+        _yes(algorithm.uses_history),
         _yes(any(method.max_refills for method in methods)),
     )
     return _row(f"`{algorithm.name}`", *cells, USES[algorithm.name])

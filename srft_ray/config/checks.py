@@ -60,6 +60,12 @@ def _check_checkpoints(trainer: TrainerSection, evaluation: EvaluationSection) -
         best is None or best in evaluation.data or "/" in best,
         f"trainer.keep_best={best} is neither a set of evaluation.data nor a metric such as reward/mean.",
     )
+    band = trainer.keep_best_band
+    if trainer.keep_best_mode == "band":
+        is_band = len(band) == 2 and band[0] <= band[1]
+        require(is_band, f"trainer.keep_best_mode=band needs keep_best_band=[low, high], not {band}.")
+    else:
+        require(not band, f"trainer.keep_best_band={band} needs trainer.keep_best_mode=band.")
 
 
 def _check_optimizer(learner: LearnerSection) -> None:

@@ -163,6 +163,10 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{stage.algorithm.min_rollouts}.",
         )
         require(
+            stage.algorithm.uses_rollouts or not stage.algorithm.uses_history,
+            f"{name} chooses prompts by the history of their rollouts, and samples none: set uses_rollouts.",
+        )
+        require(
             stage.start == 0
             or not stage.algorithm.uses_reference
             or stage.algorithm.reference_rate(0) == 1

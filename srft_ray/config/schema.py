@@ -94,7 +94,8 @@ class DataSection:
     """Prompts, reference answers and demonstrations."""
 
     path: str = setting(
-        MISSING, "File or dataset directory; with `format: tasks` families such as `sums+products`."
+        MISSING,
+        "File or dataset directory; with `format: tasks` families such as `sums+products` or `programs`.",
     )
     format: str = setting(
         "auto",
@@ -175,7 +176,8 @@ class VerifierSection:
 
     name: str = setting(
         "auto",
-        "`math` compares mathematical answers, `tasks` scores built-in tasks; `auto` chooses by the data.",
+        "`math` compares mathematical answers, `tasks` scores built-in tasks, `code` runs the tests of a "
+        "program, `either` is a lenient `math`; `auto` chooses `tasks` or `math` by the data.",
     )
     path: str | None = setting(
         None, "A verifier of your own, `file.py:function`; see docs/getting-started.md."

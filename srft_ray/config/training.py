@@ -129,9 +129,21 @@ class TrainerSection:
     )
     keep_best: str | None = setting(
         None,
-        "The checkpoint with the highest value of this metric (such as reward/mean), or the highest avg@k "
-        "of this evaluation set, is kept too; needs keep_checkpoints.",
+        "The checkpoint with the best value of this metric (such as reward/mean), the best avg@k of this "
+        "evaluation set, or the best figure of one (such as eval/heldout/entropy) is kept too; needs "
+        "keep_checkpoints.",
         may_change=True,
+    )
+    keep_best_mode: str = setting(
+        "max",
+        "What is best: the highest value, the lowest, or one within keep_best_band. Of several the newest is "
+        "kept, and of none within the band the nearest, such as the last SFT checkpoint whose entropy is not "
+        "low yet.",
+        may_change=True,
+        choices=("max", "min", "band"),
+    )
+    keep_best_band: list[float] = setting(
+        list, "Lowest and highest value of keep_best_mode=band.", may_change=True
     )
     max_checkpoint_failures: int = setting(
         2,

@@ -1,6 +1,6 @@
 """Reads groups: positions of the stream become groups with their prompts and demonstrations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from algorithms import Algorithm, Completion, Group, Stage
 from srft_ray.config.evaluation import EvaluationSetSection
+from srft_ray.data.history import Choice, Chooser, PromptHistory
 from srft_ray.data.plan import Segment, StreamPlan
 from srft_ray.data.store import PreparedData, shuffled
 
@@ -22,6 +23,7 @@ class GroupSettings:
         max_new_tokens: longest response, in tokens.
         max_demonstrations: most demonstrations of a training group.
         evaluation: how each evaluation set is sampled.
+        history_lag: steps that a group's view of the history of prompts is behind its own step.
     """
 
     seed: int
@@ -29,10 +31,15 @@ class GroupSettings:
     max_new_tokens: int
     max_demonstrations: int
     evaluation: Mapping[str, EvaluationSetSection]
+    history_lag: int = 1
 
 
 class GroupReader:
-    """Every group is a pure function of seed and position, so that a repeated group is the same group."""
+    """Every group is a pure function of seed and position, so that a repeated group is the same group.
+
+    If its algorithm uses the history of prompts, it is one of seed, position and the history before a step
+    that its own step states. `history` gives a history that reaches so far; it may wait for it.
+    """
 
     def __init__(
         self,
@@ -50,6 +57,7 @@ class GroupReader:
         self.start = start
         self.train = train
         self.evaluation = evaluation
+        self.history: Callable[[int], PromptHistory] | None = None
 
     def read(self, block: Mapping[str, np.ndarray]) -> list[Group]:
         """The groups of a block of positions in the stream."""
@@ -62,7 +70,8 @@ class GroupReader:
         """The group of `step` at position `group_id` of the seeded order of prompts, without rollouts."""
         algorithm = self.stage(step).algorithm
         epoch, index = shuffled(group_id, self.train.counts.kept, self.settings.seed)
-        row = self.train.row(index)
+        choice = self._choose(step, group_id, algorithm) if algorithm.uses_history else Choice(index)
+        row = self.train.row(choice.row)
         num_rollouts = self.settings.num_rollouts if algorithm.uses_rollouts else 0
         group = Group(
             step,
@@ -73,10 +82,21 @@ class GroupReader:
             row["metadata"],
             num_rollouts=num_rollouts,
             max_new_tokens=self.settings.max_new_tokens,
+            row=choice.row,
+            visits=choice.visits,
+            passed_over=choice.passed_over,
         )
         if algorithm.uses_demonstrations:
             group.completions = demonstrations(row, num_rollouts, epoch, self.settings.max_demonstrations)
         return group
+
+    def _choose(self, step: int, place: int, algorithm: Algorithm) -> Choice:
+        """The prompt of a place, by its history."""
+        if self.history is None:
+            raise RuntimeError(f"{algorithm.name} needs the history of prompts, and the stream has none")
+        before = max(0, step + 1 - self.settings.history_lag)
+        chooser = Chooser(self.train.counts.kept, self.settings.seed)
+        return chooser.choose(algorithm, step, place, self.history(before), before)
 
     def _read_position(self, position: int) -> Group:
         segment, offset = self.plan.locate(self.start, position)

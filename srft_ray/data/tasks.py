@@ -1,11 +1,11 @@
-"""Rows of the built-in tasks: reasoning-gym's questions, with worked solutions as demonstrations."""
+"""Rows of the built-in tasks, with demonstrations: reasoning-gym's questions, and programs to write."""
 
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from srft_ray.tasks import task_dataset
+from srft_ray.data.program_tasks import program_entries
+from srft_ray.tasks import PROGRAM_FAMILIES, check_family, task_dataset
 
 SPLITS = ("train", "heldout")
 MAX_MISSES = 100_000
@@ -71,13 +71,23 @@ def generate(path: str, split: str, size: int, seed: int) -> Iterator[dict]:
     names = path.split("+")
     if len(set(names)) < len(names):
         raise ValueError(f"task path {path!r} names a family twice: name each family once")
-    streams = [_rows(name, task_dataset(name, f"{name} {seed}"), split) for name in names]
+    for name in names:
+        check_family(name)
+    streams = [_rows(name, _entries(name, f"{name} {seed}"), split) for name in names]
     return (next(stream) for stream in itertools.islice(itertools.cycle(streams), size))
 
 
-def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
+def _entries(name: str, seed: str) -> Iterator[dict]:
+    """Endless entries of a family; those of programs have their demonstration already."""
+    if name in PROGRAM_FAMILIES:
+        return program_entries(seed)
+    entries = map(task_dataset(name, seed).__getitem__, itertools.count())
+    return ({**entry, "demonstration": SOLVE[name](entry)} for entry in entries)
+
+
+def _rows(name: str, entries: Iterator[dict], split: str) -> Iterator[dict]:
     seen, misses = set[str](), 0
-    for entry in map(dataset.__getitem__, itertools.count()):
+    for entry in entries:
         question = entry["question"]
         misses = misses + 1 if question in seen or _split(question) != split else 0
         if misses == MAX_MISSES:
@@ -90,7 +100,7 @@ def _rows(name: str, dataset: Any, split: str) -> Iterator[dict]:
             yield {
                 "prompt": question,
                 "answer": entry["answer"],
-                "demonstration": SOLVE[name](entry),
+                "demonstration": entry["demonstration"],
                 "metadata": {"family": name, "entry": scored},
             }
 

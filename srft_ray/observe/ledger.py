@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("prefix", pa.int32()),
         ("attempt", pa.int32()),
+        ("row", pa.int64()),
     ]
 )
 
@@ -108,6 +109,7 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "prefix": completion.prefix,
         "attempt": group.attempt,
+        "row": group.row,
     }
 
 

@@ -36,6 +36,7 @@ LEDGER: dict[str, Entry] = {
     "finish_reason": Entry("`stop`, or `length` if it was truncated; `given` for demonstrations."),
     "prefix": Entry("How many leading tokens come from a demonstration.", "tokens"),
     "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),
+    "row": Entry("Number of the prompt among the prepared rows."),
 }
 
 TOKEN_LEDGER: dict[str, Entry] = {

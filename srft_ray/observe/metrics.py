@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from algorithms import Completion, Group
-
-CORRECT_ABOVE = 0.5  # rewards above it count as correct
+from algorithms import CORRECT_ABOVE, Completion, Group
 
 
 def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> dict[str, float]:
@@ -29,6 +27,7 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
         "groups/all_correct": sums["all_correct"],
         "groups/all_wrong": sums["all_wrong"],
         "groups/discarded": sums["discarded"],
+        "groups/passed_over": sums["passed_over"],
         "verdict/timeout_or_error": sums["unjudged"],
         "time/generation": span_s if sums["rollouts"] else 0.0,
         "tokens/generated": sums["tokens"] - sums["prefix"] + sums["discarded_tokens"],
@@ -54,6 +53,7 @@ def _group_sums(groups: Sequence[Group]) -> dict[str, float]:
     all_correct = sum(reward > CORRECT_ABOVE for reward in equal)
     return {
         "discarded": sum(group.attempt for group in groups),
+        "passed_over": sum(group.passed_over for group in groups),
         "discarded_tokens": sum(group.discarded_tokens for group in groups),
         "all_correct": all_correct,
         "all_wrong": len(equal) - all_correct,

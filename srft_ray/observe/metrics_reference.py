@@ -64,6 +64,10 @@ METRICS: Table = {
     ),
     "groups/all_correct": Entry("Groups whose rollouts all have the same reward, above 0.5.", "groups"),
     "groups/all_wrong": Entry("Groups whose rollouts all have the same reward, at most 0.5.", "groups"),
+    "groups/passed_over": Entry(
+        "Prompts that the algorithm did not keep because of their history, before those that were sampled.",
+        "prompts",
+    ),
     "groups/discarded": Entry("Groups without signal that other groups took the place of.", "groups"),
     "verdict/timeout_or_error": Entry("Rollouts whose verdict is `timeout` or `error`.", "rollouts"),
     "time/step": Entry("Duration of the step, from the wait for its groups to its record.", "seconds"),

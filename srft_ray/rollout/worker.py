@@ -19,6 +19,7 @@ from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, judge_groups
 from srft_ray.rollout.engine_life import EngineLife
+from srft_ray.rollout.history import CoordinatorHistory
 from srft_ray.rollout.judges import Judges
 from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
@@ -69,6 +70,7 @@ class RolloutWorker:
         self.coordinator = coordinator
         self.generation = generation
         self.refills = RefillPolicy(reader)
+        self.reader.history = self._make_history()
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(PolicyWeights(0), self._load_newest, settings.rollout.timeout_s)
         self.engine: Engine | None = None
@@ -97,6 +99,15 @@ class RolloutWorker:
         self.life.finished += len(groups)
         assign_credit(groups, self.reader)
         return as_block(groups)
+
+    def _make_history(self) -> CoordinatorHistory | None:
+        """The history of prompts, if the algorithm chooses by it."""
+        reader = self.reader
+        if not reader.algorithm.uses_history:
+            return None
+        rows, lag = reader.train.counts.kept, reader.settings.history_lag
+        timeout_s = self.settings.rollout.timeout_s
+        return CoordinatorHistory(self.coordinator, rows, lag, self.generation, timeout_s)
 
     def _refill(self, groups: list[Group]) -> None:
         """Replaces groups without signal, in their places, until none is left or their algorithm gives up."""

@@ -112,4 +112,5 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads:
         threads,
         is_preempted,
         config.ledger.tokens,
+        prepared.train.counts.kept if resolved.algorithm.uses_history else 0,
     )

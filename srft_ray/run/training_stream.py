@@ -82,6 +82,7 @@ class StreamSource:
             config.rollout.max_new_tokens,
             config.data.max_demonstrations,
             self.evaluation_settings,
+            self.max_staleness + 1,
         )
         return GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
 

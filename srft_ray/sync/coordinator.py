@@ -11,6 +11,7 @@ import ray
 from srft_ray.sync.admission import Admission
 from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
+from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
 from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
@@ -33,6 +34,7 @@ class Coordinator:
     def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
         forgot = ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed
         self.versions = PublishedVersions(max_staleness, forgot)
+        self.history = HistoryPieces()
         self.monitor = monitor or HealthMonitor(math.inf, print)
         self.deaths = EngineDeaths(self.monitor.report)
         self.requests = LearnerRequests()
@@ -53,6 +55,7 @@ class Coordinator:
     async def restart(self, step: int) -> LearnerStart:
         """The learners start (again) at the checkpoint of `step`: what comes from earlier ones is refused."""
         start = self.versions.restart(step, time.time())
+        self.history.restart()
         self.requests.restart()
         self.monitor.restart(start.generation)
         await self._notify()
@@ -71,6 +74,21 @@ class Coordinator:
         self.versions.publish(generation, weights, count)
         self.deaths.published()
         await self._notify()
+
+    async def history_until(self, generation: int) -> int:
+        """The step before which the history of prompts is here; OutdatedLearners for earlier learners."""
+        self.versions.enter(generation)
+        return self.history.until
+
+    async def add_history(self, generation: int, first: int, until: int, piece: object) -> None:
+        """Takes what happened to prompts in the steps from `first` to before `until`; RuntimeError if steps
+        before are missing."""
+        self.versions.enter(generation)
+        self.history.add(first, until, piece)
+
+    async def history_since(self, step: int) -> tuple[int, int, list[object]]:
+        """(start of the learners, step before which the history is here, its pieces from `step` on)."""
+        return self.versions.generation, self.history.until, self.history.since(step)
 
     async def newest_version(self) -> int:
         return self.versions.offered.version

@@ -68,7 +68,7 @@ def model_fingerprint(path: str) -> str:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(path, local_files_only=True))
-    return fingerprint(_tensors(_weight_files(folder)))
+    return fingerprint(_tensors(weight_files(folder)))
 
 
 def tensor_hash(name: str, tensor: Tensor) -> int:
@@ -110,7 +110,7 @@ def _odd(number: int) -> int:
     return int.from_bytes(hashlib.blake2b(str(number).encode(), digest_size=8).digest(), "little") | 1
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that a model consists of; a folder may hold the same weights twice, under other names."""
     index = folder / "model.safetensors.index.json"
     if index.exists():

@@ -91,7 +91,7 @@ class PublishedVersions:
         Raises:
             OutdatedLearners: it comes from an earlier start of the learners.
         """
-        self._enter(generation)
+        self.enter(generation)
         self._arriving[number] = piece
 
     def publish(self, generation: int, weights: PolicyWeights, count: int) -> None:
@@ -101,7 +101,7 @@ class PublishedVersions:
             OutdatedLearners: it comes from an earlier start of the learners.
             RuntimeError: some pieces were lost with a restart of the process.
         """
-        self._enter(generation)
+        self.enter(generation)
         if set(self._arriving) != set(range(count)):
             raise RuntimeError(
                 f"{len(self._arriving)} of {count} pieces of version {weights.version} are here"
@@ -120,7 +120,8 @@ class PublishedVersions:
         """(version, its pieces in order); there are no pieces for the model that the engines started from."""
         return self.offered.version, [self._pieces[number] for number in sorted(self._pieces)]
 
-    def _enter(self, generation: int) -> None:
+    def enter(self, generation: int) -> None:
+        """Raises OutdatedLearners for learners of an earlier start."""
         if generation < self.generation:
             raise OutdatedLearners(
                 f"learners of start {generation} published, but start {self.generation} has taken their place"

@@ -29,6 +29,7 @@ class Job:
         threads: CPU threads of a learner; None on GPUs.
         is_preempted: whether this learner was told that its machine is taken away.
         ledger_tokens: whether the ledger has the columns of each token.
+        history_rows: prompts whose history is kept; 0 if the algorithm does not use it.
     """
 
     run_dir: Path
@@ -48,6 +49,7 @@ class Job:
     threads: int | None
     is_preempted: Callable[[], bool]
     ledger_tokens: bool = False
+    history_rows: int = 0
 
 
 class Batches:

@@ -159,6 +159,14 @@ def _row(values: Rows, row: int) -> Rows:
     return replace(values, **own)
 
 
+def first_nonfinite_tensor(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a number that is infinite or not a number."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return name
+    return None
+
+
 def _first_nonfinite(batch: Batch, policy: PolicyOutput) -> tuple[str, float] | None:
     inputs = {
         "reward": batch.rewards_B,

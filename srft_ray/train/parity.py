@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch.distributed as dist
 from torch import Tensor
 
+THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.1}  # nats
+
 
 class ParityError(RuntimeError):
     """The learner's log-probs of fresh rollouts differ from the engine's: the engines hold other weights."""

@@ -30,16 +30,34 @@ class Retention:
             self.store.discard(step)
 
     def _best(self, steps: list[int]) -> set[int]:
-        """The step with the highest score, the newest of several; empty if no step has a score."""
+        """The step with the best score, the newest of several; empty if no step has a score."""
         name = self.trainer.keep_best
         if name is None or not steps:
             return set()
         scores = self._scores(name, steps)
-        return {max(scores, key=lambda step: (scores[step], step))} if scores else set()
+        return {max(scores, key=lambda step: (self._merit(scores[step]), step))} if scores else set()
+
+    def _merit(self, score: float) -> float:
+        """The higher the better; equal for all scores within the band."""
+        if self.trainer.keep_best_mode == "max":
+            return score
+        if self.trainer.keep_best_mode == "min":
+            return -score
+        low, high = self.trainer.keep_best_band
+        return -max(low - score, score - high, 0.0)
 
     def _scores(self, name: str, steps: list[int]) -> dict[int, float]:
-        """Of the checkpoints that have one: avg@k of an evaluation set, else a metric of the step before."""
-        self.evaluations.read(steps[0], lambda record: record["avg"] if record["set"] == name else None)
+        """Of the checkpoints that have one.
+
+        The name is that of an evaluation set, for its avg@k, or of another figure of it
+        (`eval/<set>/<figure>`), or of a metric, which is taken from the step before.
+        """
+
+        def of_evaluation(record: dict[str, Any]) -> float | None:
+            figures = {f"eval/{record['set']}/{key}": value for key, value in record.items()}
+            return record["avg"] if record["set"] == name else figures.get(name)
+
+        self.evaluations.read(steps[0], of_evaluation)
         scores = self.evaluations.found
         if not scores:
             self.metrics.read(steps[0] - 1, lambda record: record.get(name))

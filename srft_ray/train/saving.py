@@ -21,6 +21,7 @@ from srft_ray.sync.transport import chunks
 from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+from srft_ray.train.nonfinite import first_nonfinite_tensor
 from srft_ray.train.retention import Retention
 from srft_ray.train.state_reader import STATE_PREFIX
 
@@ -46,7 +47,7 @@ class Share:
 
     def add(self, tensors: Mapping[str, Tensor], write: Callable[[], Entries]) -> None:
         """Writes tensors, unless something failed before."""
-        self.nonfinite = self.nonfinite or _first_nonfinite(tensors)
+        self.nonfinite = self.nonfinite or first_nonfinite_tensor(tensors)
         if not self.nonfinite and not self.error:
             self.error = _attempt(lambda: self.entries.update(write()))
 
@@ -61,13 +62,16 @@ class Saver:
         engine: DeepSpeedEngine,
         model: Any,
         tokenizer: Any,
+        more_files: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
+        """`more_files`: what else this rank writes, by file name."""
         self.store = store
         self.trainer = trainer
         self.retention = Retention(store, trainer)
         self.engine = engine
         self.model = model
         self.tokenizer = tokenizer
+        self.more_files = more_files
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.failures = 0  # in a row
@@ -173,6 +177,8 @@ class Saver:
         has failed, so that no other rank waits for it for ever.
         """
         share = Share()
+        for name, content in self.more_files().items():
+            share.add({}, partial(self._write_file, step, name, content))
         pieces = chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
         for number, piece in enumerate(pieces):
             name = f"{STATE_PREFIX}{self.rank:05d}-{number:05d}.safetensors"
@@ -202,7 +208,10 @@ class Saver:
     def _write_tensors(
         self, step: int, name: str, piece: Mapping[str, Tensor], metadata: dict[str, str] | None = None
     ) -> Entries:
-        return {name: self.store.write(step, name, to_safetensors(dict(piece), metadata))}
+        return self._write_file(step, name, to_safetensors(dict(piece), metadata))
+
+    def _write_file(self, step: int, name: str, content: bytes) -> Entries:
+        return {name: self.store.write(step, name, content)}
 
     def _write_hf(self, step: int, weights: Mapping[str, Tensor]) -> Entries:
         """Writes the model as safetensors with its tokenizer, as transformers and vLLM load it."""
@@ -226,14 +235,6 @@ class Saver:
     def _record(self, message: str) -> None:
         if self.rank == 0:
             record_event(self.store.run_dir, "checkpoint", message)
-
-
-def _first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor with a number that is infinite or not a number."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            return name
-    return None
 
 
 def _attempt(action: Callable[[], object]) -> str | None:

@@ -14,8 +14,10 @@ from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.observe import journal, metrics
 from srft_ray.sync.versions import LearnerStart
+from srft_ray.train import parity
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
+from srft_ray.train.history import HistoryKeeper
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
 from srft_ray.train.model_checks import check_model
@@ -26,14 +28,10 @@ from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.saving import Saver
 
 POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
-PARITY_THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.1}  # nats
 
 
 class LearnerWorker:
-    """One rank.
-
-    It consumes the segments of the plan in order, waits for groups, and unblocks the engines by publishing.
-    """
+    """One rank: it takes the segments of the plan in order, and unblocks the engines by publishing."""
 
     def __init__(self, job: Job, batches: Batches) -> None:
         if job.threads:
@@ -48,14 +46,15 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_for_learner(job.model, job.learner, dtype)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
-        check_model(self.engine, PARITY_THRESHOLDS[job.dtype], job.learner.packing)
-        own = job.learner.parity_threshold
-        threshold = PARITY_THRESHOLDS[job.dtype] if own is None else own
+        usual, own = parity.THRESHOLDS[job.dtype], job.learner.parity_threshold
+        check_model(self.engine, usual, job.learner.packing)
+        threshold = usual if own is None else own
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
-        self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer)
+        self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
+        self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, self.history.content)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.step = self._resume()
@@ -83,6 +82,7 @@ class LearnerWorker:
             self.saver.load(step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
+        self.history.begin(self.job.store, step)
         self._publish(step)
         return step
 
@@ -113,8 +113,7 @@ class LearnerWorker:
                 self.recorder.evaluation(segment, groups)
             mark = time.perf_counter()
         if stop < self.job.plan.steps:
-            # The stream of a very long run ends here; the next start builds the next one from this
-            # checkpoint.
+            # The stream of a very long run ends here; the next start goes on from this checkpoint.
             return self.save(final=False)
         if self.step > self.saved:
             return self.save(final=True, finished=True)
@@ -174,6 +173,8 @@ class LearnerWorker:
         learned_metrics = self._learn(step, groups, stage)
         self.step = step + 1
         learned = time.perf_counter()
+        # Weights that admit a group come after the history that chooses its prompt.
+        self.history.add(step, groups)
         # Engines wait for the weights: they are published before anything is written.
         self._publish(self.step)
         published = time.perf_counter()
@@ -187,11 +188,9 @@ class LearnerWorker:
             "time/publish": published - learned,
         }
         if self.rank == 0:
-            record |= {
-                "learners": self.world_size,
-                **ray.get(self.job.coordinator.engine_metrics.remote(self.taken)),
-            }
-        record |= {"time/step": time.perf_counter() - mark}
+            engines = ray.get(self.job.coordinator.engine_metrics.remote(self.taken))
+            record |= {"learners": self.world_size, **engines}
+        record["time/step"] = time.perf_counter() - mark
         self.recorder.step(record | metrics.utilization(record))
         if self._checkpoint_is_due():
             self.save(final=False)

@@ -35,6 +35,7 @@ SHARED_MEMORY = "/dev/shm"
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
 _CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 _MS_NOSUID_NODEV = 2 | 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
@@ -151,6 +152,15 @@ def confine(directory: str, memory_mb: int, cpu_s: int) -> None:
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     _drop_privileges()
+
+
+def hide_memory() -> None:
+    """From now on, no other process without capabilities may read, write or trace this one."""
+    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def memory_is_hidden() -> bool:
+    return _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0
 
 
 def _limit(which: int, value: int) -> None:

@@ -18,6 +18,7 @@ VERDICTS = ("match", "mismatch", "no_answer", "timeout", "error")
 BUILT_IN = {
     "math": "srft_ray.verify.math_verifier",
     "either": "srft_ray.verify.either_verifier",
+    "code": "srft_ray.verify.code_verifier",
     "tasks": "srft_ray.verify.task_verifier",
 }
 

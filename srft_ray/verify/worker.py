@@ -61,6 +61,8 @@ def serve(ends: Ends, verifier: Verify, cpu_s: float) -> None:
             reported = True
             reply = encode(ERROR)
         sys.settrace(None)
+        # A program that ran below this process may have changed this process's limits.
+        ran_program = sandbox.memory_is_hidden()
         # A thread that goes on would take time from the next items; they need half of the CPU limit.
-        worn = threading.active_count() > 1 or time.process_time() > cpu_s
+        worn = ran_program or threading.active_count() > 1 or time.process_time() > cpu_s
         ends.replies.send(question[:NONCE_BYTES] + (b"1" if worn else b"0") + reply)

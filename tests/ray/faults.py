@@ -138,7 +138,7 @@ class Watched:
             (record["step"] + 1 for record in read_json_lines(self.run_dir / "metrics.jsonl")), default=0
         )
 
-    def wait_for_step(self, steps: int, timeout_s: float = 240) -> None:
+    def wait_for_step(self, steps: int, timeout_s: float = 600) -> None:
         """Until so many steps are done."""
         deadline = time.monotonic() + timeout_s
         while self.done() < steps:

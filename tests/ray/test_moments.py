@@ -29,7 +29,7 @@ class Moment:
         }
         self.run = Watched(folder / "run", *words(folder, "run", *more), **environment)
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self, timeout_s: float = 600) -> int:
         """The process that has reached the moment."""
         reached = self.folder / "reached"
         deadline = time.monotonic() + timeout_s

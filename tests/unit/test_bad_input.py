@@ -134,6 +134,8 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
             "is not what DeepSpeed takes: reduce_bucket_size Input should be a valid integer",
         ),
         ("rollout.engine.max_model_len=64", "rollout.engine.max_model_len cannot be set"),
+        ("trainer.keep_best_mode=band", "keep_best_mode=band needs keep_best_band=[low, high], not []"),
+        ("trainer.keep_best_band=[1,2]", "keep_best_band=[1.0, 2.0] needs trainer.keep_best_mode=band"),
         ("rollout.transport=nccl", "rollout.transport is 'nccl': choose object_store or file.py:Class"),
         ("rollout.transport=nowhere.py:Mine", "nowhere.py does not exist"),
     ],

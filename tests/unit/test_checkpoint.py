@@ -135,6 +135,33 @@ def test_what_is_kept_does_not_read_all_metrics_again(tmp_path, monkeypatch):
     assert len(parsed) < 2 * 200
 
 
+@pytest.mark.parametrize(
+    ("settings", "best"),
+    [
+        ({"keep_best": "entropy/demo", "keep_best_mode": "min"}, 5),
+        ({"keep_best": "entropy/demo", "keep_best_mode": "band", "keep_best_band": [0.4, 0.8]}, 3),
+        ({"keep_best": "entropy/demo", "keep_best_mode": "band", "keep_best_band": [2.0, 3.0]}, 1),
+        ({"keep_best": "eval/held/entropy", "keep_best_mode": "min"}, 4),
+        ({"keep_best": "eval/held/avg"}, 2),
+        ({"keep_best": "eval/held/unknown"}, None),
+    ],
+    ids=str,
+)
+def test_the_best_is_the_highest_the_lowest_or_within_a_band(tmp_path, settings, best):
+    config = config_for(tmp_path, keep_checkpoints=1, **settings)
+    store = open_store(config)
+    (tmp_path / "run").mkdir()
+    for step, entropy in enumerate([0.9, 0.7, 0.5, 0.3, 0.2, 0.3]):
+        append_json(store.run_dir / "metrics.jsonl", {"step": step, "entropy/demo": entropy})
+    for step, average, entropy in ((2, 60.0, 0.6), (4, 50.0, 0.1)):
+        figures = {"step": step, "set": "held", "avg": average, "entropy": entropy, "length_wrong": None}
+        append_json(store.run_dir / "evaluations.jsonl", figures)
+    for step in range(1, 7):
+        write(store, step)
+    Retention(store, config.trainer).prune()
+    assert store.steps() == ([6] if best is None else [best, 6])
+
+
 def test_other_storage(tmp_path):
     (tmp_path / "run").mkdir()
     for path in (f"file://{tmp_path}/bucket", f"{tmp_path}/bucket"):

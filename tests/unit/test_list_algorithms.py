@@ -50,13 +50,14 @@ def test_every_algorithm_says_when_to_use_it():
 @pytest.mark.parametrize(
     ("name", "cells"),
     [
-        ("srft", "yes | yes | – | – | – | – | –"),
-        ("sft", "– | yes | – | – | – | – | yes"),
-        ("dapo", "yes | – | – | – | yes | – | yes"),
-        ("uft", "yes | yes | yes | yes | yes | – | –"),
-        ("dpo", "yes | yes | – | yes | – | log-probs | –"),
-        ("c3po", "yes | – | – | – | yes | yes | –"),
-        ("sft_then_rl", "yes | yes | – | – | yes | – | yes"),
+        ("srft", "yes | yes | – | – | – | – | – | –"),
+        ("sft", "– | yes | – | – | – | – | – | yes"),
+        ("dapo", "yes | – | – | – | yes | – | – | yes"),
+        ("uft", "yes | yes | yes | yes | yes | – | – | –"),
+        ("dpo", "yes | yes | – | yes | – | log-probs | – | –"),
+        ("c3po", "yes | – | – | – | yes | yes | – | –"),
+        ("sft_then_rl", "yes | yes | – | – | yes | – | – | yes"),
+        ("srpo", "yes | – | – | – | yes | – | yes | –"),
     ],
 )
 def test_the_table_of_properties(name, cells):

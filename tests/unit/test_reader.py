@@ -8,6 +8,7 @@ import pytest
 from algorithms import DAPO, GRPO, REGISTRY, SFT, SRFT, Completion, Schedule, TwoStage
 from srft_ray.config.load import make_config
 from srft_ray.config.resolve import resolve
+from srft_ray.data.history import VISIT, PromptHistory
 from srft_ray.data.prepare import prepare
 from srft_ray.data.reader import GroupReader, GroupSettings
 from srft_ray.rollout.credit import REFILL_DISTANCE, RefillPolicy
@@ -36,7 +37,11 @@ def reader(tmp_path, tiny_model, tokenizer):
         train = prepare(config.data, tokenizer, resolved.token_limits, tmp_path / "prepared", config.run.seed)
         rollout = config.rollout
         settings = GroupSettings(config.run.seed, rollout.num_rollouts, rollout.max_new_tokens, 1, {})
-        return GroupReader(settings, algorithm, plan, 0, train, {})
+        made = GroupReader(settings, algorithm, plan, 0, train, {})
+        history = PromptHistory(train.counts.kept, 1)
+        history.extend(config.trainer.steps, np.empty(0, VISIT))
+        made.history = lambda before: history
+        return made
 
     return make
 
