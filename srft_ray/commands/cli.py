@@ -21,6 +21,7 @@ from srft_ray.commands.arguments import (
     whole_numbers,
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
+from srft_ray.commands.export import add_export
 from srft_ray.commands.report import add_report
 from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
@@ -157,6 +158,7 @@ ADDED = (
     add_report,
     add_trace,
     add_analyze,
+    add_export,
     add_compare,
     add_scale,
     add_plan,
