@@ -28,6 +28,7 @@ class Job:
         dtype: name of the number format.
         threads: CPU threads of a learner; None on GPUs.
         is_preempted: whether this learner was told that its machine is taken away.
+        parameters: of the model.
         ledger_tokens: whether the ledger has the columns of each token.
     """
 
@@ -47,6 +48,7 @@ class Job:
     dtype: str
     threads: int | None
     is_preempted: Callable[[], bool]
+    parameters: int
     ledger_tokens: bool = False
 
 
