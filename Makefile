@@ -13,7 +13,7 @@ quickstart: $(STACK)
 
 # Compares methods in worlds that tell them apart; a command that was killed continues.
 worlds: cpu
-	$(BIN)/python examples/worlds/run.py
+	$(BIN)/python examples/worlds/run.py --publish
 
 test: cpu
 	$(BIN)/python -m pytest -n 2 tests/unit

@@ -44,7 +44,7 @@ class Gate:
 GATES = {
     "habit": Gate(64, 16, 16, (0.05, 0.4), (0.7, 1.0), "the skill must be there, and the habit against it"),
     "edge": Gate(48, 64, 64, (0.005, 0.06), (0.5, 1.0), "one of many samples must be right"),
-    "missing": Gate(40, 256, 256, (0.0, 0.001), (0.0, 0.05), "no more samples may be right than by chance"),
+    "missing": Gate(40, 256, 256, (0.0, 0.005), (0.0, 0.05), "no more samples may be right than by chance"),
     "longer": Gate(48, 64, 64, (0.0, 0.01), (0.0, 0.5), "the base model must not have it"),
     "retained": Gate(64, 8, 8, (0.9, 1.0), (0.95, 1.0), "there must be something to forget"),
 }

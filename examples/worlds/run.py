@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gates import Finding, measure
 from gates import table as gate_table
-from tables import published, world_text
+from tables import published, short_text, world_text
 from write_data import write
 
 from srft_ray import RunFailed, UserError, load_config
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORLDS = ROOT / "examples" / "worlds"
 RUNS = Path("runs") / "worlds"
 PAGE = ROOT / "docs" / "worlds.md"
+README = ROOT / "README.md"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,21 @@ def main() -> int:
     (RUNS / "worlds.md").write_text(text + "\n")
     print(f"\n{text}\n\nwritten to {RUNS / 'worlds.md'}")
     if options.publish:
-        PAGE.write_text(published(PAGE.read_text(), text))
+        publish(text)
     return 0
+
+
+def publish(text: str) -> None:
+    """Writes all tables into docs/worlds.md, and the scores of "strings" into the README."""
+    PAGE.write_text(published(PAGE.read_text(), text))
+    compared = comparison_file("strings")
+    if compared.exists():
+        outcomes = json.loads(compared.read_text())
+        README.write_text(published(README.read_text(), short_text(outcomes)))
+
+
+def comparison_file(name: str) -> Path:
+    return RUNS / f"{name}-compare" / "compare.json"
 
 
 def run_world(name: str, seeds: Sequence[int]) -> str:
@@ -92,7 +106,7 @@ def run_world(name: str, seeds: Sequence[int]) -> str:
         print(gates, flush=True)
         write(RUNS / "strings-data")
     folder = run(ALL[name], seeds)
-    outcomes = json.loads((folder / "compare.json").read_text())
+    outcomes = json.loads(comparison_file(name).read_text())
     differences = json.loads((folder / "differences.json").read_text())
     return world_text(name, outcomes, differences, gates)
 
@@ -103,7 +117,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", default="0,1,2", help="values of run.seed (default %(default)s)")
     parser.add_argument("--worlds", default=",".join(ALL), help="worlds to run (default %(default)s)")
-    parser.add_argument("--publish", action="store_true", help="write the tables into docs/worlds.md")
+    parser.add_argument("--publish", action="store_true", help="write the tables into README and docs/")
     return parser.parse_args()
 
 

@@ -39,6 +39,13 @@ def world_text(
     return "\n\n".join(parts)
 
 
+def short_text(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """The scores of a world for the README."""
+    seeds = len({outcome["seed"] for outcome in outcomes})
+    text = f"Accuracy in percent on each band, mean and 95 % interval over {seeds} seeds:"
+    return f"{text}\n\n{score_table(outcomes)}"
+
+
 def score_table(outcomes: Sequence[Mapping[str, Any]]) -> str:
     """A row for each method, a column for each set."""
     columns = [name for name in outcomes[0]["figures"] if " avg@" in name]

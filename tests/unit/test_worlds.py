@@ -14,6 +14,8 @@ import pytest
 from srft_ray.commands.compare import planned_runs
 from srft_ray.commands.compare_variants import read_variants
 from srft_ray.config.load import load_config
+from srft_ray.config.schema import Config
+from srft_ray.errors import RunFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples" / "worlds"))
@@ -207,6 +209,54 @@ def test_a_page_is_published_between_its_marks():
     with pytest.raises(ValueError, match="has no"):
         tables.published("before", "new")
     assert tables.published(run.PAGE.read_text(), "new") != run.PAGE.read_text()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces gates and training; a comparison is interrupted once. Returns the comparisons that began."""
+    began: list[str] = []
+
+    def compare(config: Config, algorithms: list, seeds: list[int], variants: dict) -> None:
+        began.append(config.run.name)
+        assert algorithms == [] and seeds == [0, 1] and "srft" in variants
+        if began == ["strings"]:
+            raise RunFailed("stopped by SIGTERM")
+        folder = Path(config.run.dir) / f"{config.run.name}-compare"
+        folder.mkdir(parents=True)
+        (folder / "compare.json").write_text(json.dumps(OUTCOMES))
+        (folder / "differences.json").write_text(json.dumps(DIFFERENCES))
+
+    passing = [gates.find(band, gate, np.array(COUNTS[band][0])) for band, gate in gates.GATES.items()]
+    monkeypatch.setattr(run, "measure", lambda path: passing)
+    monkeypatch.setattr(run, "compare", compare)
+    monkeypatch.setattr(run, "load_config", lambda path, words: in_runs(load_config(path, words), tmp_path))
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    for name in ("PAGE", "README"):
+        copy = tmp_path / f"{name}.md"
+        copy.write_text(getattr(run, name).read_text())
+        monkeypatch.setattr(run, name, copy)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--seeds", "0,1", "--publish"])
+    monkeypatch.chdir(ROOT)
+    return began
+
+
+def in_runs(config: Config, folder: Path) -> Config:
+    config.run.dir = str(folder)
+    return config
+
+
+def shown_in(page: Path) -> str:
+    return page.read_text().split(tables.BEGIN)[1].split(tables.END)[0]
+
+
+def test_the_same_command_continues_and_ends_with_the_tables(trained: list[str], tmp_path: Path):
+    before = shown_in(run.README)
+    assert run.main() == 1 and shown_in(run.README) == before
+    assert run.main() == 0
+    assert trained == ["strings", "strings", "control"]
+    for page in (run.PAGE, run.README):
+        assert "| sft | 40.5 ± 6.4 |" in shown_in(page)
+    assert "### control" in run.PAGE.read_text() and "**+10.0" in (tmp_path / "worlds.md").read_text()
 
 
 @pytest.mark.full
