@@ -6,10 +6,14 @@ BIN := .venv/bin
 BIN_cpu := $(BIN)
 BIN_gpu := .venv-gpu/bin
 
-.PHONY: quickstart test test-full lint setup cpu gpu lock clean
+.PHONY: quickstart worlds test test-full lint setup cpu gpu lock clean
 
 quickstart: $(STACK)
 	$(BIN_$(STACK))/python examples/quickstart.py
+
+# Compares methods in worlds that tell them apart; a command that was killed continues.
+worlds: cpu
+	$(BIN)/python examples/worlds/run.py --publish
 
 test: cpu
 	$(BIN)/python -m pytest -n 2 tests/unit

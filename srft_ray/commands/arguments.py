@@ -85,6 +85,15 @@ def whole_numbers(option: str, text: str, least: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def numbers(option: str, text: str) -> list[float]:
+    """The different numbers of a list such as 1e-6,3e-6, in its order."""
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text} are not numbers separated by commas, such as 1e-6,3e-6.") from error
+    return list(dict.fromkeys(found))
+
+
 def evaluation_config(options: argparse.Namespace) -> Config:
     """A config with one evaluation set, named data, that is read as the `data` section says."""
     values: dict[str, dict[str, Any]] = {

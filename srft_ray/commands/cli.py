@@ -21,6 +21,8 @@ from srft_ray.commands.arguments import (
     whole_numbers,
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
+from srft_ray.commands.compare_cli import add_compare
+from srft_ray.commands.export import add_export
 from srft_ray.commands.merge import add_merge
 from srft_ray.commands.report import add_report
 from srft_ray.commands.trace import add_trace
@@ -33,7 +35,6 @@ SUCCESS = 0
 FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130
-COMPARED = "sft,grpo,two_stage,luffy,srft"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,20 +87,6 @@ def parser() -> argparse.ArgumentParser:
 
 def add_train(commands: Any) -> None:
     add_config_command(commands, "train", train, "train a model as the config says")
-
-
-def add_compare(commands: Any) -> None:
-    text = (
-        "train with several algorithms and seeds; show mean and standard deviation of accuracy, entropy, cost"
-    )
-    command = add_config_command(commands, "compare", compare, text)
-    names = (
-        f"names as in `srft-ray algorithms`, separated by commas (default {COMPARED}, none with --variants)"
-    )
-    add_option(command, "--algorithms", None, names)
-    variants = "YAML file of variants by name, each with the sections that differ (default no variants)"
-    add_option(command, "--variants", None, variants)
-    add_option(command, "--seeds", "0,1,2", "values of run.seed, separated by commas")
 
 
 def add_scale(commands: Any) -> None:
@@ -160,6 +147,7 @@ ADDED = (
     add_trace,
     add_analyze,
     add_merge,
+    add_export,
     add_compare,
     add_scale,
     add_plan,
@@ -187,20 +175,6 @@ def train(options: argparse.Namespace) -> int:
         f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; "
         f"plots in {result.run_dir / 'plots'}"
     )
-    return SUCCESS
-
-
-def compare(options: argparse.Namespace) -> int:
-    from srft_ray.commands.compare import compare as run
-    from srft_ray.commands.compare_variants import read_variants
-
-    seeds = whole_numbers("--seeds", options.seeds, least=0)
-    config = load_config(options.config, options.overrides)
-    variants = read_variants(options.variants) if options.variants else {}
-    # The default algorithms are for a comparison without variants.
-    names = options.algorithms or ("" if variants else COMPARED)
-    algorithms = [name for name in names.split(",") if name]
-    print(f"\n{run(config, algorithms, seeds, variants)}")
     return SUCCESS
 
 

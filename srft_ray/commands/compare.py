@@ -1,15 +1,15 @@
 """`srft-ray compare`: the same run with several algorithms and seeds, shown as one table."""
 
 import json
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from algorithms import Algorithm
-from srft_ray.commands.compare_significance import differences, sentences
-from srft_ray.commands.compare_table import Outcome, table
+from srft_ray.commands.compare_budget import budget_table
+from srft_ray.commands.compare_significance import Runs, differences, sentences
+from srft_ray.commands.compare_table import Outcome, cost, quality, table
+from srft_ray.commands.compare_tuning import Sweep, best_rates, try_rates, tuned, tuning_table
 from srft_ray.commands.compare_variants import Sections, check_variant, with_sections
 from srft_ray.commands.report import report
 from srft_ray.commands.variants import Variant, check, complete, derived_config, folder_of
@@ -17,7 +17,6 @@ from srft_ray.config.load import as_config
 from srft_ray.config.schema import Config
 from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters
-from srft_ray.observe.journal import read_json_lines
 from srft_ray.run.cluster import start_ray
 from srft_ray.run.placement import Placement, demand
 
@@ -35,12 +34,15 @@ def compare(
     algorithms: Sequence[str | Algorithm],
     seeds: Sequence[int],
     variants: Mapping[str, Sections] | None = None,
+    sweep: Sweep | None = None,
+    budgets: Sequence[float] = (),
 ) -> str:
     """Trains each algorithm and variant with each seed and returns Markdown tables.
 
     The tables are also written, with the figures of every run, to `<run.dir>/<run.name>-compare/`, beside
-    compare.html, which shows all runs. The second table has the differences from the first method, paired by
-    seed and prompt. Finished runs are not repeated. The config that is passed is not changed.
+    compare.html, which shows all runs. They are: differences from the first method, paired by seed and
+    prompt; figures and cost; the methods at equal operations. Finished runs are not repeated. The config that
+    is passed is not changed.
 
     Args:
         config: a config, or the path of its YAML file.
@@ -49,6 +51,8 @@ def compare(
             other name takes the algorithm's defaults. `labels` tells the row and the run directory of each.
         seeds: values of `run.seed`.
         variants: sections by label, as of `read_variants`: `{"slow": {"learner": {"lr": 1e-7}}}`.
+        sweep: learning rates to choose from for each method, on seeds of its own; None for none.
+        budgets: in 10^12 operations, at which the methods are compared; see `budget_table`.
 
     Raises:
         UserError: bad config or algorithm; it is raised before any run starts.
@@ -56,15 +60,33 @@ def compare(
     """
     config = as_config(config)
     comparisons = planned_runs(config, algorithms, seeds, variants)
-    runs = [comparison.run for comparison in comparisons]
+    tuning = []
+    if sweep:
+        sweep.check(seeds)
+        tuning = planned_runs(config, algorithms, sweep.seeds, variants)
+    runs = [comparison.run for comparison in tuning or comparisons]
     check(runs)
     # One Ray for all runs, large enough for the largest of them.
     demands = [demand(run.resolved, Placement("cpu"), engines=True) for run in runs]
     largest = max(demands, key=lambda needed: needed.cpus)
     start_ray(config.cluster, largest.cpus, largest.custom)
     parameters = count_parameters(config.model)
+    tried = try_rates([(one.label, one.run) for one in tuning], sweep) if sweep else []
+    if tried:
+        comparisons = _with_rates(comparisons, best_rates(tried))
+        check([comparison.run for comparison in comparisons])
     outcomes = [outcome for comparison in comparisons for outcome in _outcomes(comparison, parameters)]
-    return _write(outcomes, comparisons, folder_of(config, "compare"))
+    found = {comparison.label: {} for comparison in comparisons}
+    for comparison in comparisons:
+        run = comparison.run.config
+        found[comparison.label][run.run.seed] = run.run_dir
+    extra = [budget_table(found, parameters, budgets), tuning_table(tried)]
+    return _write(outcomes, found, folder_of(config, "compare"), extra)
+
+
+def _with_rates(comparisons: Sequence[Comparison], rates: Mapping[str, float]) -> list[Comparison]:
+    """The runs with the learning rates that a sweep has chosen."""
+    return [Comparison(one.label, tuned(one.run, rates[one.label])) for one in comparisons]
 
 
 def planned_runs(
@@ -175,52 +197,30 @@ def _outcomes(comparison: Comparison, parameters: int) -> list[Outcome]:
     config = comparison.run.config
     run_dir = complete(comparison.run)
     summary = json.loads((run_dir / "summary.json").read_text())
-    before = _quality(config, summary["evaluations"], step=0)
-    after = _quality(config, summary["evaluations"], step=config.trainer.steps)
-    cost = _cost(run_dir, summary, parameters)
+    before = quality(config, summary["evaluations"], step=0)
+    after = quality(config, summary["evaluations"], step=config.trainer.steps)
+    spent = cost(run_dir, summary, parameters)
     return [
         Outcome("(before)", config.run.seed, before),
-        Outcome(comparison.label, config.run.seed, after | cost),
+        Outcome(comparison.label, config.run.seed, after | spent),
     ]
 
 
-def _cost(run_dir: Path, summary: dict[str, Any], parameters: int) -> dict[str, float]:
-    """Tokens, operations and time of a run.
+def _write(outcomes: Sequence[Outcome], runs: Runs, folder: Path, extra: Sequence[str]) -> str:
+    """Writes compare.json, differences.json, compare.md and compare.html to the folder.
 
-    An operation count of 6 per parameter and token trained on and 2 per token generated (arXiv 2604.23747),
-    in units of 10^12.
+    Args:
+        extra: tables below those of the outcomes.
+
+    Returns:
+        The text of compare.md.
     """
-    generated = summary["tokens_generated"]
-    trained = summary["tokens"]
-    step_times = [record["time/step"] for record in read_json_lines(run_dir / "metrics.jsonl")]
-    return {
-        "tokens generated": generated,
-        "tokens trained on": trained,
-        "TFLOPs": parameters * (2 * generated + 6 * trained) / 1e12,
-        "s per step": statistics.median(step_times),
-    }
-
-
-def _quality(config: Config, evaluations: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
-    """Accuracy in percent on every evaluation set, and entropy in nats per token on the first set."""
-    by_set = {record["set"]: record for record in evaluations if record["step"] == step}
-    names = list(config.evaluation.data)
-    figures = {f"{name} avg@{by_set[name]['samples']}, %": by_set[name]["avg"] for name in names}
-    return figures | {"entropy, nats": by_set[names[0]]["entropy"]}
-
-
-def _write(outcomes: Sequence[Outcome], comparisons: Sequence[Comparison], folder: Path) -> str:
-    """Writes compare.json, compare.md and compare.html to the folder; returns the text of compare.md."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [vars(outcome) for outcome in outcomes]
     (folder / "compare.json").write_text(json.dumps(records, indent=2) + "\n")
-    runs: dict[str, dict[int, Path]] = {}
-    for comparison in comparisons:
-        config = comparison.run.config
-        runs.setdefault(comparison.label, {})[config.run.seed] = config.run_dir
     found = differences(runs)
     (folder / "differences.json").write_text(json.dumps(found, indent=2) + "\n")
     report([folder for by_seed in runs.values() for folder in by_seed.values()], folder / "compare.html")
-    text = "\n\n".join(part for part in (sentences(found), table(outcomes)) if part)
+    text = "\n\n".join(part for part in (sentences(found), table(outcomes), *extra) if part)
     (folder / "compare.md").write_text(text + "\n")
     return text

@@ -40,6 +40,12 @@ def _row(
     seeds = sorted(runs[baseline].keys() & runs[other].keys())
     by_seed = [prompt_differences(runs[baseline][seed], runs[other][seed], name) for seed in seeds]
     found = stats.over_seeds(by_seed)
+    # Where each seed has prompts of its own, these vary with the seed, and its interval is of both.
+    wide = found.interval
+    if len(seeds) > 1 and _same_prompts(
+        [runs[label][seed] for label in (baseline, other) for seed in seeds], name
+    ):
+        wide = stats.crossed_interval(np.array(by_seed))
     return {
         "method": other,
         "against": baseline,
@@ -49,6 +55,8 @@ def _row(
         "mean": found.mean,
         "low": found.interval.low,
         "high": found.interval.high,
+        "low over prompts": wide.low,
+        "high over prompts": wide.high,
         "p": found.p,
     }
 
@@ -59,6 +67,16 @@ def prompt_differences(first: Path, second: Path, name: str) -> np.ndarray:
     after = averages_of(second, name, _last_step(second, name))
     common = sorted(before.keys() & after.keys())
     return np.array([after[prompt] - before[prompt] for prompt in common])
+
+
+def _same_prompts(run_dirs: Sequence[Path], name: str) -> bool:
+    """Whether all runs have evaluated the same prompts under the same numbers."""
+    columns = ["prompt_id", "prompt"]
+    found = set()
+    for folder in run_dirs:
+        table = evaluation_ledger.read(folder, name, _last_step(folder, name), columns)
+        found.add(frozenset(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)))
+    return len(found) == 1
 
 
 def _last_step(run_dir: Path, name: str) -> int:
@@ -73,10 +91,15 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> str:
 def _sentence(row: Mapping[str, Any]) -> str:
     mean = 100 * row["mean"]
     seeds = f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
-    interval = ""
-    if np.isfinite(row["low"]):
-        interval = f" [{100 * row['low']:+z.1f}, {100 * row['high']:+z.1f}]"
+    interval = _shown(row["low"], row["high"])
+    wide = _shown(row["low over prompts"], row["high over prompts"])
+    wide = f";{wide} over prompts too" if wide and row["seeds"] > 1 else ""
     return (
         f"{row['method']} − {row['against']} on {row['set']}: {mean:+z.1f}{interval} points, "
-        f"p {row['p']:.4f}, {row['holm']:.4f} after Holm ({seeds}, {row['prompts']} prompts)"
+        f"p {row['p']:.4f}, {row['holm']:.4f} after Holm ({seeds}, {row['prompts']} prompts{wide})"
     )
+
+
+def _shown(low: float, high: float) -> str:
+    """An interval in points; empty if there is none."""
+    return f" [{100 * low:+z.1f}, {100 * high:+z.1f}]" if np.isfinite(low) else ""

@@ -3,6 +3,12 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srft_ray.config.schema import Config
+from srft_ray.observe.cost import teraflops
+from srft_ray.observe.journal import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -12,6 +18,27 @@ class Outcome:
     algorithm: str
     seed: int
     figures: dict[str, float]
+
+
+def cost(run_dir: Path, summary: dict[str, Any], parameters: int) -> dict[str, float]:
+    """Tokens, operations and time of a run."""
+    generated = summary["tokens_generated"]
+    trained = summary["tokens"]
+    step_times = [record["time/step"] for record in read_json_lines(run_dir / "metrics.jsonl")]
+    return {
+        "tokens generated": generated,
+        "tokens trained on": trained,
+        "TFLOPs": teraflops(parameters, trained, generated),
+        "s per step": statistics.median(step_times),
+    }
+
+
+def quality(config: Config, evaluations: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
+    """Accuracy in percent on every evaluation set, and entropy in nats per token on the first set."""
+    by_set = {record["set"]: record for record in evaluations if record["step"] == step}
+    names = list(config.evaluation.data)
+    figures = {f"{name} avg@{by_set[name]['samples']}, %": by_set[name]["avg"] for name in names}
+    return figures | {"entropy, nats": by_set[names[0]]["entropy"]}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

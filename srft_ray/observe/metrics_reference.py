@@ -54,6 +54,11 @@ METRICS: Table = {
         "Tokens that the engines sampled for the step, those of discarded groups included.", "tokens"
     ),
     "tokens/per_second": Entry("`tokens` divided by `time/step`.", "tokens per second"),
+    "operations": Entry(
+        "Cost of the step by a stated formula: 6 operations for each parameter and token trained on, and 2 "
+        "for each parameter and token generated.",
+        "10^12 floating-point operations",
+    ),
     "reward/mean": Entry("Mean reward of the rollouts; 0 without rollouts."),
     "length/mean": Entry("Mean length of the rollouts.", "tokens"),
     "length/truncated": Entry("Share of the rollouts that reached rollout.max_new_tokens.", "0 to 1"),

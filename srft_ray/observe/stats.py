@@ -160,6 +160,42 @@ def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
     return (0.5 * (further + as_far) + 0.5) / (1.0 + FLIPS)
 
 
+def crossed_interval(values_SP: np.ndarray, level: float = LEVEL) -> Interval:
+    """The interval of a mean over new seeds and new prompts, of values that every seed has of every prompt.
+
+    Seeds and prompts are crossed random effects: the variance of the mean has a part of the seeds, one of the
+    prompts and one of both together. It is estimated by mean squares, (MS_S + MS_P - MS_SP) / (S P), with
+    the degrees of freedom of F. E. Satterthwaite (1946); a part that is estimated to be negative is left
+    out. NaN with fewer than two seeds or two prompts.
+    """
+    seeds, prompts = values_SP.shape
+    if min(seeds, prompts) < 2:
+        return Interval(np.nan, np.nan)
+    mean = float(values_SP.mean())
+    of_seed = values_SP.mean(axis=1, keepdims=True)
+    of_prompt = values_SP.mean(axis=0, keepdims=True)
+    rest = values_SP - of_seed - of_prompt + mean
+    freedom_SPI = np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
+    squares_SPI = np.array(
+        [
+            prompts * ((of_seed - mean) ** 2).sum(),
+            seeds * ((of_prompt - mean) ** 2).sum(),
+            (rest**2).sum(),
+        ]
+    )
+    by_seed, by_prompt, by_both = squares_SPI / freedom_SPI
+    # With one part left out, the other two are the larger mean square.
+    parts = np.array([by_seed, by_prompt, -by_both])
+    if min(by_seed, by_prompt) < by_both:
+        parts = np.where(np.arange(3) == np.argmax([by_seed, by_prompt]), parts, 0.0)
+    variance = parts.sum() / (seeds * prompts)
+    if variance == 0:
+        return Interval(mean, mean)
+    freedom = parts.sum() ** 2 / (parts**2 / freedom_SPI).sum()
+    half = t_quantile(max(1, int(freedom)), level) * float(np.sqrt(variance))
+    return Interval(mean - half, mean + half)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for as many tests as there are (S. Holm, 1979)."""
     order = np.argsort(p_values, kind="stable")

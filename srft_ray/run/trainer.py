@@ -10,7 +10,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from srft_ray.config.resolve import Resolved
 from srft_ray.data.stream import execution_options
-from srft_ray.models import engine_dtype, resolve_dtype
+from srft_ray.models import count_parameters, engine_dtype, resolve_dtype
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
 from srft_ray.run.placement import Placement, learner_resources
@@ -111,6 +111,7 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads:
         dtype,
         threads,
         is_preempted,
+        count_parameters(config.model),
         config.ledger.tokens,
         prepared.train.counts.kept if resolved.algorithm.uses_history else 0,
     )

@@ -28,6 +28,7 @@ class Job:
         dtype: name of the number format.
         threads: CPU threads of a learner; None on GPUs.
         is_preempted: whether this learner was told that its machine is taken away.
+        parameters: of the model.
         ledger_tokens: whether the ledger has the columns of each token.
         history_rows: prompts whose history is kept; 0 if the algorithm does not use it.
     """
@@ -48,6 +49,7 @@ class Job:
     dtype: str
     threads: int | None
     is_preempted: Callable[[], bool]
+    parameters: int
     ledger_tokens: bool = False
     history_rows: int = 0
 

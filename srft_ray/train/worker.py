@@ -13,6 +13,7 @@ from srft_ray.data.blocks import groups_of
 from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.observe import journal, metrics
+from srft_ray.observe.cost import step_cost
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
@@ -144,9 +145,7 @@ class LearnerWorker:
                 )
         strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
         if strangers:
-            raise RuntimeError(
-                f"The stream is out of order: {segment} received groups of {sorted(strangers)}."
-            )
+            raise RuntimeError(f"The stream is out of order: {segment} received {sorted(strangers)}.")
         return groups
 
     def _asked_to_leave(self) -> bool:
@@ -191,7 +190,7 @@ class LearnerWorker:
             engines = ray.get(self.job.coordinator.engine_metrics.remote(self.taken))
             record |= {"learners": self.world_size, **engines}
         record["time/step"] = time.perf_counter() - mark
-        self.recorder.step(record | metrics.utilization(record))
+        self.recorder.step(record | metrics.utilization(record) | step_cost(record, self.job.parameters))
         if self._checkpoint_is_due():
             self.save(final=False)
 

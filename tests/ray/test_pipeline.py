@@ -28,6 +28,7 @@ NUMBERED = {
     "grad_norm",
     "lr",
     "tokens",
+    "operations",
     "time/step",
     "time/rollout_wait",
     "time/learner",

@@ -17,6 +17,7 @@ COMMANDS = (
     "report",
     "trace",
     "analyze",
+    "export",
     "compare",
     "scale",
     "plan",

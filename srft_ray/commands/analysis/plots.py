@@ -84,6 +84,20 @@ def _term_weights(axes: Sequence["Axes"], rows: Rows) -> None:
     _legends(axes)
 
 
+def _gradients(axes: Sequence["Axes"], rows: Rows) -> None:
+    for term in _different(rows, "term"):
+        chosen = _where(rows, "term", term)
+        steps = _column(chosen, "checkpoint")
+        axes[0].plot(steps, _column(chosen, "norm"), "o-", label=term)
+        cosines = [(row["checkpoint"], row["cosine with all terms"]) for row in chosen]
+        known = [point for point in cosines if point[1] is not None]
+        if known and term != "all terms":
+            axes[1].plot(*zip(*known, strict=True), "o-", label=term)
+    axes[0].set(xlabel="optimizer step", ylabel="norm of the gradient")
+    axes[1].set(xlabel="optimizer step", ylabel="cosine with the sum of all terms", ylim=(-1.05, 1.05))
+    _legends(axes)
+
+
 def _pass_at_k(axes: Sequence["Axes"], rows: Rows) -> None:
     first = min(row["step"] for row in rows)
     last = max(row["step"] for row in rows)
@@ -175,6 +189,7 @@ PLOTS: dict[str, Callable[[Sequence["Axes"], Rows], None]] = {
     "dynamics": _dynamics,
     "curves": _curves,
     "term_weights": _term_weights,
+    "gradients": _gradients,
     "pass_at_k": _pass_at_k,
     "accuracy_by_cost": _accuracy_by_cost,
     "weights": _weights,

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from srft_ray.observe import evaluation_ledger, stats
+from srft_ray.observe.cost import teraflops
 from srft_ray.observe.evaluation import CORRECT_ABOVE, FIGURE_COLUMNS, Outcomes
 from srft_ray.observe.intervals import mean_interval
 from srft_ray.observe.journal import EVALUATIONS, METRICS, read_json_lines
@@ -146,21 +147,20 @@ def pass_curves(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def accuracy_by_cost(run_dir: Path, parameters: int) -> list[dict[str, Any]]:
-    """avg@k against tokens and operations: 6 a parameter and token trained on, 2 a token generated."""
+    """avg@k against tokens and operations."""
     metrics = read_json_lines(run_dir / METRICS)
     trained = _cumulated(metrics, "tokens")
     generated = _cumulated(metrics, "tokens/generated")
     rows = []
     for record in read_json_lines(run_dir / EVALUATIONS):
         step = min(record["step"], len(metrics))
-        flops = parameters * (6 * trained[step] + 2 * generated[step])
         rows.append(
             {
                 "set": record["set"],
                 "step": record["step"],
                 "tokens trained": trained[step],
                 "tokens generated": generated[step],
-                "TFLOPs": flops / 1e12,
+                "TFLOPs": teraflops(parameters, trained[step], generated[step]),
                 "avg": record["avg"],
             }
         )

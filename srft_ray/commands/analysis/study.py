@@ -11,11 +11,13 @@ import yaml
 
 from srft_ray.commands.analysis import plots, records, scoring, token_shift
 from srft_ray.commands.analysis.dynamics import dynamics
+from srft_ray.commands.analysis.gradients import term_gradients
 from srft_ray.commands.analysis.texts import first_texts, sampled_texts
 from srft_ray.commands.analysis.weights import weight_changes
 from srft_ray.commands.benchmark_scores import table
+from srft_ray.config.load import make_config
 from srft_ray.config.schema import ModelSection
-from srft_ray.errors import require
+from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters, is_local
 from srft_ray.observe.journal import write_whole
 from srft_ray.observe.ledger_reading import files_by_step
@@ -35,12 +37,14 @@ class Settings:
         texts: of each kind (demonstration, right, wrong) that models score.
         steps: of the ledger that texts of the token analysis come from.
         longest: tokens of a text.
+        gradients: checkpoints at which the gradient of each term is measured.
     """
 
     against: Sequence[str] = ()
     texts: int = 48
     steps: int = 6
     longest: int = 4096
+    gradients: int = 8
 
 
 def study(
@@ -111,10 +115,21 @@ def _from_models(
     found = {
         "token_shift": token_shift.summary(tokens),
         "dynamics": dynamics({0: base, **checkpoints}, references, probes),
+        "gradients": _gradients(run_dir, settings, {0: base, **checkpoints}),
     }
     if is_local(base):
         found["weights"] = weight_changes(Path(base).expanduser(), last)
     return found
+
+
+def _gradients(run_dir: Path, settings: Settings, checkpoints: Mapping[int, Path | str]) -> Rows:
+    """Empty, with a note, where the run's algorithm cannot be made from its config."""
+    try:
+        config = make_config(yaml.safe_load((run_dir / "config.yaml").read_text()))
+        return term_gradients(run_dir, config, checkpoints, settings.gradients)
+    except UserError as error:
+        print(f"analyze: gradients of terms are not measured: {error}")
+        return []
 
 
 def _base_model(run_dir: Path) -> str | None:
@@ -140,6 +155,7 @@ TITLES = {
     "dynamics": "Learning dynamics: the probe set of the first step at every checkpoint",
     "curves": "Sequences by origin and verdict",
     "term_weights": "Weights of the terms",
+    "gradients": "Gradients of the terms: norms before clipping, and cosines",
     "pass_at_k": "pass@k in percent, with 95 % intervals",
     "accuracy_by_cost": "Accuracy against tokens and operations",
     "weights": "Changes of the weights from the first to the last model",
