@@ -98,7 +98,8 @@ class Group:
         num_rollouts: how many rollouts to sample; they join the demonstrations in `completions`.
         max_new_tokens: the most tokens that a response may have.
         dataset: `train`, or the name of the evaluation set.
-        started_at, finished_at: when generation of its rollouts began and ended, in seconds since the epoch.
+        asked_at, started_at, finished_at, judged_at: when it asked to start, when generation of its rollouts
+            began and ended, and when it had all verdicts, in seconds since the epoch.
         attempt: how many groups without signal were discarded for this place in the step before this group.
         discarded_tokens: tokens that were sampled for the discarded groups.
         engine: the engine that sampled its rollouts; empty if nothing was sampled.
@@ -120,8 +121,10 @@ class Group:
     dataset: str = "train"
     num_rollouts: int = 0
     max_new_tokens: int = 0
+    asked_at: float = 0.0
     started_at: float = 0.0
     finished_at: float = 0.0
+    judged_at: float = 0.0
     attempt: int = 0
     discarded_tokens: int = 0
     engine: str = ""

@@ -25,6 +25,7 @@ from srft_ray.commands.compare_cli import add_compare
 from srft_ray.commands.export import add_export
 from srft_ray.commands.merge import add_merge
 from srft_ray.commands.report import add_report
+from srft_ray.commands.timeline import add_timeline
 from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
@@ -145,6 +146,7 @@ ADDED = (
     add_benchmark,
     add_report,
     add_trace,
+    add_timeline,
     add_analyze,
     add_merge,
     add_export,

@@ -20,6 +20,7 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"
 EVENTS = "events.jsonl"
+TIMELINE = "timeline"  # folder of the files of `observe.timeline`
 # Keys that every record of a file has. A line without them is not a record.
 REQUIRED_KEYS = {
     METRICS: ("step",),
@@ -165,5 +166,7 @@ def truncate(run_dir: Path, step: int) -> None:
         path = run_dir / name
         if path.exists():
             os.truncate(path, end_of_steps(path, first_removed))
+    for path in (run_dir / TIMELINE).glob("rank-*.jsonl"):
+        os.truncate(path, end_of_steps(path, step))
     ledger.truncate(run_dir, step)
     evaluation_ledger.truncate(run_dir, step)

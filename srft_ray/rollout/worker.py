@@ -120,10 +120,14 @@ class RolloutWorker:
     def _roll_out(self, groups: list[Group]) -> None:
         """Samples and judges all rollouts of the groups, which belong to one step."""
         requests = [request for group in groups for request in self._requests(group)]
+        asked = time.time()
         admission = self._wait_for_admission(groups[0])
         with self.life.ending_on_error():
             self._sample(groups, requests, admission)
             judge_groups(self.judges.of(groups[0].dataset), groups)
+        for group in groups:
+            group.asked_at = asked
+            group.judged_at = time.time()
 
     def _sample(self, groups: list[Group], requests: list[Request], admission: Admission) -> None:
         """Samples the rollouts by one version, which the admission allows."""

@@ -23,6 +23,7 @@ from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
+from srft_ray.observe.timeline import write_newest_trace
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.directory import RECORD, archive, check_saved
 from srft_ray.run.identity import (
@@ -136,6 +137,7 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
             stopped = train_until_done(prepared, identity.id, coordinator, placement)
         result = _result(resolved, store, started, stopped)
     finally:
+        write_newest_trace(run_dir)
         write_page_quietly(run_dir, lambda: token_pieces(load_tokenizer(resolved.config.model)))
     follower.raise_failure()
     return result

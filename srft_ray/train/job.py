@@ -1,5 +1,6 @@
 """What the driver gives to each learner: its job, and the blocks of groups that it trains on."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -8,13 +9,16 @@ from typing import Any
 
 import ray.train
 
-from algorithms import Algorithm
+from algorithms import Algorithm, Group
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LearnerSection, TrainerSection
-from srft_ray.data.plan import StreamPlan
+from srft_ray.data.blocks import groups_of
+from srft_ray.data.plan import Segment, StreamPlan
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.train.checkpoint import CheckpointStore
+
+POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,31 @@ class Batches:
         block = self._next.result()
         self._next = None
         return block
+
+    def take(
+        self, segment: Segment, share: int, timeout_s: float, asked_to_leave: Callable[[], bool]
+    ) -> list[Group] | None:
+        """This rank's `share` of a segment's groups; None if the learners are to leave before it is complete.
+
+        Raises:
+            TimeoutError: naming what did not come within `timeout_s`.
+        """
+        progress_at = time.monotonic()
+        groups = list[Group]()
+        while len(groups) < share:
+            block = self.next(POLL_INTERVAL_S)
+            if block is not None:
+                groups.extend(groups_of(block))
+                progress_at = time.monotonic()
+            elif asked_to_leave():
+                return None
+            elif time.monotonic() - progress_at > timeout_s:
+                raise TimeoutError(
+                    f"Step {segment.step}: a learner has {len(groups)} of {share} groups of "
+                    f"{segment.dataset}, and none has come for rollout.timeout_s={timeout_s:.0f} s. The "
+                    "engines are stuck, cannot be placed, or need longer."
+                )
+        strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
+        if strangers:
+            raise RuntimeError(f"The stream is out of order: {segment} received {sorted(strangers)}.")
+        return groups

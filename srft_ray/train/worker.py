@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 
 from algorithms import Group, Stage
-from srft_ray.data.blocks import groups_of
-from srft_ray.data.plan import Segment
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.observe import journal, metrics
 from srft_ray.observe.cost import step_cost
+from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
@@ -27,8 +26,6 @@ from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.saving import Saver
-
-POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
 
 
 class LearnerWorker:
@@ -56,6 +53,7 @@ class LearnerWorker:
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, self.history.content)
+        self.timeline = Timeline(job.run_dir, self.rank)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.step = self._resume()
@@ -100,7 +98,8 @@ class LearnerWorker:
         mark = time.perf_counter()
         stop = self.job.plan.stream_stop(self.step)
         for segment in self.job.plan.segments(self.step, stop):
-            groups = self._wait_for(segment)
+            share = segment.padded // self.world_size
+            groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self._asked_to_leave)
             # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
             # collective for one that has left.
             if self._leaving(groups is None):
@@ -112,6 +111,7 @@ class LearnerWorker:
                 self._train(segment.step, groups, mark, probe_difference)
             else:
                 self.recorder.evaluation(segment, groups)
+                self.timeline.step(segment.step, {"evaluation": (mark, time.perf_counter())}, groups)
             mark = time.perf_counter()
         if stop < self.job.plan.steps:
             # The stream of a very long run ends here; the next start goes on from this checkpoint.
@@ -119,34 +119,6 @@ class LearnerWorker:
         if self.step > self.saved:
             return self.save(final=True, finished=True)
         return self.saver.finish(self.step)
-
-    def _wait_for(self, segment: Segment) -> list[Group] | None:
-        """This rank's share of a segment's groups; None if the learners are to leave before it is complete.
-
-        Raises:
-            TimeoutError: naming what did not come within rollout.timeout_s.
-        """
-        timeout_s = self.job.rollout.timeout_s
-        progress_at = time.monotonic()
-        groups = list[Group]()
-        share = segment.padded // self.world_size
-        while len(groups) < share:
-            block = self.batches.next(POLL_INTERVAL_S)
-            if block is not None:
-                groups.extend(groups_of(block))
-                progress_at = time.monotonic()
-            elif self._asked_to_leave():
-                return None
-            elif time.monotonic() - progress_at > timeout_s:
-                raise TimeoutError(
-                    f"Step {segment.step}: a learner has {len(groups)} of {share} groups of "
-                    f"{segment.dataset}, and none has come for rollout.timeout_s={timeout_s:.0f} s. The "
-                    "engines are stuck, cannot be placed, or need longer."
-                )
-        strangers = {(g.dataset, g.step) for g in groups} - {(segment.dataset, segment.step)}
-        if strangers:
-            raise RuntimeError(f"The stream is out of order: {segment} received {sorted(strangers)}.")
-        return groups
 
     def _asked_to_leave(self) -> bool:
         """Whether this rank is to leave: the driver, a resize, or the loss of its machine asks it to."""
@@ -191,6 +163,12 @@ class LearnerWorker:
             record |= {"learners": self.world_size, **engines}
         record["time/step"] = time.perf_counter() - mark
         self.recorder.step(record | metrics.utilization(record) | step_cost(record, self.job.parameters))
+        phases = {
+            "rollout wait": (mark, started),
+            "update": (started, learned),
+            "publish": (learned, published),
+        }
+        self.timeline.step(step, phases | {"record": (published, time.perf_counter())}, groups)
         if self._checkpoint_is_due():
             self.save(final=False)
 
@@ -240,9 +218,10 @@ class LearnerWorker:
                 "dtype": self.job.dtype,
                 "finished": finished,
             }
-            if self.saver.save(self.step, final, about):
-                self.saved = self.step
-                self.recorder.checkpoint(self.step, self.job.store.address(self.step))
+            with self.timeline.phase("checkpoint", self.step - 1):
+                if self.saver.save(self.step, final, about):
+                    self.saved = self.step
+                    self.recorder.checkpoint(self.step, self.job.store.address(self.step))
 
     def close(self) -> None:
         self.recorder.close()

@@ -1,5 +1,6 @@
 """The whole path on a local Ray cluster with the real vLLM and DeepSpeed."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from srft_ray import Callback, RunFailed, fit, make_config
 from srft_ray.observe import metrics_reference
+from srft_ray.observe.journal import read_json_lines
 from tests.conftest import base_config
 from tests.ray.conftest import Run
 
@@ -116,6 +118,25 @@ def test_srft_on_policy_with_two_learners_zero_3_and_untied_embeddings(tmp_path,
     )
     assert (hf_logprobs(run.dir / "checkpoints/step-1/hf", row, 0.7) - recorded).abs().max() > 1e-4
     assert len({row["seed"] for row in run.rollouts}) == len(run.rollouts)
+    check_timeline(run)
+
+
+def check_timeline(run):
+    """The phases of each step add up to its time, and every engine's blocks lie one after another."""
+    lines = read_json_lines(run.dir / "timeline/rank-0000.jsonl")
+    for record in run.metrics:
+        [phases] = [x["phases"] for x in lines if x["step"] == record["step"] and "update" in x["phases"]]
+        total = sum(end - start for start, end in phases.values())
+        assert total == pytest.approx(record["time/step"], rel=0.05, abs=0.02)
+        assert phases["update"][1] - phases["update"][0] == pytest.approx(record["time/learner"], abs=1e-3)
+    blocks = [block for x in lines for block in x["blocks"]]
+    assert blocks and all(block[1:] == sorted(block[1:]) for block in blocks)
+    trace = json.loads((run.dir / "timeline.json").read_text())
+    names = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
+    assert names == {
+        *("rollout wait", "update", "publish", "record", "evaluation", "checkpoint"),
+        *("wait", "generation", "judging"),
+    }
 
 
 def test_an_engine_loads_the_checkpoint_and_repeats_the_run(tmp_path, tiny_model):

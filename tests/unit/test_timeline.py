@@ -1,0 +1,110 @@
+"""The timeline of a run: what learners record, and the trace that viewers open."""
+
+import json
+import time
+
+import pytest
+
+from algorithms import Group
+from srft_ray.commands.cli import main
+from srft_ray.observe import journal
+from srft_ray.observe.timeline import TRACE, Timeline, write_newest_trace, write_trace
+
+PHASES = {"rollout wait": (10.0, 12.0), "update": (12.0, 12.5), "publish": (12.5, 12.6)}
+
+
+def group(number: int, engine: str, start: float) -> Group:
+    return Group(
+        0,
+        number,
+        "p",
+        [1],
+        "r",
+        engine=engine,
+        asked_at=start,
+        started_at=start + 1,
+        finished_at=start + 3,
+        judged_at=start + 3.5,
+    )
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Three steps of two learners; each learner has the groups of one engine, two blocks of two groups."""
+    begin = time.time()
+    for rank, engine in enumerate(("aaaa", "bbbb")):
+        timeline = Timeline(tmp_path, rank)
+        for step in range(3):
+            starts = [begin + 10 * step, begin + 10 * step, begin + 10 * step + 2, begin + 10 * step + 2]
+            groups = [group(number, engine, start) for number, start in enumerate(starts)]
+            timeline.step(step, PHASES, [*groups, Group(0, -1, "", [], "")])
+    return tmp_path
+
+
+def spans(trace) -> list[tuple[str, str, float, float]]:
+    """(process and line, name, start, duration), in seconds."""
+    names = {
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in trace["traceEvents"]
+        if event["name"] == "thread_name"
+    }
+    return [
+        (names[event["pid"], event["tid"]], event["name"], event["ts"] / 1e6, event["dur"] / 1e6)
+        for event in trace["traceEvents"]
+        if event["ph"] == "X"
+    ]
+
+
+def test_a_trace_has_the_phases_of_learners_and_the_blocks_of_engines(run_dir):
+    assert write_trace(run_dir, run_dir / TRACE, 1, 2) == 2 * (3 + 2 * 3)
+    found = spans(json.loads((run_dir / TRACE).read_text()))
+    assert {line for line, *_ in found} == {"learner 0", "learner 1", "engine aaaa", "engine bbbb"}
+    durations = sorted((name, round(took, 3)) for line, name, _, took in found if line == "learner 1")
+    assert durations == [("publish", 0.1), ("rollout wait", 2.0), ("update", 0.5)]
+    of_engine = [(name, round(took, 3)) for line, name, _, took in found if line == "engine aaaa"]
+    assert of_engine == [("wait", 1.0), ("generation", 2.0), ("judging", 0.5)] * 2
+
+
+def test_every_event_is_as_the_format_says(run_dir):
+    """Trace Event Format: complete events and metadata, times in microseconds from the first one."""
+    write_newest_trace(run_dir)
+    trace = json.loads((run_dir / TRACE).read_text())
+    starts = []
+    for event in trace["traceEvents"]:
+        assert {"name", "ph", "pid", "tid", "args"} <= event.keys()
+        assert type(event["pid"]) is int and type(event["tid"]) is int
+        if event["ph"] == "X":
+            starts.append(event["ts"])
+            assert event["ts"] >= 0 and event["dur"] >= 0 and event["args"]["step"] in (0, 1, 2)
+        else:
+            assert event["ph"] == "M" and event["name"] in ("process_name", "thread_name")
+    assert min(starts) == 0
+
+
+def test_steps_that_are_repeated_are_there_once(run_dir):
+    journal.truncate(run_dir, 1)
+    Timeline(run_dir, 0).step(1, PHASES, [])
+    write_trace(run_dir, run_dir / TRACE)
+    steps = [
+        event["args"]["step"]
+        for event in json.loads((run_dir / TRACE).read_text())["traceEvents"]
+        if event["name"] == "update"
+    ]
+    assert sorted(steps) == [0, 0, 1]
+
+
+def test_the_command(run_dir, capsys):
+    target = run_dir / "some.json"
+    assert main(["timeline", str(run_dir), "--first", "2", "--output", str(target)]) == 0
+    assert f"18 events in {target}" in capsys.readouterr().out and target.exists()
+    assert main(["timeline", str(run_dir), "--first", "9"]) == 2
+    assert "has recorded no time of such steps" in capsys.readouterr().err
+    assert main(["timeline", str(run_dir / "none")]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+
+
+def test_what_storage_refuses_is_an_event(run_dir):
+    (run_dir / TRACE).mkdir()
+    write_newest_trace(run_dir)
+    [event] = journal.read_json_lines(run_dir / "events.jsonl")
+    assert "timeline.json could not be written" in event["message"]
