@@ -87,6 +87,10 @@ METRICS: Table = {
     "utilization/engine": Entry("`time/generation` divided by `time/step`, at most 1.", "0 to 1"),
     "learners": Entry("Learners that did the step."),
     "engines": Entry("Engines that were heard of in the last seconds."),
+    "publications/unread": Entry(
+        "Versions, since the start of the coordinator, that were replaced before any engine asked for their "
+        "weights."
+    ),
     "queue/depth": Entry("Groups that are ready and not yet taken by a learner.", "groups"),
 }
 

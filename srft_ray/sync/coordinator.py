@@ -136,9 +136,11 @@ class Coordinator:
         return self.deaths.problem
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
-        """Living engines, and groups that wait for the learners, who have taken so many of them."""
+        """Living engines, groups that wait for the learners, who have taken so many of them, and versions that
+        no engine has loaded."""
         self._groups_taken = groups_taken
-        return self.monitor.metrics(groups_taken, time.monotonic())
+        unread = {"publications/unread": float(self.versions.unread)}
+        return self.monitor.metrics(groups_taken, time.monotonic()) | unread
 
     # Learners
 

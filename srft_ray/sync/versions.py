@@ -53,6 +53,8 @@ class PublishedVersions:
         self.max_staleness = max_staleness
         self.generation = 0
         self.offered = PolicyWeights(UNKNOWN)
+        self.unread = 0  # publications that were replaced before an engine asked for their weights
+        self._read = False
         self._engines_are_new = not forgot
         self._start: LearnerStart | None = None
         self._pieces: dict[int, Any] = {}
@@ -106,6 +108,8 @@ class PublishedVersions:
             raise RuntimeError(
                 f"{len(self._arriving)} of {count} pieces of version {weights.version} are here"
             )
+        if self._pieces and not self._read:
+            self.unread += 1
         self._replace(weights, self._arriving)
 
     def needed(self, step: int, exact: bool) -> int:
@@ -118,6 +122,7 @@ class PublishedVersions:
 
     def weights(self) -> tuple[int, list[Any]]:
         """(version, its pieces in order); there are no pieces for the model that the engines started from."""
+        self._read = True
         return self.offered.version, [self._pieces[number] for number in sorted(self._pieces)]
 
     def enter(self, generation: int) -> None:
@@ -133,4 +138,5 @@ class PublishedVersions:
     def _replace(self, weights: PolicyWeights, pieces: Mapping[int, Any]) -> None:
         self.offered = weights
         self._pieces = dict(pieces)
+        self._read = False
         self._arriving = {}

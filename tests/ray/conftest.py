@@ -24,6 +24,7 @@ TIMES = (
     "engines",
     "learners",
     "queue/",
+    "publications/",
     "utilization/",
     "tokens/per_second",
 )  # metrics that say how fast, not what

@@ -226,6 +226,8 @@ def test_two_stages_with_their_own_rate_and_batch(tmp_path, tiny_model):
     assert [record["lr"] for record in run.metrics] == [1e-6, 1e-6, 1e-5]
     assert {"loss/policy", "loss/sft_demo"} <= run.metrics[2].keys()
     assert "ratio/mean" in run.metrics[2] and "ratio/mean" not in run.metrics[0]
+    # No weights are published while nothing is sampled.
+    assert [record["publications/unread"] for record in run.metrics] == [0.0] * 3
 
 
 @pytest.mark.full

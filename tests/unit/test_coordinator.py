@@ -53,6 +53,21 @@ def test_a_version_is_published_whole_or_not_at_all():
         versions.publish(100, PolicyWeights(2, "ab"), 2)
 
 
+def test_publications_that_nobody_reads_are_counted():
+    versions = PublishedVersions(0)
+    versions.restart(0, now=100.0)
+    unread = []
+    for version, read in ((1, True), (2, False), (3, False), (4, True)):
+        versions.add_piece(100, 0, "weights")
+        versions.publish(100, PolicyWeights(version, "ab"), 1)
+        unread.append(versions.unread)
+        if read:
+            versions.weights()
+    # The newest may still be read; what a new start of the learners replaces was not published in vain.
+    versions.restart(3, now=200.0)
+    assert unread == [0, 0, 1, 2] and versions.unread == 2
+
+
 def test_a_coordinator_without_memory_admits_nobody():
     versions = PublishedVersions(3)
     assert not versions.admits(0, exact=False)
