@@ -136,7 +136,7 @@ class Coordinator:
         return self.deaths.problem
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
-        """Living engines, groups that wait for the learners, who have taken so many of them, and versions that
+        """Living engines, groups that wait for the learners, who have taken `groups_taken`, and versions that
         no engine has loaded."""
         self._groups_taken = groups_taken
         unread = {"publications/unread": float(self.versions.unread)}
