@@ -32,6 +32,7 @@ from algorithms.prioritized import PrioritizedGRPO
 from algorithms.probability_mask import ProbabilityMask
 from algorithms.reinforce_pp import REINFORCEPP
 from algorithms.relift import ReLIFT
+from algorithms.relift_buffered import ReLIFTBuffered
 from algorithms.rl_plus import RLPLUS
 from algorithms.rl_sft import RLWithSFTLoss
 from algorithms.rloo import RLOO
@@ -109,6 +110,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         HPT,
         HPTSoft,
         ReLIFT,
+        ReLIFTBuffered,
         SDFT,
         PrefixRFT,
         UFT,

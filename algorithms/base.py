@@ -43,6 +43,8 @@ class Algorithm:
         uses_rollouts: False: no rollout engine is started.
         min_rollouts: rollouts per prompt that the credit rule needs at least.
         uses_history: prompts are chosen by what happened to them in earlier steps (`keeps`, `Group.visits`).
+        buffer_size: how many groups that `buffers` chose make an update of their own; 0: there is none.
+        buffer_lr: learning rate of these updates; None: that of the step.
         max_refills: how many groups without signal may be discarded for one place in a step.
     """
 
@@ -53,6 +55,8 @@ class Algorithm:
     min_rollouts: ClassVar[int] = 1
     uses_history: ClassVar[bool] = False
     max_refills: int = 0
+    buffer_size: int = 0
+    buffer_lr: float | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -108,6 +112,17 @@ class Algorithm:
     def cutoffs(self, scores: Tensor) -> Mapping[str, float]:
         """Values of all sequences that follow from the scores of all rollout tokens of the update, (N,)."""
         return {}
+
+    def buffers(self, group: Group) -> bool:
+        """Whether the demonstrations of the group wait for an update of their own."""
+        return False
+
+    def buffered(self) -> "Algorithm":
+        """What is minimised in an update on buffered demonstrations, which has Adam's moments of its own.
+
+        Its terms may need nothing but the gradient of entropies.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define buffered")
 
     def has_signal(self, group: Group) -> bool:
         """False: another group takes the place of this one, up to `max_refills` times."""

@@ -24,6 +24,5 @@ class POPE(GuidedGRPO):
     uses_history: ClassVar[bool] = True
 
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
-        tried = [visit for visit in group.visits if visit.rollouts]
-        failed = bool(tried) and not any(visit.correct for visit in tried)
+        failed = bool(group.visits) and not any(visit.correct for visit in group.visits)
         return super().prefix(group, sample, step, rng) if failed else 0

@@ -28,8 +28,7 @@ class PrioritizedGRPO(GRPO):
     least_probability: float = limited(0.05, least=0, most=1)
 
     def keeps(self, visits: Sequence[Visit], step: int, rng: random.Random) -> bool:
-        rollouts = sum(visit.rollouts for visit in visits)
-        if rollouts == 0:
+        if not visits:
             return True
-        success = sum(visit.correct for visit in visits) / rollouts
+        success = sum(visit.correct for visit in visits) / sum(visit.rollouts for visit in visits)
         return rng.random() < max(1 - success, self.least_probability)

@@ -17,9 +17,9 @@ class ReLIFT(RLWithSFTLoss):
     bonus (0.001 in an older version). The SFT loss is a mean over the tokens of those demonstrations, however
     few. Approximation: the SFT loss of the hardest prompts is part of the update of the same step; the
     authors collect 128 of them (64 in the example) in a buffer and then make a separate update with an Adam
-    state of its own. Other deviations: gradients are clipped at learner.max_grad_norm (the example: 0.5), no
-    update is skipped because of its gradient norm, and a bad format has no reward of its own (-1 in one
-    version).
+    state of its own, as `relift_buffered` does. Other deviations: gradients are clipped at
+    learner.max_grad_norm (the example: 0.5), no update is skipped because of its gradient norm, and a bad
+    format has no reward of its own (-1 in one version).
     """
 
     name: ClassVar[str] = "relift"

@@ -34,6 +34,8 @@ class TwoStage(Algorithm):
         super().__post_init__()
         if any(isinstance(stage, TwoStage) for stage in (self.first, self.second)):
             raise ValueError("a stage cannot have stages itself")
+        if self.first.buffer_size or self.second.buffer_size:
+            raise ValueError("a stage cannot have a buffer of groups")
 
     @property
     def uses_rollouts(self) -> bool:  # type: ignore[override]

@@ -72,10 +72,10 @@ class SequenceRecord:
 
 @dataclass(frozen=True)
 class Visit:
-    """What happened to a prompt in an earlier step.
+    """What happened to a prompt in an earlier step, in which rollouts of it entered the update.
 
     Attributes:
-        rollouts: how many of its rollouts entered the update, those that continue a demonstration left out.
+        rollouts: how many of them did, at least one; those that continue a demonstration are left out.
         correct: how many of these had a reward above `CORRECT_ABOVE`.
     """
 
@@ -85,8 +85,8 @@ class Visit:
 
     @property
     def pass_rate(self) -> float:
-        """0 to 1; 0 without rollouts."""
-        return self.correct / max(1, self.rollouts)
+        """0 to 1."""
+        return self.correct / self.rollouts
 
 
 @dataclass

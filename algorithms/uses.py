@@ -50,6 +50,7 @@ USES = {
     "hpt": "Prompts of very different difficulty: SFT only where RL finds nothing.",
     "hpt_soft": "As HPT, with a gradual change from SFT to RL.",
     "relift": "As HPT, with RL on all prompts.",
+    "relift_buffered": "As ReLIFT, with SFT updates of a fixed size, apart from those of RL.",
     "sdft": "Demonstrations without a verifier, if the policy should keep its own style and skills.",
     "prefix_rft": "Demonstrations that are good beginnings rather than texts to imitate.",
     "uft": "Prompts too hard to solve at first: hints that fade.",

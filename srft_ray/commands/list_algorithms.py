@@ -48,7 +48,7 @@ ABSENT = """## Not here, and why
 
 | method | reason |
 |---|---|
-| ExGRPO, ReLIFT's buffer | responses of earlier steps are not trained on again |
+| ExGRPO | responses of earlier steps are not trained on again |
 | AdaBack's bisection | the history does not hold the lengths of prefixes |
 | PPO, VAPO | there is no critic |
 | SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |

@@ -167,6 +167,11 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{name} chooses prompts by the history of their rollouts, and samples none: set uses_rollouts.",
         )
         require(
+            not stage.algorithm.buffer_size or stage.algorithm.buffered().needs <= {"entropy_gradient"},
+            f"{name} trains on buffered demonstrations with terms that need more than the gradient of "
+            "entropies: leave these terms out of `buffered`.",
+        )
+        require(
             stage.start == 0
             or not stage.algorithm.uses_reference
             or stage.algorithm.reference_rate(0) == 1

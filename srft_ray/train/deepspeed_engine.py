@@ -7,7 +7,7 @@ caller's losses sum over all micro-batches of all ranks.
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import collate
 from srft_ray.train.deepspeed_config import deepspeed_config
-from srft_ray.train.deepspeed_state import STATE, ParameterState
+from srft_ray.train.deepspeed_state import MOMENTS, STATE, ParameterState
 from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.weight_gradients import widen_gradients
@@ -27,6 +27,7 @@ from srft_ray.train.weight_gradients import widen_gradients
 # Else compiled at the first start; a process that is killed meanwhile leaves a lock that others wait for.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+SECOND_UPDATES = "second|updates"  # in the state: the step count of the second optimizer
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -64,6 +65,9 @@ class DeepSpeedEngine:
         self.world_size = dist.get_world_size()
         self.reference: ReferenceModel | None = None  # whose state belongs to that of training
         self.updates = 0  # Adam's step
+        # Moments of updates of another kind, and their step; None before the first of them.
+        self._second: list[dict[str, Tensor]] | None = None
+        self._second_updates = 0
         self.weight_decay = learner.weight_decay  # of the updates to come
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
@@ -114,6 +118,28 @@ class DeepSpeedEngine:
                 value.zero_()
         self.updates = 0
 
+    @contextmanager
+    def second_optimizer(self) -> Iterator[None]:
+        """Updates within this context have Adam's moments and step count of their own, zeros at first."""
+        if self._second is None:
+            self._second = [
+                {key: torch.zeros_like(value) for key, value in state.items()}
+                for state in self._optimizer_states()
+            ]
+        self._exchange_moments()
+        try:
+            yield
+        finally:
+            self._exchange_moments()
+
+    def _exchange_moments(self) -> None:
+        for state, second in zip(self._optimizer_states(), self._second, strict=True):
+            for key, value in state.items():
+                present = value.clone()
+                value.copy_(second[key])
+                second[key].copy_(present)
+        self.updates, self._second_updates = self._second_updates, self.updates
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by their checkpoint names, tied ones under each name.
 
@@ -141,8 +167,17 @@ class DeepSpeedEngine:
         for name, parameter in self.policy.model.named_parameters():
             for key in STATE:
                 yield f"{name}|{key}", self._state.get(parameter, key)
+        if self._second is not None:
+            yield from self._second_state()
         if self.reference is not None:
             yield from self.reference.state()
+
+    def _second_state(self) -> Iterator[tuple[str, Tensor]]:
+        with self.second_optimizer():
+            for name, parameter in self.policy.model.named_parameters():
+                for key in MOMENTS:
+                    yield f"{name}|second_{key}", self._state.get(parameter, key)
+            yield SECOND_UPDATES, torch.tensor([float(self.updates)])
 
     def load(self, saved: Mapping[str, Tensor], updates: int) -> None:
         """Takes up training after `updates` updates, from tensors as `state` gave them.
@@ -153,18 +188,24 @@ class DeepSpeedEngine:
             RuntimeError: a tensor is missing or has another size.
         """
         self._create_optimizer_state()
-        number = 0
-        for name, parameter in self.policy.model.named_parameters():
-            for key in STATE:
-                reader = number % self.world_size
-                value = self._receive(
-                    saved, f"{name}|{key}", getattr(parameter, "ds_numel", parameter.numel()), reader
-                )
-                self._state.set(parameter, key, value)
-                number += 1
+        self._load_state(saved, {key: key for key in STATE})
         self._set_updates(updates)
+        if SECOND_UPDATES in saved:
+            with self.second_optimizer():
+                self._load_state(saved, {key: f"second_{key}" for key in MOMENTS})
+                self._set_updates(int(saved[SECOND_UPDATES]))
         if self.reference is not None:
             self.reference.load(saved, self.device)
+
+    def _load_state(self, saved: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        """Sets what of STATE `names` has, from the tensors `parameter|name`."""
+        number = 0
+        for name, parameter in self.policy.model.named_parameters():
+            numel = getattr(parameter, "ds_numel", parameter.numel())
+            for key, saved_key in names.items():
+                value = self._receive(saved, f"{name}|{saved_key}", numel, number % self.world_size)
+                self._state.set(parameter, key, value)
+                number += 1
 
     def _receive(self, saved: Mapping[str, Tensor], name: str, numel: int, reader: int) -> Tensor:
         value = torch.empty(numel, device=self.device)

@@ -15,7 +15,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-STATE = ("weight", "exp_avg", "exp_avg_sq")  # of each parameter, in float32
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, in float32
+STATE = ("weight", *MOMENTS)
 
 
 class ParameterState:

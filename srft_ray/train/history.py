@@ -23,9 +23,9 @@ CHECK_INTERVAL_S = 0.5  # between checks whether the coordinator still has the h
 
 
 def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """(group_id, visit) of each group of which something entered the update.
+    """(group_id, visit) of each group of which rollouts entered the update.
 
-    It counts the rollouts that entered, so that the rows of the ledger determine it. One that continues a
+    Only these are counted, so that the rows of the ledger determine the visit. A rollout that continues a
     demonstration says nothing of what the policy can do by itself.
     """
     found = []
@@ -33,7 +33,7 @@ def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, int, int, i
         plain = [one for one in group.trained if one.origin == "rollout" and not one.prefix]
         rewards = [completion.reward for completion in plain]
         correct = sum(reward > CORRECT_ABOVE for reward in rewards)
-        if group.trained:
+        if rewards:
             found.append((group.group_id, (group.row, group.step, len(rewards), correct)))
     return found
 

@@ -2,41 +2,28 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from algorithms import Algorithm, Group, PolicyOutput, SequenceRecord, Stage
+from algorithms import Group, PolicyOutput, SequenceRecord, Stage
 from srft_ray.config.schedule import learning_rate, updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 from srft_ray.train import sequence_values
 from srft_ray.train.balance import exchange
 from srft_ray.train.batching import MicroBatch, collate, cut, trained_sequences
+from srft_ray.train.buffer import GroupBuffer
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-from srft_ray.train.loss import add_loss, global_counts
+from srft_ray.train.loss import StepContext, add_loss, global_counts
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
 from srft_ray.train.parity import check_parity
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
 from srft_ray.train.teachers import known_logits
 from srft_ray.train.token_records import record_tokens
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What the updates of a step have in common.
-
-    Attributes:
-        mean_entropy: of all rollout tokens before the first update, in nats, a scalar; None if not needed.
-    """
-
-    step: int
-    algorithm: Algorithm
-    temperature: float
-    mean_entropy: Tensor | None = None
 
 
 class Learner:
@@ -58,6 +45,7 @@ class Learner:
         self.parity_threshold = parity_threshold
         self.reference = engine.reference = reference
         self.records_tokens = records_tokens
+        self.buffer = GroupBuffer()
 
     def step(
         self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
@@ -71,6 +59,7 @@ class Learner:
             NonFiniteError: an update is not finite; neither it nor those after it are applied.
         """
         algorithm = stage.algorithm
+        self.buffer.used = []  # also if an update is refused before the buffer is asked
         # A stage is like a run of its own, which begins without momentum.
         if step == stage.start > 0:
             self.engine.reset_optimizer()
@@ -103,7 +92,23 @@ class Learner:
             metrics, measured = self._update(context, micro_batches, lr, measures_parity=not parity)
             parity = parity or measured
             updates.append(metrics)
-        return {**step_metrics(updates), **parity, "lr": lr}
+        buffered = self._update_from_buffer(groups, step, stage, lr)
+        return {**step_metrics(updates), **parity, "lr": lr, **buffered}
+
+    def _update_from_buffer(
+        self, groups: Sequence[Group], step: int, stage: Stage, lr: float
+    ) -> dict[str, float]:
+        """Buffers groups, and makes an update on those that wait if there are enough; returns its metrics."""
+        algorithm = stage.algorithm
+        if not self.buffer.collect(algorithm, groups, step):
+            return self.buffer.metrics(algorithm)
+        micro_batches = self._cut(self.buffer.used, step, stage.start, shows_demonstrations=False)
+        # Nothing is sampled for this update.
+        context = StepContext(step, algorithm.buffered(), temperature=1.0)
+        own_lr = lr if algorithm.buffer_lr is None else algorithm.buffer_lr
+        with self.engine.second_optimizer():
+            metrics, _ = self._update(context, micro_batches, own_lr, measures_parity=False)
+        return self.buffer.metrics(algorithm, metrics)
 
     def _update(
         self, context: StepContext, micro_batches: Sequence[MicroBatch], lr: float, measures_parity: bool

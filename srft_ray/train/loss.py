@@ -1,6 +1,7 @@
 """The loss of an update: the terms of the algorithm, each divided by its own global count."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,20 @@ from torch import Tensor
 from algorithms import Algorithm, PolicyOutput
 from srft_ray.train.batching import MicroBatch
 from srft_ray.train.step_metrics import Sums, all_reduce
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the updates of a step have in common.
+
+    Attributes:
+        mean_entropy: of all rollout tokens before the first update, in nats, a scalar; None if not needed.
+    """
+
+    step: int
+    algorithm: Algorithm
+    temperature: float
+    mean_entropy: Tensor | None = None
 
 
 def global_counts(algorithm: Algorithm, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:

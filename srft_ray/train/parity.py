@@ -8,6 +8,11 @@ from torch import Tensor
 THRESHOLDS = {"float32": 1e-3, "bfloat16": 0.1}  # nats
 
 
+def threshold(own: float | None, dtype: str) -> float:
+    """Of the mean difference, in nats: the user's own, or the usual one of the number format."""
+    return THRESHOLDS[dtype] if own is None else own
+
+
 class ParityError(RuntimeError):
     """The learner's log-probs of fresh rollouts differ from the engine's: the engines hold other weights."""
 

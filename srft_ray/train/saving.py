@@ -4,7 +4,7 @@
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,9 +62,9 @@ class Saver:
         engine: DeepSpeedEngine,
         model: Any,
         tokenizer: Any,
-        more_files: Callable[[], Mapping[str, bytes]] = dict,
+        more_files: Sequence[Callable[[], Mapping[str, bytes]]] = (),
     ) -> None:
-        """`more_files`: what else this rank writes, by file name."""
+        """`more_files` give what else this rank writes, by file name."""
         self.store = store
         self.trainer = trainer
         self.retention = Retention(store, trainer)
@@ -177,8 +177,9 @@ class Saver:
         has failed, so that no other rank waits for it for ever.
         """
         share = Share()
-        for name, content in self.more_files().items():
-            share.add({}, partial(self._write_file, step, name, content))
+        for files in self.more_files:
+            for name, content in files().items():
+                share.add({}, partial(self._write_file, step, name, content))
         pieces = chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
         for number, piece in enumerate(pieces):
             name = f"{STATE_PREFIX}{self.rank:05d}-{number:05d}.safetensors"

@@ -44,15 +44,15 @@ class LearnerWorker:
         tokenizer = load_tokenizer(job.model)
         model = load_for_learner(job.model, job.learner, dtype)
         self.engine = DeepSpeedEngine(model, job.learner, dtype)
-        usual, own = parity.THRESHOLDS[job.dtype], job.learner.parity_threshold
-        check_model(self.engine, usual, job.learner.packing)
-        threshold = usual if own is None else own
+        check_model(self.engine, parity.THRESHOLDS[job.dtype], job.learner.packing)
+        threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
         self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
-        self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, self.history.content)
+        more = (self.history.content, self.learner.buffer.content)
+        self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, more)
         self.timeline = Timeline(job.run_dir, self.rank)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
@@ -79,6 +79,7 @@ class LearnerWorker:
         dist.barrier()
         if step > 0:
             self.saver.load(step)
+            self.learner.buffer.load(self.job.store, step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
         self.history.begin(self.job.store, step)
@@ -149,7 +150,7 @@ class LearnerWorker:
         # Engines wait for the weights: they are published before anything is written.
         self._publish(self.step)
         published = time.perf_counter()
-        self.recorder.ledger(step, groups)
+        self.recorder.ledger(step, [*groups, *self.learner.buffer.used])
         record = {"step": step, "policy_version": step, **learned_metrics}
         record |= {"parity/probe_abs_logprob_diff": probe_difference} if self.publisher.probes else {}
         record |= metrics.group_metrics(groups, step, self.engine.device)

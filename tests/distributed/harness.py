@@ -156,18 +156,14 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     for step in range(case.steps):
         stage, number = case.stage(step), case.updates(step)
         if step == stage.start:
-            optimizer = torch.optim.AdamW(
-                model.parameters(),
-                lr=learner.lr,
-                betas=tuple(learner.betas),
-                eps=learner.eps,
-                weight_decay=weight_decay(learner, stage),
-            )
+            optimizer = torch.optim.AdamW(model.parameters(), **_adam(learner, stage))
         rate = stage.algorithm.reference_rate(step - stage.start)
         for own, policys in zip(frozen.parameters(), model.parameters(), strict=True):
             own.data += rate * (policys.data - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
+        if step == 0:
+            waiting, second = [], torch.optim.AdamW(model.parameters(), **_adam(learner, stage))
         for index in range(number):
             optimizer.zero_grad()
             losses = update_losses(
@@ -185,7 +181,31 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
             if norms is not None:
                 norms.append(float(norm))
             optimizer.step()
+        waiting += [group for group in groups if stage.algorithm.buffers(group)]
+        size = stage.algorithm.buffer_size
+        if size and len(waiting) >= size:
+            _buffered_update(model, second, case, stage, waiting[:size])
+            waiting = waiting[size:]
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _adam(learner, stage):
+    decay = weight_decay(learner, stage)
+    return {"lr": learner.lr, "betas": tuple(learner.betas), "eps": learner.eps, "weight_decay": decay}
+
+
+def _buffered_update(model, optimizer, case, stage, groups):
+    """One update on the demonstrations alone, at temperature 1, with an optimizer of its own."""
+    chosen = [replace(group, completions=group.demonstrations) for group in groups]
+    for group in chosen:
+        group.completions = [replace(completion, trained=True) for completion in group.completions]
+    separate = replace(stage, algorithm=stage.algorithm.buffered())
+    plain = replace(case, temperature=1.0)
+    optimizer.zero_grad()
+    losses = update_losses(model, None, None, plain, separate, chosen, chosen, 1)
+    sum(losses.values()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), case.learner().max_grad_norm)
+    optimizer.step()
 
 
 def update_losses(model, old, frozen, case, stage, everything, groups, number):

@@ -27,6 +27,7 @@ from algorithms import (
     CHORDMu,
     ClipCov,
     KLCov,
+    ReLIFTBuffered,
     Schedule,
     TwoStage,
     WeightedSFT,
@@ -97,13 +98,16 @@ OPTIONS = [  # what no registered algorithm has by default
         entropy_kind="advantage",
     ),
     CHORDMu(warmup_steps=2, decay_steps=3),
+    ReLIFTBuffered(buffer_size=1, sft_entropy=0.5),
+    ReLIFTBuffered(buffer_size=2),
     TwoStage(first_steps=1, first_schedule=Schedule(weight_decay=0.5)),
     TwoStage(first=IWSFT(), second=SRFT(entropy_granularity="batch"), first_steps=1),
 ]
 
 
 def cases(algorithm: Algorithm, settings: list[dict]) -> list[Case]:
-    two = 2 if isinstance(algorithm, TwoStage) or algorithm.reference_rate(1) else 1
+    lasting = isinstance(algorithm, TwoStage) or algorithm.reference_rate(1) or algorithm.buffer_size
+    two = 2 if lasting else 1
     return [Case(algorithm, **{"steps": two, **setting}) for setting in settings]
 
 
