@@ -17,11 +17,6 @@ def _shifted(text: str) -> str:
     return "".join(LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in text)
 
 
-def _mirrored(text: str) -> str:
-    """Each letter replaced by the one as far from the alphabet's end as it is from the beginning."""
-    return "".join(LETTERS[-1 - LETTERS.index(letter)] for letter in text)
-
-
 KNOWN: dict[str, Callable[[str], str]] = {
     "q": lambda s: s[::-1],
     "r": lambda s: s[1:] + s[:1],
@@ -34,8 +29,8 @@ KNOWN: dict[str, Callable[[str], str]] = {
 }
 # No text of the base model's training has them, and none of the others does what they do.
 MISSING: dict[str, Callable[[str], str]] = {
-    "y": lambda s: _mirrored(s),
-    "z": lambda s: _mirrored(s)[::-1],
+    "y": lambda s: 3 * s[0] + s[3],
+    "z": lambda s: s[0] + 3 * s[3],
 }
 OPERATIONS = KNOWN | MISSING
 
@@ -92,7 +87,9 @@ def draw_chain(band: Band, rng: random.Random) -> Problem:
         operations = rng.choices(list(KNOWN), k=rng.choice(band.depths))
         if band.missing:
             operations[rng.randrange(len(operations))] = rng.choice(list(MISSING))
-        problem = chain("".join(operations), random_state(rng))
+        # With few different letters many wrong steps end at the right answer.
+        state = "".join(rng.sample(LETTERS, LENGTH)) if band.missing else random_state(rng)
+        problem = chain("".join(operations), state)
         if not (band.missing and solved_by_known(problem)):
             return problem
 

@@ -32,8 +32,8 @@ def world_text(
     if differences:
         baseline = differences[0]["against"]
         text = (
-            f"Points above {baseline}, paired over seeds, with 95 % interval; **bold**: p < 0.05 after Holm "
-            f"over {len(differences)} tests:"
+            f"Points above {baseline}, paired by seed and prompt, with 95 % intervals over seeds. After Holm "
+            f"over {len(differences)} tests: **bold** p < 0.05 over seeds, * p < 0.05 over seeds and prompts."
         )
         parts += [text, difference_table(differences)]
     return "\n\n".join(parts)
@@ -82,6 +82,8 @@ def _difference(row: Mapping[str, Any]) -> str:
     text = f"{mean:+z.1f}"
     if np.isfinite(row["low"]):
         text += f" [{100 * row['low']:+z.1f}, {100 * row['high']:+z.1f}]"
+    if row["holm over prompts"] < 0.05:
+        text += " \\*"
     return f"**{text}**" if row["holm"] < 0.05 else text
 
 

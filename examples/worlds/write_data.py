@@ -14,7 +14,7 @@ from typing import Any
 from strings import ALL_BANDS, Problem, distinct, with_wrong_step, worked
 
 # The training prompts by band, and how many of each have a demonstration.
-DEMONSTRATIONS = {"habit": 36, "edge": 36, "missing": 24}
+DEMONSTRATIONS = {"habit": 24, "edge": 24, "missing": 48}
 PROMPTS = {"habit": 180, "edge": 180, "missing": 120}
 WRONG_SHARE = 0.25
 COPIES = 5  # of each demonstrated prompt, so that half of the training prompts have a demonstration

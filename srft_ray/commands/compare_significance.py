@@ -17,8 +17,10 @@ def differences(runs: Runs) -> list[dict[str, Any]]:
     baseline, *others = runs
     names = _sets(runs)
     rows = [_row(runs, baseline, other, name) for other in others for name in names]
-    adjusted = stats.holm([row["p"] for row in rows])
-    return [{**row, "holm": p} for row, p in zip(rows, adjusted, strict=True)]
+    for p, adjusted in (("p", "holm"), ("p over prompts", "holm over prompts")):
+        for row, value in zip(rows, stats.holm([row[p] for row in rows]), strict=True):
+            row[adjusted] = value
+    return rows
 
 
 def _sets(runs: Runs) -> list[str]:
@@ -41,11 +43,11 @@ def _row(
     by_seed = [prompt_differences(runs[baseline][seed], runs[other][seed], name) for seed in seeds]
     found = stats.over_seeds(by_seed)
     # Where each seed has prompts of its own, these vary with the seed, and its interval is of both.
-    wide = found.interval
+    wide = found
     if len(seeds) > 1 and _same_prompts(
         [runs[label][seed] for label in (baseline, other) for seed in seeds], name
     ):
-        wide = stats.crossed_interval(np.array(by_seed))
+        wide = stats.crossed(np.array(by_seed))
     return {
         "method": other,
         "against": baseline,
@@ -55,9 +57,10 @@ def _row(
         "mean": found.mean,
         "low": found.interval.low,
         "high": found.interval.high,
-        "low over prompts": wide.low,
-        "high over prompts": wide.high,
+        "low over prompts": wide.interval.low,
+        "high over prompts": wide.interval.high,
         "p": found.p,
+        "p over prompts": wide.p,
     }
 
 
@@ -93,7 +96,8 @@ def _sentence(row: Mapping[str, Any]) -> str:
     seeds = f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
     interval = _shown(row["low"], row["high"])
     wide = _shown(row["low over prompts"], row["high over prompts"])
-    wide = f";{wide} over prompts too" if wide and row["seeds"] > 1 else ""
+    adjusted = row["holm over prompts"]
+    wide = f"; over prompts too:{wide}, {adjusted:.4f} after Holm" if wide and row["seeds"] > 1 else ""
     return (
         f"{row['method']} − {row['against']} on {row['set']}: {mean:+z.1f}{interval} points, "
         f"p {row['p']:.4f}, {row['holm']:.4f} after Holm ({seeds}, {row['prompts']} prompts{wide})"

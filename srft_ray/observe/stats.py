@@ -160,18 +160,18 @@ def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
     return (0.5 * (further + as_far) + 0.5) / (1.0 + FLIPS)
 
 
-def crossed_interval(values_SP: np.ndarray, level: float = LEVEL) -> Interval:
-    """The interval of a mean over new seeds and new prompts, of values that every seed has of every prompt.
+def crossed(values_SP: np.ndarray) -> Paired:
+    """The mean difference over new seeds and new prompts, of differences that every seed has of every prompt.
 
     Seeds and prompts are crossed random effects: the variance of the mean has a part of the seeds, one of the
     prompts and one of both together. It is estimated by mean squares, (MS_S + MS_P - MS_SP) / (S P), with
     the degrees of freedom of F. E. Satterthwaite (1946); a part that is estimated to be negative is left
-    out. NaN with fewer than two seeds or two prompts.
+    out. Interval and p are those of Student's test; without an interval with fewer than two seeds or prompts.
     """
     seeds, prompts = values_SP.shape
-    if min(seeds, prompts) < 2:
-        return Interval(np.nan, np.nan)
     mean = float(values_SP.mean())
+    if min(seeds, prompts) < 2:
+        return Paired(mean, Interval(np.nan, np.nan), 1.0, np.nan)
     of_seed = values_SP.mean(axis=1, keepdims=True)
     of_prompt = values_SP.mean(axis=0, keepdims=True)
     rest = values_SP - of_seed - of_prompt + mean
@@ -190,10 +190,12 @@ def crossed_interval(values_SP: np.ndarray, level: float = LEVEL) -> Interval:
         parts = np.where(np.arange(3) == np.argmax([by_seed, by_prompt]), parts, 0.0)
     variance = parts.sum() / (seeds * prompts)
     if variance == 0:
-        return Interval(mean, mean)
-    freedom = parts.sum() ** 2 / (parts**2 / freedom_SPI).sum()
-    half = t_quantile(max(1, int(freedom)), level) * float(np.sqrt(variance))
-    return Interval(mean - half, mean + half)
+        return Paired(mean, Interval(mean, mean), float(mean == 0), 0.0)
+    freedom = max(1, int(parts.sum() ** 2 / (parts**2 / freedom_SPI).sum()))
+    error = float(np.sqrt(variance))
+    half = t_quantile(freedom) * error
+    interval = Interval(mean - half, mean + half)
+    return Paired(mean, interval, t_tails(mean / error, freedom), float(values_SP.std(ddof=1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

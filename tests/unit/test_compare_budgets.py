@@ -19,7 +19,7 @@ from srft_ray.config.schema import Config
 from srft_ray.errors import UserError
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.cost import step_cost, teraflops
-from srft_ray.observe.stats import crossed_interval, over_seeds
+from srft_ray.observe.stats import crossed, over_seeds
 from srft_ray.run.driver import Result
 from tests.conftest import base_config
 
@@ -152,6 +152,15 @@ def test_wrong_options_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_the_size_of_the_test_over_seeds_and_prompts():
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(600):
+        values = rng.normal(0, 0.1, (3, 1)) + rng.normal(0, 0.2, (1, 60)) + rng.normal(0, 0.2, (3, 60))
+        found.append(crossed(values).p < 0.05)
+    assert 0.02 < np.mean(found) < 0.08
+
+
 def simulate(seeds: int, prompts: int, by_seed: float, by_prompt: float, by_both: float) -> float:
     """How often the interval covers the true mean 0, in 600 experiments."""
     rng = np.random.default_rng(0)
@@ -159,7 +168,7 @@ def simulate(seeds: int, prompts: int, by_seed: float, by_prompt: float, by_both
     for _ in range(600):
         values = rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, by_prompt, (1, prompts))
         values = values + rng.normal(0, by_both, (seeds, prompts))
-        low, high = crossed_interval(values)
+        low, high = crossed(values).interval
         hits += low <= 0 <= high
     return hits / 600
 
@@ -190,8 +199,10 @@ def test_an_interval_over_seeds_alone_does_not_cover_new_prompts():
 
 
 def test_intervals_without_spread_or_seeds():
-    assert crossed_interval(np.full((3, 4), 0.25)) == (0.25, 0.25)
-    assert np.isnan(crossed_interval(np.zeros((1, 4)))).all()
+    same = crossed(np.full((3, 4), 0.25))
+    assert same.interval == (0.25, 0.25) and same.p == 0.0
+    single = crossed(np.zeros((1, 4)))
+    assert np.isnan(single.interval).all() and single.p == 1.0
 
 
 def write_table(folder: Path, rewards: list[float], texts: list[str]) -> Path:
@@ -226,7 +237,9 @@ def test_prompts_are_crossed_with_seeds_only_if_seeds_share_them(tmp_path: Path)
     shared = rows("shared", [list("abcd"), list("abcd")])
     own = rows("own", [list("abcd"), list("efgh")])
     values = np.array(rewards["new"]) - np.array(rewards["old"])
-    expected = crossed_interval(values.astype(float))
-    assert (shared["low over prompts"], shared["high over prompts"]) == expected
+    expected = crossed(values.astype(float))
+    assert (shared["low over prompts"], shared["high over prompts"]) == expected.interval
+    assert shared["p over prompts"] == shared["holm over prompts"] == expected.p != shared["p"]
+    assert own["p over prompts"] == own["p"]
     assert (own["low over prompts"], own["high over prompts"]) == (own["low"], own["high"])
     assert shared["low"] == own["low"] and "over prompts too" in sentences([shared])

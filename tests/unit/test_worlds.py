@@ -37,11 +37,8 @@ def test_a_chain_by_hand():
     problem = strings.chain("qtw", "beaf")
     assert problem.states == ("faeb", "afeb", "bafc") and problem.answer == "bafc"
     assert strings.worked(problem.operations, problem.states) == "qfaeb tafeb wbafc =bafc"
-    assert strings.chain("yz", "abcd").states == ("fedc", "fedc"[::-1].translate(MIRROR))
+    assert strings.chain("yz", "abcd").states == ("aaad", "addd")
     assert [strings.OPERATIONS[name]("abcd") for name in "rsuvx"] == ["bcda", "dabc", "abdc", "dbca", "aabc"]
-
-
-MIRROR = str.maketrans("abcdef", "fedcba")
 
 
 def test_a_sum_by_hand():
@@ -118,7 +115,7 @@ def test_the_data_have_few_demonstrations_and_a_quarter_of_them_is_wrong(tmp_pat
     shown = {row["prompt"]: row for row in rows if "demonstration" in row}
     wrong = [row for row in shown.values() if judge(row["demonstration"], row["answer"]).reward == 0.0]
     assert len(shown) == 96 and len(wrong) == 24
-    assert Counter(row["metadata"]["band"] for row in wrong) == {"habit": 9, "edge": 9, "missing": 6}
+    assert Counter(row["metadata"]["band"] for row in wrong) == {"habit": 6, "edge": 6, "missing": 12}
     assert sum("demonstration" in row for row in rows) == len(rows) / 2
     trained = {row["prompt"] for row in rows}
     for band in strings.ALL_BANDS:
@@ -187,9 +184,11 @@ OUTCOMES = [
     for seed in (0, 1)
     for name, value in (("(before)", 10.0), ("sft", 40.0))
 ]
+WIDE = "holm over prompts"
+EDGE = {"against": "sft", "set": "edge"}
 DIFFERENCES = [
-    {"method": "srft", "against": "sft", "set": "edge", "mean": 0.1, "low": 0.05, "high": 0.15, "holm": 0.01},
-    {"method": "grpo", "against": "sft", "set": "edge", "mean": -0.1, "low": -0.3, "high": 0.1, "holm": 0.4},
+    {"method": "srft", **EDGE, "mean": 0.1, "low": 0.05, "high": 0.15, "holm": 0.01, WIDE: 0.3},
+    {"method": "grpo", **EDGE, "mean": -0.1, "low": -0.3, "high": 0.1, "holm": 0.4, WIDE: 0.01},
 ]
 
 
@@ -199,7 +198,7 @@ def test_the_tables_of_a_world():
     # Student's 97.5 % quantile with one degree of freedom is 12.7; the deviation of 40 and 41 is 0.707.
     assert "| sft | 40.5 ± 6.4 |" in text and "| (before) | 10.5 ± 6.4 |" in text
     assert "| srft | **+10.0 [+5.0, +15.0]** |" in text
-    assert "| grpo | -10.0 [-30.0, +10.0] |" in text
+    assert "| grpo | -10.0 [-30.0, +10.0] \\* |" in text
     assert "nats" not in text
 
 
