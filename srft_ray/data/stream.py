@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray import cloudpickle
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from srft_ray.config.settings import Bounds
 from srft_ray.data.plan import StreamPlan
 from srft_ray.imports import large_imports
+
+READERS = 2  # tasks at a time where blocks are only read
 
 
 class LateProcess:
@@ -82,7 +84,9 @@ def make_stream(
     positions = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
     if isinstance(process, ActorPool):
         return _in_actors(positions, plan, process)
-    return positions.map_batches(process, batch_size=None, batch_format="numpy", num_cpus=0.1)
+    # Without a bound Ray Data starts a process for every tenth of a CPU.
+    few = TaskPoolStrategy(READERS)
+    return positions.map_batches(process, batch_size=None, batch_format="numpy", num_cpus=0.1, compute=few)
 
 
 def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset:
