@@ -1,6 +1,7 @@
 """Intervals of means over prompts. Suffixes of names: P prompts, E experiments (computed together)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -166,6 +167,7 @@ def t_tails(value: float, freedom: int) -> float:
     return 1.0 - float(np.interp(reached, angle, below))
 
 
+@lru_cache(maxsize=16)
 def _student(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     """Angles, and the chances that |t| is below sqrt(freedom) tan(angle)."""
     # In this angle the density of t is a power of its cosine.
