@@ -117,19 +117,20 @@ def buffering(zero):
     ("zero", "others"), [(2, [(2, 2), (1, 0)]), pytest.param(3, [(2, 3), (1, 1)], marks=pytest.mark.full)]
 )
 def test_buffered_groups_and_their_optimizer_go_on(tmp_path, tiny_model, zero, others):
-    losses, weights = spawn(2, train, tiny_model, tmp_path, buffering(zero), 0, STEPS, STOP)
+    # Its loss does not depend on the policy, whose ratio to itself is 1: parameters are compared.
+    _, weights = spawn(2, train, tiny_model, tmp_path, buffering(zero), 0, STEPS, STOP)
+    expected = {name: value.double() for name, value in weights.items()}
     folder = tmp_path / "run/checkpoints" / f"step-{STOP}"
     assert 0 < len(json.loads((folder / "buffer.json").read_text())) < 3
     for world, stage in others:
-        continued, after = spawn(world, train, tiny_model, tmp_path, buffering(stage), STOP, STEPS, None)
-        worst = max(abs(a - b) for a, b in zip(continued, losses[STOP:], strict=True))
-        print(f"buffered groups, 2 learners, ZeRO {zero} -> {world}, ZeRO {stage}: losses within {worst:.1e}")
+        _, after = spawn(world, train, tiny_model, tmp_path, buffering(stage), STOP, STEPS, None)
+        worst = difference(after, expected)
+        print(f"buffered groups, 2 learners, ZeRO {zero} -> {world}, ZeRO {stage}: within {worst:.1e}")
         assert worst <= (1e-5 if world == 1 else 0.0)
-        assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
-    # The comparison can fail: without the groups that waited, and without their optimizer's moments.
+    # The comparison can fail: without the groups that waited.
     (folder / "buffer.json").write_text("[]")
-    continued, _ = spawn(1, train, tiny_model, tmp_path, buffering(0), STOP, STEPS, None)
-    assert max(abs(a - b) for a, b in zip(continued, losses[STOP:], strict=True)) > 1e-4
+    _, after = spawn(1, train, tiny_model, tmp_path, buffering(0), STOP, STEPS, None)
+    assert difference(after, expected) > 1e-4
 
 
 @pytest.fixture(scope="module")
