@@ -221,7 +221,10 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     code, out, error = finish(start(*words))
     assert code == 0, error
     table = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("|")]
-    assert [row[0].strip() for row in table] == ["algorithm (1 seed)", "---", "(before)", "sft", "srft"]
+    at_equal_steps, at_equal_operations = table[:5], table[5:]
+    names = [row[0].strip() for row in at_equal_steps]
+    assert names == ["algorithm (1 seed)", "---", "(before)", "sft", "srft"]
+    assert [row[1].strip() for row in at_equal_operations[2:]] == ["sft", "srft"]
     figures = json.loads((tmp_path / "quickstart-compare/compare.json").read_text())
     assert figures[0]["figures"] == figures[2]["figures"], "before training both are the same model"
     assert figures[1]["figures"]["tokens generated"] == 0 < figures[3]["figures"]["tokens generated"]
