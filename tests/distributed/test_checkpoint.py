@@ -113,9 +113,8 @@ def buffering(zero):
     return Case(algorithm, zero_stage=zero, micro_batch_tokens=60, steps=STEPS, lr=0.003)
 
 
-@pytest.mark.parametrize(
-    ("zero", "others"), [(2, [(2, 2), (1, 0)]), pytest.param(3, [(2, 3), (1, 1)], marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("zero", "others"), [(2, [(2, 2), (1, 0)]), (3, [(2, 3), (1, 1)])])
 def test_buffered_groups_and_their_optimizer_go_on(tmp_path, tiny_model, zero, others):
     # Its loss does not depend on the policy, whose ratio to itself is 1: parameters are compared.
     _, weights = spawn(2, train, tiny_model, tmp_path, buffering(zero), 0, STEPS, STOP)

@@ -92,6 +92,7 @@ def check_same_data(run: Run, other: Run) -> None:
     ]
 
 
+@pytest.mark.full
 def test_dapo_refills_groups_without_signal(tmp_path, srft):
     run = train(tmp_path, "dapo", {"name": "dapo"}, learner={"mini_batches": 2})
     check_same_data(run, srft)

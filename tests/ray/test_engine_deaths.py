@@ -48,6 +48,7 @@ def engine_events(config):
     return [event["message"] for event in events if event["kind"] == "engine"]
 
 
+@pytest.mark.full
 def test_an_engine_that_raises_once_is_started_again(tmp_path, tiny_model):
     """`trainer.max_failures` is 0 here: it is no failure of the learners."""
     config = config_of(tmp_path, tiny_model, "RaisesOnce")

@@ -297,9 +297,8 @@ class Headless(ObjectStoreTransport):
 '''
 
 
-@pytest.mark.parametrize(
-    ("transport", "version"), [("Silent", 2), pytest.param("Headless", 1, marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("transport", "version"), [("Silent", 2), ("Headless", 1)])
 def test_weights_that_do_not_arrive_stop_the_run_before_the_next_update(
     tmp_path, tiny_model, transport, version
 ):
