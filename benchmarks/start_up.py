@@ -2,7 +2,7 @@
 
     python benchmarks/start_up.py [--repeats N]
 
-It trains one step of the quickstart's config, without evaluation, in a Ray that the command starts, and
+It trains some steps of the quickstart's config, without evaluation, in a Ray that the command starts, and
 prints the median of several starts. CPU seconds are those that the processes of a start had taken when the
 first update was recorded.
 """
@@ -41,7 +41,7 @@ def start(folder):
     """(seconds until the first update is recorded, CPU seconds by kind of process)."""
     token = f"SRFT_BENCHMARK={folder}"
     name, _, value = token.partition("=")
-    settings = [f"run.dir={folder}", "run.name=run", "trainer.steps=1", "trainer.evaluate_every=0"]
+    settings = [f"run.dir={folder}", "run.name=run", "trainer.steps=4", "trainer.evaluate_every=0"]
     command = [sys.executable, "-m", "srft_ray", "train", str(CONFIG), *settings]
     started = time.monotonic()
     quiet = subprocess.DEVNULL
