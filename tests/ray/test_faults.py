@@ -212,14 +212,13 @@ class WatchedEvaluation(Watched):
 @pytest.mark.full
 def test_an_evaluation_does_not_wait_for_an_engine_that_hangs(tmp_path, undisturbed):
     """Nor does it for one that cannot be placed. Its figures are those of an evaluation without a fault."""
-    folder = tmp_path / "evaluations"
     model = undisturbed.dir / f"checkpoints/step-{STEPS}/hf"
-    common = (model, "--data", "sums", "--samples", "4", "data.format=tasks", f"run.dir={folder}")
-    calm = WatchedEvaluation(tmp_path / "calm", *common, "run.name=calm")
+    common = (model, "--data", "sums", "--samples", "4", "data.format=tasks")
+    calm = WatchedEvaluation(tmp_path / "calm", *common, f"run.dir={tmp_path / 'calm'}")
     code, expected, error = calm.finish()
     assert code == 0, error
     stopped = WatchedEvaluation(
-        tmp_path / "stopped", *common, "run.name=stopped", "rollout.stall_timeout_s=8"
+        tmp_path / "stopped", *common, f"run.dir={tmp_path / 'stopped'}", "rollout.stall_timeout_s=8"
     )
     deadline = time.monotonic() + 120
     while not stopped.find("engine") and time.monotonic() < deadline:
