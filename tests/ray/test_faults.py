@@ -223,7 +223,7 @@ def test_an_evaluation_does_not_wait_for_an_engine_that_hangs(tmp_path, undistur
     deadline = time.monotonic() + 120
     while not stopped.find("engine") and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(2.0)
+    time.sleep(8.0)  # its heartbeats begin after its first imports; it loads vLLM then
     stopped.kill("engine", number=signal.SIGSTOP)
     code, out, error = stopped.finish(240)
     assert code == 0 and not stopped.left(), error
