@@ -158,12 +158,11 @@ def check_engine_arguments(given: dict[str, Any]) -> None:
     """
     if not given:
         return
-    owned = sorted(set(given) & set(OWNED))
-    require(
-        not owned,
-        f"rollout.engine.{''.join(owned[:1])} cannot be set: other keys of the model and rollout sections "
-        "decide it.",
-    )
+    for name in given:
+        require(
+            name not in OWNED,
+            f"rollout.engine.{name} cannot be set: other keys of the model and rollout sections decide it.",
+        )
     from vllm import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)} - set(OWNED)

@@ -81,24 +81,13 @@ class ObjectStoreTransport:
             OutdatedLearners: other learners have taken the place of these.
             TimeoutError: the coordinator did not take them.
         """
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            try:
-                # First the pieces, then the version that they are: engines never see a part of a version.
-                for number, piece in enumerate(self._pieces):
-                    ray.get(self.coordinator.put_piece.remote(self.generation, number, piece))
-                published = self.coordinator.publish.remote(self.generation, self._weights, len(self._pieces))
-                ray.get(published)
-                return
-            except OutdatedLearners:
-                raise
-            except (RuntimeError, RayError) as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"The coordinator did not take policy version {self._weights.version} within "
-                        f"rollout.timeout_s={self.timeout_s:.0f} s: {error}"
-                    ) from error
-                time.sleep(RETRY_INTERVAL_S)
+        insist(self._send_once, f"policy version {self._weights.version}", self.timeout_s)
+
+    def _send_once(self) -> None:
+        # First the pieces, then the version that they are: engines never see a part of a version.
+        for number, piece in enumerate(self._pieces):
+            ray.get(self.coordinator.put_piece.remote(self.generation, number, piece))
+        ray.get(self.coordinator.publish.remote(self.generation, self._weights, len(self._pieces)))
 
     def _start_republisher(self) -> None:
         if self._republisher is None:
@@ -134,6 +123,27 @@ class ObjectStoreTransport:
                     f"An engine could not fetch policy version {version} within "
                     f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
+            time.sleep(RETRY_INTERVAL_S)
+
+
+def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
+    """Calls `send`, which gives the coordinator `what`, until it is taken; the coordinator may die.
+
+    Raises:
+        OutdatedLearners: other learners have taken the place of these.
+        TimeoutError: the coordinator did not take it within rollout.timeout_s.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return send()
+        except OutdatedLearners:
+            raise
+        except (RuntimeError, RayError) as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"The coordinator did not take {what} within rollout.timeout_s={timeout_s:.0f} s: {error}"
+                ) from error
             time.sleep(RETRY_INTERVAL_S)
 
 

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from algorithms import CORRECT_ABOVE, Group
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.data.history import VISIT, PromptHistory, history_of_bytes
+from srft_ray.sync.transport import insist
 from srft_ray.sync.versions import OutdatedLearners
 from srft_ray.train.checkpoint import CheckpointStore
 
@@ -90,19 +91,7 @@ class HistoryKeeper:
             OutdatedLearners: other learners have taken the place of these.
             TimeoutError: the coordinator did not take them.
         """
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            try:
-                return self._send_missing()
-            except OutdatedLearners:
-                raise
-            except (RuntimeError, RayError) as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"The coordinator did not take the history of prompts within "
-                        f"rollout.timeout_s={self.timeout_s:.0f} s: {error}"
-                    ) from error
-                time.sleep(CHECK_INTERVAL_S)
+        insist(self._send_missing, "the history of prompts", self.timeout_s)
 
     def _send_missing(self) -> None:
         with self._sending:
