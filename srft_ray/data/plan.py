@@ -22,6 +22,9 @@ from srft_ray.errors import UserError, require
 STREAM_STEPS = 100
 STREAM_BLOCKS = (1_000, 20_000)
 UNEVEN = 1.1  # what an engine may have more than with blocks of one group: fewer blocks cost less
+# A block refills groups without signal when its last sequence has ended. With several blocks an engine
+# samples others meanwhile.
+REFILLED_BLOCKS = 4  # of an engine in a step
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,10 @@ def make_plan(
                 f"(learner.num_workers): choose a multiple.",
             )
     per_learner = math.gcd(*(groups // workers for workers in learners for groups in counts))
-    block = _block_size(groups_per_block, per_learner, counts, engines.high)
+    stages = [algorithm.stage(size.first_step, trainer.steps).algorithm for size in sizes]
+    refills = any(stage.uses_rollouts and stage.max_refills for stage in stages)
+    wanted = engines.high * (REFILLED_BLOCKS if refills else 1)
+    block = _block_size(groups_per_block, per_learner, counts, engines.high, wanted)
     return StreamPlan(
         trainer.steps,
         sizes,
@@ -216,11 +222,11 @@ def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize
     return tuple(sizes)
 
 
-def _block_size(given: int | None, per_learner: int, counts: Sequence[int], engines: int) -> int:
-    """Groups of a block; `counts` are the groups of a step in each stage.
+def _block_size(given: int | None, per_learner: int, counts: Sequence[int], engines: int, wanted: int) -> int:
+    """Groups of a block; `counts` are the groups of a step in each stage, `wanted` the blocks of a step.
 
     Blocks divide each learner's share, so that none spans two steps or two learners. They are as large as
-    they can be if every engine is to have one, and none much more than the others.
+    they can be if they are to be so many, and no engine is to have much more of a step than the others.
     """
     if given is not None and per_learner % given:
         raise UserError(
@@ -229,13 +235,12 @@ def _block_size(given: int | None, per_learner: int, counts: Sequence[int], engi
         )
     if given is not None:
         return given
-    divisors = [d for d in range(1, per_learner + 1) if per_learner % d == 0]
+    most = max(1, min(counts) // wanted)
+    divisors = [d for d in range(1, most + 1) if per_learner % d == 0]
     return max(d for d in divisors if all(_is_even(d, groups, engines) for groups in counts))
 
 
 def _is_even(block: int, groups: int, engines: int) -> bool:
     """Whether the engine with the most groups has about as few as if they were dealt out one by one."""
-    if block > max(1, groups // engines):
-        return False
     most = block * math.ceil(groups / block / engines)
     return most <= UNEVEN * math.ceil(groups / engines)

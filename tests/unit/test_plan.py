@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from algorithms import SRFT, Schedule, TwoStage
+from algorithms import DAPO, SFT, SRFT, Algorithm, Schedule, TwoStage
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
 from srft_ray.data.plan import Segment, StepSize, StreamPlan, make_plan
@@ -138,6 +138,13 @@ def test_no_engine_has_much_more_than_the_others(groups: int, engines: int):
     stream = plan(None, engines, 2, steps=1, groups_per_step=groups)
     most = math.ceil(groups // stream.block / engines) * stream.block
     assert most <= 1.1 * math.ceil(groups / engines)
+
+
+@pytest.mark.parametrize(("algorithm", "block"), [(DAPO(), 2), (DAPO(max_refills=0), 8), (SFT(), 8)])
+def test_an_engine_has_several_blocks_if_groups_are_refilled(algorithm: Algorithm, block: int):
+    one = Bounds(1, 1)
+    stream = make_plan(TrainerSection(steps=1, groups_per_step=8), algorithm, one, one, None, {})
+    assert stream.block == block
 
 
 def test_groups_per_task_is_taken_as_given():
