@@ -6,7 +6,7 @@ steps, so that a plan of a million steps costs what one of ten costs.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from algorithms import Algorithm
@@ -21,6 +21,10 @@ from srft_ray.errors import UserError, require
 # within these bounds.
 STREAM_STEPS = 100
 STREAM_BLOCKS = (1_000, 20_000)
+UNEVEN = 1.1  # what an engine may have more than with blocks of one group: fewer blocks cost less
+# A block refills groups without signal when its last sequence has ended. With several blocks an engine
+# samples others meanwhile.
+REFILLED_BLOCKS = 4  # of an engine in a step
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def make_plan(
     """The plan of a run.
 
     Args:
-        groups_per_block: as the user sets it; None for as few that every engine has a block in each step.
+        groups_per_block: as the user sets it; None for as few that engines share each step evenly.
         evaluation_sizes: prompts of each evaluation set.
 
     Raises:
@@ -179,7 +183,10 @@ def make_plan(
                 f"(learner.num_workers): choose a multiple.",
             )
     per_learner = math.gcd(*(groups // workers for workers in learners for groups in counts))
-    block = _block_size(groups_per_block, per_learner, min(counts), engines.high)
+    stages = [algorithm.stage(size.first_step, trainer.steps).algorithm for size in sizes]
+    refills = any(stage.uses_rollouts and stage.max_refills for stage in stages)
+    wanted = engines.high * (REFILLED_BLOCKS if refills else 1)
+    block = _block_size(groups_per_block, per_learner, counts, engines.high, wanted)
     return StreamPlan(
         trainer.steps,
         sizes,
@@ -215,11 +222,11 @@ def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize
     return tuple(sizes)
 
 
-def _block_size(given: int | None, per_learner: int, groups: int, engines: int) -> int:
-    """Groups of a block.
+def _block_size(given: int | None, per_learner: int, counts: Sequence[int], engines: int, wanted: int) -> int:
+    """Groups of a block; `counts` are the groups of a step in each stage, `wanted` the blocks of a step.
 
-    They are few enough that every engine has a block in each step, and divide each learner's share, so that
-    no block spans two steps or two learners.
+    Blocks divide each learner's share, so that none spans two steps or two learners. They are as large as
+    they can be if they are to be so many, and no engine is to have much more of a step than the others.
     """
     if given is not None and per_learner % given:
         raise UserError(
@@ -228,5 +235,12 @@ def _block_size(given: int | None, per_learner: int, groups: int, engines: int) 
         )
     if given is not None:
         return given
-    most = max(1, groups // engines)
-    return max(d for d in range(1, per_learner + 1) if per_learner % d == 0 and d <= most)
+    most = max(1, min(counts) // wanted)
+    divisors = [d for d in range(1, most + 1) if per_learner % d == 0]
+    return max(d for d in divisors if all(_is_even(d, groups, engines) for groups in counts))
+
+
+def _is_even(block: int, groups: int, engines: int) -> bool:
+    """Whether the engine with the most groups has about as few as if they were dealt out one by one."""
+    most = block * math.ceil(groups / block / engines)
+    return most <= UNEVEN * math.ceil(groups / engines)
