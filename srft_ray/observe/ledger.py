@@ -114,10 +114,13 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
 
 
 def _logprobs(completion: Completion) -> list[float | None] | None:
-    """The engine's log-probs. Tokens of a prefix have none; demonstrations have none at all."""
+    """The engine's log-probs. Tokens that it did not sample have none; demonstrations have none at all."""
     if not completion.logprobs:
         return completion.logprobs
-    return [None] * completion.prefix + list(completion.logprobs[completion.prefix :])
+    found: list[float | None] = list(completion.logprobs)
+    for first, end in [(0, completion.prefix), *completion.observed]:
+        found[first:end] = [None] * (end - first)
+    return found
 
 
 def encodable(text: str | None) -> str | None:

@@ -83,6 +83,8 @@ def check_installation(config: Config, verifier: Callable[..., Any] | None = Non
         _check_named_verifier(config.verifier)
     else:
         _check_python_verifier(verifier)
+    if config.rollout.environment:
+        resolve_verifier(ENVIRONMENT, config.rollout.environment)
     transport_class(config.rollout.transport)
     check_loggers(config.run.loggers)
     check_deepspeed(version("deepspeed"))

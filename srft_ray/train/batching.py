@@ -157,6 +157,9 @@ def collate(
     responses_B = np.array([len(completion.ids) for completion in completions])
     offsets_T = np.arange(responses_B.max())
     mask_BT = offsets_T < responses_B[:, None]
+    for row, completion in enumerate(completions):
+        for first, end in completion.observed:
+            mask_BT[row, first:end] = False
     is_prefix_BT = offsets_T < np.array([c.prefix for c in completions])[:, None]
     is_demo_B = np.array([c.origin == "demo" for c in completions])
     is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B
