@@ -68,7 +68,7 @@ class RolloutSection:
     groups_per_task: int | None = setting(
         None,
         "Number of groups in a block; an engine processes a block as a whole. By default small enough that "
-        "every engine has a block in every step.",
+        "the engines share every step evenly.",
         may_change=True,
         least=1,
     )

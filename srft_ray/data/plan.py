@@ -6,7 +6,7 @@ steps, so that a plan of a million steps costs what one of ten costs.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from algorithms import Algorithm
@@ -21,6 +21,7 @@ from srft_ray.errors import UserError, require
 # within these bounds.
 STREAM_STEPS = 100
 STREAM_BLOCKS = (1_000, 20_000)
+UNEVEN = 1.1  # what an engine may have more than with blocks of one group: fewer blocks cost less
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def make_plan(
     """The plan of a run.
 
     Args:
-        groups_per_block: as the user sets it; None for as few that every engine has a block in each step.
+        groups_per_block: as the user sets it; None for as few that engines share each step evenly.
         evaluation_sizes: prompts of each evaluation set.
 
     Raises:
@@ -179,7 +180,7 @@ def make_plan(
                 f"(learner.num_workers): choose a multiple.",
             )
     per_learner = math.gcd(*(groups // workers for workers in learners for groups in counts))
-    block = _block_size(groups_per_block, per_learner, min(counts), engines.high)
+    block = _block_size(groups_per_block, per_learner, counts, engines.high)
     return StreamPlan(
         trainer.steps,
         sizes,
@@ -215,11 +216,11 @@ def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize
     return tuple(sizes)
 
 
-def _block_size(given: int | None, per_learner: int, groups: int, engines: int) -> int:
-    """Groups of a block.
+def _block_size(given: int | None, per_learner: int, counts: Sequence[int], engines: int) -> int:
+    """Groups of a block; `counts` are the groups of a step in each stage.
 
-    They are few enough that every engine has a block in each step, and divide each learner's share, so that
-    no block spans two steps or two learners.
+    Blocks divide each learner's share, so that none spans two steps or two learners. They are as large as
+    they can be if every engine is to have one, and none much more than the others.
     """
     if given is not None and per_learner % given:
         raise UserError(
@@ -228,5 +229,13 @@ def _block_size(given: int | None, per_learner: int, groups: int, engines: int) 
         )
     if given is not None:
         return given
-    most = max(1, groups // engines)
-    return max(d for d in range(1, per_learner + 1) if per_learner % d == 0 and d <= most)
+    divisors = [d for d in range(1, per_learner + 1) if per_learner % d == 0]
+    return max(d for d in divisors if all(_is_even(d, groups, engines) for groups in counts))
+
+
+def _is_even(block: int, groups: int, engines: int) -> bool:
+    """Whether the engine with the most groups has about as few as if they were dealt out one by one."""
+    if block > max(1, groups // engines):
+        return False
+    most = block * math.ceil(groups / block / engines)
+    return most <= UNEVEN * math.ceil(groups / engines)

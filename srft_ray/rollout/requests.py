@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from algorithms import Completion, Group, Stage
-from srft_ray.rollout.vllm_engine import Generation
+from srft_ray.rollout.generation import Generation
 
 
 @dataclass(frozen=True)
