@@ -98,7 +98,7 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
         "response": encodable(completion.text),
         "prompt_ids": group.prompt_ids,
         "response_ids": completion.ids,
-        "logprobs": _logprobs(completion),
+        "logprobs": sampled_logprobs(completion),
         "reward": completion.reward,
         "verdict": completion.verdict,
         "answer": encodable(completion.answer),
@@ -113,7 +113,7 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
     }
 
 
-def _logprobs(completion: Completion) -> list[float | None] | None:
+def sampled_logprobs(completion: Completion) -> list[float | None] | None:
     """The engine's log-probs. Tokens that it did not sample have none; demonstrations have none at all."""
     if not completion.logprobs:
         return completion.logprobs

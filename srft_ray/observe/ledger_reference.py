@@ -75,7 +75,9 @@ EVALUATION_LEDGER: Table = {
     "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
     "prompt_ids": Entry("Token ids of the prompt."),
     "response_ids": Entry("Token ids of the response."),
-    "logprobs": Entry("The engine's log-prob of each response token.", "nats"),
+    "logprobs": Entry(
+        "The engine's log-prob of each response token; null for what an environment wrote.", "nats"
+    ),
     "reward": Entry("What the verifier gave."),
     "verdict": Entry("`match`, `mismatch`, `no_answer`, `timeout` or `error`."),
     "reason": Entry("How the verifier came to it, in a few words; may be empty."),

@@ -24,6 +24,7 @@ from srft_ray.sync.transport import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.train.deepspeed_config import check_deepspeed_settings
 from srft_ray.verify import resolve as resolve_verifier
+from srft_ray.verify.verifier import ENVIRONMENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -44,4 +44,5 @@ def reply_of(verdict: Verdict) -> str | None:
         return None
     if verdict.verdict != "match" or verdict.answer is None:
         raise ValueError(verdict.reason or "the environment failed on this response")
-    return json.loads(verdict.answer)
+    # A lone surrogate is no text that a tokenizer takes.
+    return json.loads(verdict.answer).encode(errors="replace").decode()
