@@ -15,7 +15,7 @@ class Batch:
     """The data of a micro-batch: B sequences with T response positions.
 
     Attributes:
-        mask_BT: bool, True at response tokens.
+        mask_BT: bool, True at response tokens, but for those that an environment wrote.
         is_demo_B: bool.
         rewards_B, advantages_B: float.
         behavior_logprobs_BT: log-probs by the policy that generated the tokens, in nats; 0 for

@@ -23,6 +23,8 @@ class Completion:
         reason: how the verifier came to its verdict, in a few words; may be empty.
         prefix: how many of the first ids come from the group's demonstration. The engine has no log-probs of
             them, and `logprobs` is 0 there.
+        observed: half-open spans of `ids`, in order, that an environment wrote. They are context: nothing is
+            computed of them, and `logprobs` is 0 there.
         trained: whether it enters the update (`Algorithm.trains_on`).
         measured: what the update used of each token, for the ledger; empty unless it is recorded.
     """
@@ -41,8 +43,14 @@ class Completion:
     reason: str = ""
     advantage: float = 0.0
     prefix: int = 0
+    observed: Sequence[tuple[int, int]] = ()
     trained: bool = True
     measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def written(self) -> int:
+        """How many of its tokens no environment wrote."""
+        return len(self.ids) - sum(end - first for first, end in self.observed)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class SequenceRecord:
 
     Attributes:
         update: the number of the update that its group belongs to, from 0.
-        length: response tokens, those of a prefix included.
+        length: response tokens, those of a prefix included, those that an environment wrote left out.
         trained: whether it enters the update.
         logprob, reference_logprob: log π(y|x) in nats, the sum over its tokens, by the policy before the
             update and by the reference; 0 where a term does not need them, and in other updates.

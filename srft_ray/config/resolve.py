@@ -136,6 +136,8 @@ def _make_paths_absolute(config: Config) -> None:
         config.learner.reference = _absolute(config.learner.reference)
     if config.verifier.path:
         config.verifier.path = _absolute(config.verifier.path)
+    if config.rollout.environment:
+        config.rollout.environment = _absolute(config.rollout.environment)
     if ":" in config.rollout.transport:
         config.rollout.transport = _absolute(config.rollout.transport)
     if config.algorithm.get("path"):

@@ -32,7 +32,7 @@ class RefillPolicy:
         """
         found = self.reader.training_group(group.step, group.group_id + REFILL_DISTANCE)
         found.attempt = group.attempt + 1
-        sampled = sum(len(rollout.ids) - rollout.prefix for rollout in group.rollouts)
+        sampled = sum(rollout.written - rollout.prefix for rollout in group.rollouts)
         found.discarded_tokens = group.discarded_tokens + sampled
         return found
 

@@ -5,11 +5,13 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.schema import VerifierSection
 from srft_ray.verify import Item, Verdict, VerifierPool
+from srft_ray.verify.verifier import ENVIRONMENT
 
 
 class Judge:
@@ -17,9 +19,13 @@ class Judge:
 
     The pool gets at a time whatever has come while it was busy, so that a call is for many responses where
     many come.
+
+    Attributes:
+        answered: responses that have their verdict; a sign of progress.
     """
 
     def __init__(self, pool: VerifierPool) -> None:
+        self.answered = 0
         self._pool = pool
         self._waiting: queue.SimpleQueue[tuple[Item, Future[Verdict]]] = queue.SimpleQueue()
         threading.Thread(target=self._loop, name="judge", daemon=True).start()
@@ -45,6 +51,7 @@ class Judge:
             for future in futures:
                 future.set_exception(error)
         else:
+            self.answered += len(verdicts)
             for future, verdict in zip(futures, verdicts, strict=True):
                 future.set_result(verdict)
 
@@ -76,6 +83,13 @@ class Judges:
             if key not in self._others:
                 self._others[key] = Judge(make_verifier_pool(section))
             return self._others[key]
+
+
+def make_environment(path: str | None, section: VerifierSection) -> Judge | None:
+    """The environment of rollouts of several turns, in processes that are bounded like the verifier's."""
+    if path is None:
+        return None
+    return Judge(make_verifier_pool(replace(section, name=ENVIRONMENT, path=path)))
 
 
 def make_verifier_pool(section: VerifierSection, function: Callable[..., Any] | None = None) -> VerifierPool:

@@ -38,6 +38,7 @@ class Request:
             0.0,
             "unjudged",
             prefix=len(prefix),
+            observed=[(first + len(prefix), end + len(prefix)) for first, end in generation.observed],
         )
 
 

@@ -15,30 +15,10 @@ from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
 from srft_ray.errors import nearest, require
 from srft_ray.imports import large_imports
+from srft_ray.rollout.engine_arguments import OWNED, engine_settings
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
-
-MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
-# Arguments of vLLM that other settings decide, or that a run relies on.
-OWNED = (
-    "data_parallel_size",
-    "disable_log_stats",
-    "distributed_executor_backend",
-    "dtype",
-    "gpu_memory_utilization",
-    "logprobs_mode",
-    "max_model_len",
-    "max_num_seqs",
-    "model",
-    "pipeline_parallel_size",
-    "seed",
-    "skip_tokenizer_init",
-    "tensor_parallel_size",
-    "tokenizer",
-    "trust_remote_code",
-    "worker_extension_cls",
-)
 
 
 class Engine:
@@ -60,7 +40,7 @@ class Engine:
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-        settings = _engine_settings(model, rollout, device) | rollout.engine
+        settings = engine_settings(model, rollout, device) | rollout.engine
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self._loop = StepLoop(self._llm)
@@ -121,6 +101,10 @@ class Engine:
         """Token ids as text, without special tokens."""
         return self._llm.get_tokenizer().decode(ids, skip_special_tokens=True)
 
+    def encode(self, text: str) -> list[int]:
+        """A text as token ids, without special tokens around it."""
+        return self._llm.get_tokenizer().encode(text, add_special_tokens=False)
+
     def load(self, folder: Path) -> None:
         """Replaces the weights by the safetensors files in `folder`. No sequence may be in flight."""
 
@@ -137,8 +121,11 @@ class Engine:
         logprobs = list(best.logprobs.logprobs)
         if best.logprobs.token_ids != ids:
             raise RuntimeError("vLLM returned log-probs of other tokens than those that it sampled.")
-        text = self._decode(output.prompt_token_ids, params, ids, best.finish_reason)
-        return Generation(ids, logprobs, text, best.finish_reason)
+        stop = best.stop_reason if isinstance(best.stop_reason, str) else None
+        text = best.text
+        if not params.detokenize:
+            text = self._decode(output.prompt_token_ids, params, ids, best.finish_reason)
+        return Generation(ids, logprobs, text, best.finish_reason, stop)
 
     def _decode(self, prompt_ids: Sequence[int], params: Any, ids: list[int], finish_reason: str) -> str:
         """The text that vLLM would have given, in the thread that asks for it."""
@@ -198,30 +185,6 @@ def set_environment(rollout: RolloutSection, device: str) -> None:
         torch._dynamo.config.disable = True
 
 
-def _engine_settings(model: ModelSection, rollout: RolloutSection, device: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "model": model.path,
-        "trust_remote_code": model.trust_remote_code,
-        "max_model_len": model.max_length,
-        "max_num_seqs": rollout.max_num_seqs,
-        "tensor_parallel_size": rollout.tensor_parallel,
-        "distributed_executor_backend": "uni" if rollout.tensor_parallel == 1 else "mp",
-        # Of the distribution that is sampled from, after temperature and top_p.
-        "logprobs_mode": "processed_logprobs",
-        "disable_log_stats": True,
-        "worker_extension_cls": "srft_ray.rollout.engine_process.EndWithActor",
-    }
-    if device != "cpu":
-        return {**settings, "gpu_memory_utilization": rollout.gpu_memory_utilization}
-    return {
-        **settings,
-        "enforce_eager": True,
-        # Between chunks of a prompt vLLM rewinds a seeded sequence's generator, which fails on CPU.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, model.max_length),
-    }
-
-
 def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -236,6 +199,9 @@ def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
         # token in the loop that steps the engine.
         output_kind=RequestOutputKind.FINAL_ONLY,
         flat_logprobs=True,
-        # Whoever takes the sequence decodes it, in another thread than the one that steps the engine.
-        detokenize=False,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        # Whoever takes the sequence decodes it, in another thread than the one that steps the engine. Only
+        # texts to stop at have to be looked for after each step.
+        detokenize=bool(sampling.stop),
     )

@@ -22,9 +22,10 @@ from srft_ray.rollout.credit import RefillPolicy, assign_credit, set_verdict
 from srft_ray.rollout.engine_life import EngineLife
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.history import CoordinatorHistory
-from srft_ray.rollout.judges import Judges
+from srft_ray.rollout.judges import Judge, Judges, make_environment
 from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
+from srft_ray.rollout.turns import converse
 from srft_ray.rollout.vllm_engine import Engine
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
@@ -77,10 +78,12 @@ class RolloutWorker:
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(PolicyWeights(0), self._load_newest, settings.rollout.timeout_s)
         self.engine: Engine | None = None
+        self.environment: Judge | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         with self.life.ending_on_error():
             self.judges = Judges(settings.verifier, settings.verifier_function, settings.evaluation)
+            self.environment = make_environment(settings.rollout.environment, settings.verifier)
             self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
             self.engine = Engine(
                 settings.model,
@@ -166,6 +169,9 @@ class RolloutWorker:
 
     def _generations(self, group: Group, requests: list[Request]) -> Iterator[tuple[int, Generation]]:
         """As the engine's `stream`; the requests are those of groups like `group`."""
+        if self.environment:
+            turns = self.settings.rollout.max_turns
+            return converse(self.engine, self.environment, requests, self._sampling(group), turns)
         return self.engine.stream(
             [request.prompt_ids for request in requests],
             [request.seed for request in requests],
@@ -185,7 +191,8 @@ class RolloutWorker:
     def _sampling(self, group: Group) -> Sampling:
         is_training = group.dataset == "train"
         source = self.settings.rollout if is_training else self.settings.evaluation[group.dataset]
-        return Sampling(source.temperature, source.top_p, source.max_new_tokens)
+        stop = tuple(self.settings.rollout.stop)
+        return Sampling(source.temperature, source.top_p, source.max_new_tokens, stop)
 
     def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
@@ -212,6 +219,7 @@ class RolloutWorker:
         started = Process.this().started
         while True:
             steps = self.engine.steps if self.engine else 0
+            steps += self.environment.answered if self.environment else 0
             busy = self.loaded.in_flight + self.loaded.loading
             heartbeat = Heartbeat(
                 process.engine,

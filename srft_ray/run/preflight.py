@@ -24,6 +24,7 @@ from srft_ray.sync.transport import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.train.deepspeed_config import check_deepspeed_settings
 from srft_ray.verify import resolve as resolve_verifier
+from srft_ray.verify.verifier import ENVIRONMENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,6 +84,8 @@ def check_installation(config: Config, verifier: Callable[..., Any] | None = Non
         _check_named_verifier(config.verifier)
     else:
         _check_python_verifier(verifier)
+    if config.rollout.environment:
+        resolve_verifier(ENVIRONMENT, config.rollout.environment)
     transport_class(config.rollout.transport)
     check_loggers(config.run.loggers)
     check_deepspeed(version("deepspeed"))

@@ -109,6 +109,12 @@ def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]
     return [(group, completion) for group in groups for completion in group.trained]
 
 
+def scored_places(completion: Completion) -> list[int]:
+    """Where in the response the tokens stand that no environment wrote."""
+    observed = {place for first, end in completion.observed for place in range(first, end)}
+    return [place for place in range(len(completion.ids)) if place not in observed]
+
+
 def cut(
     sequences: Sequences,
     max_tokens: int,
@@ -157,6 +163,9 @@ def collate(
     responses_B = np.array([len(completion.ids) for completion in completions])
     offsets_T = np.arange(responses_B.max())
     mask_BT = offsets_T < responses_B[:, None]
+    for row, completion in enumerate(completions):
+        for first, end in completion.observed:
+            mask_BT[row, first:end] = False
     is_prefix_BT = offsets_T < np.array([c.prefix for c in completions])[:, None]
     is_demo_B = np.array([c.origin == "demo" for c in completions])
     is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B

@@ -101,18 +101,24 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
         for sample in range(rollouts):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
             prefix = algorithm.prefix(group, sample, step - stage.start, rng)
+            # An environment wrote two tokens in the middle of the longer ones.
+            observed = [(prefix + 2, prefix + 4)] if len(ids) > 6 else []
             if prefix:
                 ids = group.demonstrations[0].ids[:prefix] + ids
+            logprobs = [0.0] * prefix + [-rng.random() * 4 for _ in ids[prefix:]]
+            for first, end in observed:
+                logprobs[first:end] = [0.0] * (end - first)
             group.completions.append(
                 Completion(
                     sample,
                     "rollout",
                     "",
                     ids,
-                    [0.0] * prefix + [-rng.random() * 4 for _ in ids[prefix:]],
+                    logprobs,
                     step - 1,
                     reward=float(rng.random() < (0.4, 0.4, 0.0, 0.6)[group_id % 4]),
                     prefix=prefix,
+                    observed=observed,
                     finish_reason="length" if rng.random() < 0.2 else "stop",
                 )
             )
@@ -221,7 +227,7 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         own = [(g, c) for g in everything for c in g.trained if c.origin == "rollout"]
         needs_mean = "mean_entropy" in stage.algorithm.needs
         mean = (
-            forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own)
+            forward(old or model, own, case.temperature)[1].sum() / sum(int(written(c).sum()) for _, c in own)
             if needs_mean
             else None
         )
@@ -233,7 +239,7 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
     )
     for row, c in enumerate(completions):
-        mask[row, : len(c.ids)] = True
+        mask[row, : len(c.ids)] = written(c)
         prefix[row, : c.prefix] = True
         if c.logprobs is not None:
             behavior[row, : len(c.ids)] = torch.tensor(c.logprobs, dtype=torch.float32).double()
@@ -278,7 +284,7 @@ def _values(algorithm, everything, number, sums):
             c.sample,
             c.origin,
             g.group_id % number,
-            len(c.ids),
+            int(written(c).sum()),
             c.prefix,
             c.reward,
             c.advantage,
@@ -295,8 +301,17 @@ def _values(algorithm, everything, number, sums):
     }
 
 
+def written(completion):
+    """True at the tokens that no environment wrote."""
+    found = torch.ones(len(completion.ids), dtype=torch.bool)
+    for first, end in completion.observed:
+        found[first:end] = False
+    return found
+
+
 def forward(model, pairs, temperature):
-    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time."""
+    """(log-probs, entropies) of every response token, zeros where an environment wrote it and behind its end;
+    one sequence at a time."""
     longest = max(len(c.ids) for _, c in pairs)
     logprobs, entropies = [], []
     for group, c in pairs:
@@ -306,8 +321,9 @@ def forward(model, pairs, temperature):
             / temperature
         ).log_softmax(-1)
         padding = logp.new_zeros(longest - n)
-        logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], padding]))
-        entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
+        own = written(c).to(logp.dtype)
+        logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)] * own, padding]))
+        entropies.append(torch.cat([-(logp.exp() * logp).sum(-1) * own, padding]))
     return torch.stack(logprobs), torch.stack(entropies)
 
 

@@ -61,6 +61,7 @@ class Worker(RolloutWorker):
         self.judges = SimpleNamespace(of=lambda dataset: Judge(pool))
         self.loaded = LoadedVersion(WEIGHTS, lambda: WEIGHTS, DEADLINE_S)
         self.engine = Engine(stepped)
+        self.environment = None
         self.ended = []
         process = SimpleNamespace(engine="engine")
         self.life = SimpleNamespace(ending_on_error=self._ending_on_error, process=process)
