@@ -1,6 +1,7 @@
 """Algorithms, and the vocabulary they are composed of. Imports torch and the standard library only."""
 
 from algorithms import credit, losses, regularizers, schedules, selections, weights
+from algorithms.adaback import AdaBack
 from algorithms.base import Algorithm, Stage
 from algorithms.batch import Batch, PolicyOutput
 from algorithms.c3po import C3PO
@@ -117,6 +118,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         R3,
         GuidedGRPO,
         POPE,
+        AdaBack,
         TRAPO,
     )
 }

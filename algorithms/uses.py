@@ -57,5 +57,6 @@ USES = {
     "r3": "As UFT, if hints of all lengths should stay.",
     "grpo_guided": "Hard prompts: some rollouts start on the way to the solution.",
     "pope": "Demonstrations only where the policy fails without them.",
+    "adaback": "Chains of reasoning so long that the policy never reaches a correct end by itself.",
     "trapo": "As Prefix-RFT, with SFT on the prefix that does not force improbable tokens.",
 }

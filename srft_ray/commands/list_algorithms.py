@@ -49,7 +49,6 @@ ABSENT = """## Not here, and why
 | method | reason |
 |---|---|
 | ExGRPO | responses of earlier steps are not trained on again |
-| AdaBack's bisection | the history does not hold the lengths of prefixes |
 | PPO, VAPO | there is no critic |
 | SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |
 | BRIDGE (arXiv 2509.06948), SD-LoRA (arXiv 2501.13198) | two groups of parameters: adapters are not trained \
