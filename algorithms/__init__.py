@@ -13,6 +13,7 @@ from algorithms.dapo import DAPO
 from algorithms.dft import DFT
 from algorithms.dgro import DGRO, OPMD
 from algorithms.dr_grpo import DrGRPO
+from algorithms.exgrpo import ExGRPO
 from algorithms.grpo import GRPO
 from algorithms.gspo import GSPO
 from algorithms.guided import R3, TRAPO, GuidedGRPO
@@ -94,6 +95,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         T1,
         SRPO,
         PrioritizedGRPO,
+        ExGRPO,
         OnPolicyDistillation,
         DPO,
         IPO,

@@ -24,6 +24,7 @@ class Batch:
         max_new_tokens: the most tokens that a response may have.
         is_prefix_BT: bool, True at tokens of a rollout that come from a demonstration; None: there are none.
         values: figures of each sequence by name, float (B,), as `Algorithm.sequence_values` gives them.
+        is_replay_B: bool, True for rollouts of earlier steps; None: there are none.
     """
 
     mask_BT: Tensor
@@ -35,6 +36,7 @@ class Batch:
     max_new_tokens: int = 0
     is_prefix_BT: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    is_replay_B: Tensor | None = None
 
     def value_B1(self, name: str) -> Tensor:
         """A figure of each sequence. Raises ValueError if `Algorithm.sequence_values` gives none."""

@@ -73,6 +73,13 @@ def ratio(old: Old = "learner") -> PerToken:
 
 
 @labelled
+def shaped_ratio(gamma: float, old: Old = "learner") -> PerToken:
+    """w/(w+γ), w = π/π_old: policy shaping of ExGRPO (arXiv 2510.02245)."""
+    surrogate = ratio(old)
+    return lambda batch, policy: 1 / (1 + gamma / surrogate(batch, policy))
+
+
+@labelled
 def sequence_ratio(old: Old = "learner") -> PerToken:
     """sg(s)·π/sg(π), s = exp(mean_t log π/π_old): the token form of GSPO (arXiv 2507.18071)."""
     log = log_ratio(old)

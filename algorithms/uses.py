@@ -33,6 +33,7 @@ USES = {
     "t1": "Long runs that a fixed reference would hold back.",
     "srpo": "Many epochs over prompts of which the policy comes to solve most.",
     "grpo_prioritized": "As SRPO, where solved prompts should return now and then.",
+    "exgrpo": "Prompts that are solved now and then: each success is used more than once.",
     "distill": "A better model with the same vocabulary as a teacher.",
     "dpo": "Pairs instead of a policy gradient, near a reference; after SFT.",
     "ipo": "DPO on pairs that are certain, where its margin would grow without limit.",

@@ -36,7 +36,8 @@ PROPERTIES = """## Properties
   others are on-policy in the first update only.
 - **step**: a term looks at all sequences of the step: their rewards and lengths, or also their log-probs,
   which costs one more forward pass for each update.
-- **history**: prompts are chosen by what happened to them in earlier steps; a checkpoint holds it.
+- **history**: prompts are chosen by what happened to them in earlier steps; a checkpoint holds it. With
+  "replay", it also holds rollouts of these steps, which every learner keeps in memory.
 - **refills**: groups from which nothing can be learned are replaced.
 
 No algorithm has a critic.
@@ -48,7 +49,6 @@ ABSENT = """## Not here, and why
 
 | method | reason |
 |---|---|
-| ExGRPO | responses of earlier steps are not trained on again |
 | PPO, VAPO | there is no critic |
 | SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |
 | BRIDGE (arXiv 2509.06948), SD-LoRA (arXiv 2501.13198) | two groups of parameters: adapters are not trained \
@@ -111,7 +111,7 @@ def _properties_row(algorithm: Algorithm) -> str:
         _yes(algorithm.uses_reference),
         _yes(any("ratio(" in label for label in labels)),
         step,
-        _yes(algorithm.uses_history),
+        "replay" if algorithm.replay_age else _yes(algorithm.uses_history),
         _yes(any(method.max_refills for method in methods)),
     )
     return _row(f"`{algorithm.name}`", *cells, USES[algorithm.name])

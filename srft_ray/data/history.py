@@ -196,11 +196,13 @@ class Choice:
         row: number of the prepared row.
         visits: what its algorithm knows of it.
         passed_over: prompts that the algorithm did not keep before it kept this one.
+        replays: whether a correct rollout of one of these visits is trained on again.
     """
 
     row: int
     visits: tuple[Visit, ...] = ()
     passed_over: int = 0
+    replays: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,17 @@ METRICS: Table = {
     "buffer/loss": Entry("Loss of the update on buffered demonstrations, in the steps that have one."),
     "buffer/grad_norm": Entry("Norm of its gradient before clipping."),
     "buffer/tokens": Entry("Response tokens that entered it.", "tokens"),
+    "replay/kept": Entry(
+        "Rollouts of earlier steps that may be trained on again. Only with `replay_age`, as those below.",
+        "rollouts",
+    ),
+    "replay/sequences": Entry("Rollouts of earlier steps that the step trained on again.", "rollouts"),
+    "replay/staleness_mean": Entry(
+        "Mean number of optimizer steps between the policy that sampled such a rollout and the one that is "
+        "trained on it; at most `replay_age` plus rollout.max_staleness.",
+        "steps",
+    ),
+    "replay/staleness_max": Entry("The largest of these numbers.", "steps"),
     "groups/discarded": Entry("Groups without signal that other groups took the place of.", "groups"),
     "verdict/timeout_or_error": Entry("Rollouts whose verdict is `timeout` or `error`.", "rollouts"),
     "time/step": Entry("Duration of the step, from the wait for its groups to its record.", "seconds"),

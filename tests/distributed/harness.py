@@ -116,12 +116,17 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
                     finish_reason="length" if rng.random() < 0.2 else "stop",
                 )
             )
-        for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
-            completion.advantage = advantage
-        for completion in group.completions:
-            completion.trained = algorithm.trains_on(group, completion)
+        if algorithm.replay_age and group_id % 2:
+            group.completions.append(make_replay(step, rng))
+        algorithm.assign_credit(group)
         groups.append(group)
     return groups
+
+
+def make_replay(step: int, rng: random.Random) -> Completion:
+    """A correct rollout of an earlier step."""
+    ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
+    return Completion(9, "replay", "", ids, [-rng.random() * 4 for _ in ids], step - 3, reward=1.0)
 
 
 def load(path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -246,6 +251,7 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         groups[0].step - stage.start,
         groups[0].max_new_tokens,
         prefix,
+        is_replay_B=torch.tensor([c.origin == "replay" for c in completions]),
     )
     if "values" in stage.algorithm.needs:
         sums = {}
