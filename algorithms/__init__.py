@@ -27,6 +27,7 @@ from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
 from algorithms.pods import PODS
 from algorithms.pope import POPE
+from algorithms.ppo import PPO
 from algorithms.preference import DPO
 from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
@@ -96,6 +97,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         SRPO,
         PrioritizedGRPO,
         ExGRPO,
+        PPO,
         OnPolicyDistillation,
         DPO,
         IPO,

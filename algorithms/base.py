@@ -46,6 +46,7 @@ class Algorithm(Hooks):
         buffer_size: how many groups that `buffers` chose make an update of their own; 0: there is none.
         buffer_lr: learning rate of these updates; None: that of the step.
         max_refills: how many groups without signal may be discarded for one place in a step.
+        uses_critic: a second model gives tokens their advantages (`token_advantages`) and learns (`critic`).
         replay_age: how many steps a correct rollout may be replayed after its own; 0: none is.
     """
 
@@ -55,6 +56,7 @@ class Algorithm(Hooks):
     uses_demonstrations: ClassVar[bool] = True
     min_rollouts: ClassVar[int] = 1
     uses_history: ClassVar[bool] = False
+    uses_critic: ClassVar[bool] = False
     max_refills: int = 0
     buffer_size: int = 0
     buffer_lr: float | None = None
@@ -124,6 +126,13 @@ class Algorithm(Hooks):
         Its terms may need nothing but the gradient of entropies.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define buffered")
+
+    def critic(self) -> "Algorithm":
+        """What is minimised for the critic, after each update of the policy and on its sequences.
+
+        Its terms see `PolicyOutput.values_BT`, and log-probs and entropies of 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define critic")
 
     def reference_rate(self, step: int) -> float:
         """How far the reference model moves towards the policy before a step: 0 it stays, 1 it becomes it.

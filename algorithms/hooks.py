@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from algorithms.batch import Batch
 from algorithms.term import PerToken
 from algorithms.types import Group, Visit
 
@@ -48,6 +49,18 @@ class Hooks:
     def has_signal(self, group: Group) -> bool:
         """False: another group takes the place of this one, up to `max_refills` times."""
         return True
+
+    def token_advantages(self, batch: Batch, values_BT: Tensor) -> Tensor:
+        """The advantage of each token from the critic's values of the states before them, (B, T).
+
+        Called if `uses_critic`. Added to the value it is what the critic learns.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define token_advantages")
+
+    def rescaled(self, advantages_BT: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+        """These advantages as the terms see them; mean and standard deviation are those of all rollout tokens
+        of the step, float64 scalars."""
+        return advantages_BT
 
     @property
     def score(self) -> PerToken:

@@ -34,6 +34,7 @@ USES = {
     "srpo": "Many epochs over prompts of which the policy comes to solve most.",
     "grpo_prioritized": "As SRPO, where solved prompts should return now and then.",
     "exgrpo": "Prompts that are solved now and then: each success is used more than once.",
+    "ppo": "Credit for single tokens, with the memory and time of a second model; one rollout is enough.",
     "distill": "A better model with the same vocabulary as a teacher.",
     "dpo": "Pairs instead of a policy gradient, near a reference; after SFT.",
     "ipo": "DPO on pairs that are certain, where its margin would grow without limit.",

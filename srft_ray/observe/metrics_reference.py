@@ -88,6 +88,16 @@ METRICS: Table = {
         "steps",
     ),
     "replay/staleness_max": Entry("The largest of these numbers.", "steps"),
+    "critic/loss": Entry("Loss of the critic; the mean over the updates of the step. Only with a critic."),
+    "critic/grad_norm": Entry("Norm of its gradient before clipping; the mean over these updates."),
+    "critic/clipped": Entry("Share of tokens whose value was clipped; the mean over them.", "0 to 1"),
+    "critic/value_mean": Entry("Mean value of the states before the step's rollout tokens."),
+    "critic/return_mean": Entry("Mean of what the critic is to learn for them, advantage plus value."),
+    "critic/explained_variance": Entry(
+        "1 - Var(return - value) / Var(return) over the step's rollout tokens, before its updates; 0 if all "
+        "returns are equal.",
+        "at most 1",
+    ),
     "groups/discarded": Entry("Groups without signal that other groups took the place of.", "groups"),
     "verdict/timeout_or_error": Entry("Rollouts whose verdict is `timeout` or `error`.", "rollouts"),
     "time/step": Entry("Duration of the step, from the wait for its groups to its record.", "seconds"),

@@ -15,6 +15,7 @@ from srft_ray.observe.cost import step_cost
 from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
+from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.history import HistoryKeeper
@@ -68,7 +69,12 @@ class LearnerWorker:
             path = settings.reference or self.job.model.path
             frozen = load_for_learner(self.job.model, settings, dtype, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens)
+        critic = None
+        if self.job.algorithm.uses_critic:
+            path = settings.critic or self.job.model.path
+            layers = value_layers(load_for_learner(self.job.model, settings, dtype, path))
+            critic = Critic(CriticEngine(layers, settings, dtype), settings.critic_lr, self.engine)
+        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens, critic)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
