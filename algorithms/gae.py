@@ -16,7 +16,7 @@ def token_rewards(rewards_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def generalized_advantages(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float, trace: float
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, discount: float, gae_lambda: float
 ) -> Tensor:
     """Â_t = δ_t + γλ Â_{t+1}, δ_t = r_t + γ V_{t+1} - V_t (arXiv 1506.02438, Eq. 11-16); 0 outside the mask.
 
@@ -26,7 +26,7 @@ def generalized_advantages(
     Args:
         mask_BT: bool, the tokens of a sequence, which follow each other without a gap.
         discount: γ.
-        trace: λ.
+        gae_lambda: λ.
     """
     values_BT = torch.where(mask_BT, values_BT, 0.0)
     advantages_BT = torch.zeros_like(values_BT)
@@ -34,7 +34,7 @@ def generalized_advantages(
     next_values_B = torch.zeros_like(following_B)
     for position in reversed(range(values_BT.shape[-1])):
         delta_B = rewards_BT[:, position] + discount * next_values_B - values_BT[:, position]
-        following_B = torch.where(mask_BT[:, position], delta_B + discount * trace * following_B, 0.0)
+        following_B = torch.where(mask_BT[:, position], delta_B + discount * gae_lambda * following_B, 0.0)
         next_values_B = values_BT[:, position]
         advantages_BT[:, position] = following_B
     return advantages_BT

@@ -21,6 +21,7 @@ from algorithms.types import Completion, Group
 class ValueRegression(Algorithm):
     """The critic's loss: L = ½ E_t max((V - R)², (clip(V, V_old - ε, V_old + ε) - R)²), R = Â + V_old."""
 
+    name: ClassVar[str] = "value"
     clip: float | None = 0.2
 
     def terms(self) -> tuple[Term, ...]:
@@ -49,7 +50,7 @@ class PPO(GRPO):
     norm: Norm = "token_mean"
     old: Old = "learner"
     discount: float = limited(1.0, least=0, most=1)
-    trace: float = limited(1.0, least=0, most=1)
+    gae_lambda: float = limited(1.0, least=0, most=1)
     value_clip: float | None = limited(0.2, least=0)
 
     def advantages(self, group: Group) -> list[float]:
@@ -65,7 +66,7 @@ class PPO(GRPO):
     def token_advantages(self, batch: Batch, values_BT: Tensor) -> Tensor:
         mask_BT = rollouts(batch)
         rewards_BT = token_rewards(batch.advantages_B, mask_BT)
-        return generalized_advantages(rewards_BT, values_BT, mask_BT, self.discount, self.trace)
+        return generalized_advantages(rewards_BT, values_BT, mask_BT, self.discount, self.gae_lambda)
 
     def rescaled(self, advantages_BT: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
         if not self.standardize:

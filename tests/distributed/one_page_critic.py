@@ -32,7 +32,7 @@ class Values(torch.nn.Module):
         everything = [(g, c) for g in groups for c in g.trained]
         for group, c in everything:
             values = self(group, c)
-            advantages = gae(values.tolist(), c.advantage, ppo.discount, ppo.trace)
+            advantages = gae(values.tolist(), c.advantage, ppo.discount, ppo.gae_lambda)
             returns = [a + v for a, v in zip(advantages, values.tolist(), strict=True)]
             c.measured = {"values": values, "advantages": advantages, "returns": returns}
         every = torch.tensor(
@@ -60,13 +60,13 @@ class Values(torch.nn.Module):
         return torch.cat(errors).mean()
 
 
-def gae(values, reward, discount, trace):
+def gae(values, reward, discount, gae_lambda):
     """Σ_k (γλ)^k δ_{t+k} for each t, by its definition."""
     after = [*values[1:], 0.0]
     rewards = [0.0] * (len(values) - 1) + [reward]
     deltas = [r + discount * later - v for r, later, v in zip(rewards, after, values, strict=True)]
     return [
-        sum((discount * trace) ** (k - t) * deltas[k] for k in range(t, len(deltas)))
+        sum((discount * gae_lambda) ** (k - t) * deltas[k] for k in range(t, len(deltas)))
         for t in range(len(deltas))
     ]
 

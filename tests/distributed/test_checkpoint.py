@@ -134,7 +134,7 @@ def test_buffered_groups_and_their_optimizer_go_on(tmp_path, tiny_model, zero, o
 
 
 def criticized(zero):
-    algorithm = PPO(discount=0.9, trace=0.8)
+    algorithm = PPO(discount=0.9, gae_lambda=0.8)
     return Case(algorithm, zero_stage=zero, micro_batch_tokens=60, steps=STEPS, lr=0.003)
 
 

@@ -85,7 +85,7 @@ OPTIONS = [  # what no registered algorithm has by default
     DPO(with_demonstrations=False, beta=1.0),
     REINFORCEPP(group_baseline=True),
     DGRO(value="soft"),
-    PPO(discount=0.9, trace=0.8, standardize=False, value_clip=None, entropy_coefficient=0.1),
+    PPO(discount=0.9, gae_lambda=0.8, standardize=False, value_clip=None, entropy_coefficient=0.1),
     UFT(old="learner", correction="sequence_tis"),
     WeightedSFT(weighting="top_entropy", top_share=0.4),
     GSPO(old="behavior", clip_low=3.0, clip_high=3.0),

@@ -130,7 +130,7 @@ def test_ppo_with_a_critic_equals_one_page(seed):
     ]
     expected = one_page_ppo(rows)
 
-    ppo = PPO(discount=0.97, trace=0.9)
+    ppo = PPO(discount=0.97, gae_lambda=0.9)
     rewards_B = torch.tensor(rewards, dtype=torch.float64)
     batch = Batch(mask_BT, torch.zeros(4, dtype=torch.bool), rewards_B, rewards_B, old_BT)
     advantages_BT = ppo.token_advantages(batch, old_values_BT)

@@ -21,7 +21,7 @@ def test_a_reward_is_at_the_last_token():
 
 
 @pytest.mark.parametrize(
-    ("discount", "trace", "first", "second"),
+    ("discount", "gae_lambda", "first", "second"),
     [
         # γ = λ = 1: the reward less the value.
         (1.0, 1.0, [0.8, 0.6, 0.5], [1.9, 1.7]),
@@ -31,10 +31,10 @@ def test_a_reward_is_at_the_last_token():
         (0.5, 0.5, [-0.00625, -0.025, 0.5], [0.475, 1.7]),
     ],
 )
-def test_advantages_by_hand(discount, trace, first, second):
+def test_advantages_by_hand(discount, gae_lambda, first, second):
     values_BT = values_of([[0.2, 0.4, 0.5], [0.1, 0.3, 9.0]])
     rewards_BT = token_rewards(values_of([1.0, 2.0]), MASK)
-    found = generalized_advantages(rewards_BT, values_BT, MASK, discount, trace)
+    found = generalized_advantages(rewards_BT, values_BT, MASK, discount, gae_lambda)
     assert found[0].tolist() == pytest.approx(first) and found[1].tolist() == pytest.approx([*second, 0.0])
 
 
