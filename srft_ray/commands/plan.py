@@ -157,6 +157,8 @@ def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str
     ]
     if resolved.algorithm.uses_reference:
         lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")
+    if resolved.algorithm.uses_critic:
+        lines.append(f"{INDENT}each learner {states:.2f} GiB more for the critic")
     if resolved.needs_engines:
         engine = parameters * width / config.rollout.tensor_parallel / GIB
         lines.append(f"{INDENT}each engine {engine:.2f} GiB of weights per device, the rest is its cache")

@@ -87,7 +87,8 @@ def _learner_seconds(config: Config, stage: Stage, parameters: int, number: int)
         "sequence_logprobs" in stage.algorithm.needs,
         updates_per_step(config.learner, stage) > 1 or "mean_entropy" in stage.algorithm.needs,
     )
-    operations = 6 + 2 * sum(further_passes)  # per parameter and token
+    # Per parameter and token. A critic makes a pass of its own, and an update.
+    operations = 6 + 2 * sum(further_passes) + 8 * stage.algorithm.uses_critic
     tokens = number * (stated.mean_prompt_tokens + stated.mean_response_tokens)
     return operations * parameters * tokens / (stated.learner_tflops * 1e12 * stated.utilization)
 

@@ -169,6 +169,11 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{name} chooses prompts by the history of their rollouts, and samples none: set uses_rollouts.",
         )
         require(
+            stage.algorithm.uses_history or not stage.algorithm.replay_age,
+            f"{name} replays rollouts of earlier steps, and the history of prompts names them: set "
+            "uses_history.",
+        )
+        require(
             not stage.algorithm.buffer_size or stage.algorithm.buffered().needs <= {"entropy_gradient"},
             f"{name} trains on buffered demonstrations with terms that need more than the gradient of "
             "entropies: leave these terms out of `buffered`.",

@@ -40,6 +40,11 @@ class LearnerSection:
     reference: str | None = setting(
         None, "Frozen model for algorithms that use a reference; by default model.path."
     )
+    critic: str | None = setting(
+        None,
+        "Model whose decoder the critic begins with, for algorithms that have one; by default model.path.",
+    )
+    critic_lr: float = setting(1e-5, "Learning rate of the critic, in all steps.", above=0)
     lr: float = setting(1e-6, "Peak learning rate.", above=0)
     lr_schedule: str = setting(
         "constant", "Learning rate after the warm-up.", choices=("constant", "linear", "cosine")

@@ -17,7 +17,7 @@ LEDGER: dict[str, Entry] = {
     "step": Entry("The optimizer step that the sequence entered."),
     "group_id": Entry("Position of the prompt in the seeded order."),
     "sample": Entry("Number of the sequence within its group."),
-    "origin": Entry("`rollout` or `demo`."),
+    "origin": Entry("`rollout`, `demo`, or `replay`: a rollout of an earlier step, trained on again."),
     "prompt": Entry("The prompt with its template."),
     "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
     "prompt_ids": Entry("Token ids of the prompt."),

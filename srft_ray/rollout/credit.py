@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from algorithms import Algorithm, Completion, Group
+from algorithms import Completion, Group
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.verify import Verdict
@@ -89,12 +89,4 @@ def assign_credit(groups: Sequence[Group], reader: GroupReader) -> None:
     """Gives the completions of training groups their advantages, and says which are trained on."""
     for group in groups:
         if group.dataset == "train":
-            _credit(group, reader.stage(group.step).algorithm)
-
-
-def _credit(group: Group, algorithm: Algorithm) -> None:
-    for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
-        completion.advantage = advantage
-    # An algorithm may choose what it trains on by the advantages of the whole group, so these come first.
-    for completion in group.completions:
-        completion.trained = algorithm.trains_on(group, completion)
+            reader.stage(group.step).algorithm.assign_credit(group)

@@ -168,7 +168,8 @@ def collate(
             mask_BT[row, first:end] = False
     is_prefix_BT = offsets_T < np.array([c.prefix for c in completions])[:, None]
     is_demo_B = np.array([c.origin == "demo" for c in completions])
-    is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B
+    is_replay_B = np.array([c.origin == "replay" for c in completions])
+    is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B & ~is_replay_B
     sequences_N, offsets_N = mask_BT.nonzero()
     layout = packed or Layout.padded(prompts_B + responses_B)
     ids_BL, position_ids_BL = _token_ids(sequences, layout)
@@ -181,6 +182,7 @@ def collate(
         step=step - start,
         max_new_tokens=sequences[0][0].max_new_tokens,
         is_prefix_BT=torch.from_numpy(is_prefix_BT),
+        is_replay_B=torch.from_numpy(is_replay_B),
     )
     return MicroBatch(
         input_ids_BL=torch.from_numpy(ids_BL),

@@ -1,5 +1,6 @@
 """Weights and moments of a parameter, whole and in float32, wherever DeepSpeed keeps them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
@@ -77,3 +78,17 @@ class ParameterState:
     def _mixed(self, parameter: nn.Parameter) -> bool:
         """Whether DeepSpeed keeps float32 weights and moments of its own: not in float32 with ZeRO 0."""
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+class Prefixed:
+    """Those tensors of a checkpoint whose names begin with a prefix, by the rest of their names."""
+
+    def __init__(self, saved: Mapping[str, Tensor], prefix: str) -> None:
+        self.saved = saved
+        self.prefix = prefix
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self.saved
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.saved[self.prefix + name]

@@ -12,7 +12,7 @@ import ray
 import torch.distributed as dist
 from ray.exceptions import RayError
 
-from algorithms import CORRECT_ABOVE, Group
+from algorithms import CORRECT_ABOVE, Completion, Group
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.data.history import VISIT, PromptHistory, history_of_bytes
 from srft_ray.sync.transport import insist
@@ -23,20 +23,30 @@ FILE = "history.npy"  # of a checkpoint
 CHECK_INTERVAL_S = 0.5  # between checks whether the coordinator still has the history
 
 
-def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """(group_id, visit) of each group of which rollouts entered the update.
+def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, ...]]]:
+    """(group_id, entry of dtype VISIT) of each group of which rollouts entered the update.
 
-    Only these are counted, so that the rows of the ledger determine the visit. A rollout that continues a
-    demonstration says nothing of what the policy can do by itself.
+    Only these are counted, so that the rows of the ledger determine the visit.
     """
     found = []
     for group in groups:
-        plain = [one for one in group.trained if one.origin == "rollout" and not one.prefix]
-        rewards = [completion.reward for completion in plain]
-        correct = sum(reward > CORRECT_ABOVE for reward in rewards)
-        if rewards:
-            found.append((group.group_id, (group.row, group.step, len(rewards), correct)))
+        rollouts = [completion for completion in group.trained if completion.origin == "rollout"]
+        if rollouts:
+            found.append((group.group_id, (group.row, *_visit(group.step, rollouts))))
     return found
+
+
+def _visit(step: int, rollouts: Sequence[Completion]) -> tuple[int, ...]:
+    """The fields of `Visit`. A rollout that continues a demonstration says nothing of what the policy can do
+    by itself, and is counted apart."""
+    plain = [rollout for rollout in rollouts if not rollout.prefix]
+    prefixed = [rollout for rollout in rollouts if rollout.prefix]
+    longest = max((rollout.prefix for rollout in prefixed), default=0)
+    return step, len(plain), _correct(plain), len(prefixed), _correct(prefixed), longest
+
+
+def _correct(rollouts: Sequence[Completion]) -> int:
+    return sum(rollout.reward > CORRECT_ABOVE for rollout in rollouts)
 
 
 class HistoryKeeper:

@@ -15,6 +15,7 @@ from srft_ray.observe.cost import step_cost
 from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
+from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.history import HistoryKeeper
@@ -25,6 +26,7 @@ from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.reference import ReferenceModel
+from srft_ray.train.replay import ReplayPool
 from srft_ray.train.saving import Saver
 
 
@@ -51,7 +53,8 @@ class LearnerWorker:
         self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
-        more = (self.history.content, self.learner.buffer.content)
+        self.replays = ReplayPool(job.algorithm.replay_age)
+        more = (self.history.content, self.learner.buffer.content, self.replays.content)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, more)
         self.timeline = Timeline(job.run_dir, self.rank)
         self.taken = 0  # groups, by all learners since they started
@@ -66,7 +69,12 @@ class LearnerWorker:
             path = settings.reference or self.job.model.path
             frozen = load_for_learner(self.job.model, settings, dtype, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens)
+        critic = None
+        if self.job.algorithm.uses_critic:
+            path = settings.critic or self.job.model.path
+            layers = value_layers(load_for_learner(self.job.model, settings, dtype, path))
+            critic = Critic(CriticEngine(layers, settings, dtype), settings.critic_lr, self.engine)
+        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens, critic)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
@@ -80,6 +88,7 @@ class LearnerWorker:
         if step > 0:
             self.saver.load(step)
             self.learner.buffer.load(self.job.store, step)
+            self.replays.load(self.job.store, step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
         self.history.begin(self.job.store, step)
@@ -142,7 +151,9 @@ class LearnerWorker:
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.job.trainer.steps)
+        self.replays.attach(stage.algorithm, groups)
         learned_metrics = self._learn(step, groups, stage)
+        self.replays.add(step, groups)
         self.step = step + 1
         learned = time.perf_counter()
         # Weights that admit a group come after the history that chooses its prompt.
@@ -154,6 +165,7 @@ class LearnerWorker:
         record = {"step": step, "policy_version": step, **learned_metrics}
         record |= {"parity/probe_abs_logprob_diff": probe_difference} if self.publisher.probes else {}
         record |= metrics.group_metrics(groups, step, self.engine.device)
+        record |= self.replays.metrics(groups, self.engine.device)
         record |= {
             "time/rollout_wait": started - mark,
             "time/learner": learned - started,

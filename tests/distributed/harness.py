@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, SequenceRecord, Stage
 from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
+from tests.distributed import one_page_critic
 
 ZERO = {  # settings of DeepSpeed that a user may add, by a name for tests
     "": {},
@@ -66,6 +67,7 @@ class Case:
             logit_chunk_mb=self.logit_chunk_mb,
             packing=self.packing,
             mini_batches=self.mini_batches,
+            critic_lr=self.lr / 2,
         )
 
     def stage(self, step: int) -> Stage:
@@ -122,12 +124,17 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
                     finish_reason="length" if rng.random() < 0.2 else "stop",
                 )
             )
-        for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
-            completion.advantage = advantage
-        for completion in group.completions:
-            completion.trained = algorithm.trains_on(group, completion)
+        if algorithm.replay_age and group_id % 2:
+            group.completions.append(make_replay(step, rng))
+        algorithm.assign_credit(group)
         groups.append(group)
     return groups
+
+
+def make_replay(step: int, rng: random.Random) -> Completion:
+    """A correct rollout of an earlier step."""
+    ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
+    return Completion(9, "replay", "", ids, [-rng.random() * 4 for _ in ids], step - 3, reward=1.0)
 
 
 def load(path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -159,15 +166,21 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     """
     model, frozen = (m.double() for m in load(model_path))
     learner = case.learner()
+    values = one_page_critic.Values(frozen) if case.algorithm.uses_critic else None
     for step in range(case.steps):
         stage, number = case.stage(step), case.updates(step)
         if step == stage.start:
             optimizer = torch.optim.AdamW(model.parameters(), **_adam(learner, stage))
+            if values:
+                adam = {**_adam(learner, stage), "lr": learner.critic_lr}
+                critic_optimizer = torch.optim.AdamW(values.parameters(), **adam)
         rate = stage.algorithm.reference_rate(step - stage.start)
         for own, policys in zip(frozen.parameters(), model.parameters(), strict=True):
             own.data += rate * (policys.data - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
+        if values:
+            values.give_credit(stage.algorithm, groups)
         if step == 0:
             waiting, second = [], torch.optim.AdamW(model.parameters(), **_adam(learner, stage))
         for index in range(number):
@@ -187,12 +200,21 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
             if norms is not None:
                 norms.append(float(norm))
             optimizer.step()
+            if values:
+                critic_optimizer.zero_grad()
+                own = [g for g in groups if g.group_id % number == index]
+                values.loss(stage.algorithm, own).backward()
+                torch.nn.utils.clip_grad_norm_(values.parameters(), learner.max_grad_norm)
+                critic_optimizer.step()
         waiting += [group for group in groups if stage.algorithm.buffers(group)]
         size = stage.algorithm.buffer_size
         if size and len(waiting) >= size:
             _buffered_update(model, second, case, stage, waiting[:size])
             waiting = waiting[size:]
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    found = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if values:
+        found |= {f"critic|{name}": value.detach().clone() for name, value in values.state_dict().items()}
+    return found
 
 
 def _adam(learner, stage):
@@ -252,7 +274,10 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         groups[0].step - stage.start,
         groups[0].max_new_tokens,
         prefix,
+        is_replay_B=torch.tensor([c.origin == "replay" for c in completions]),
     )
+    if stage.algorithm.uses_critic:
+        batch.token_advantages_BT = one_page_critic.padded([c.measured["advantages"] for c in completions])
     if "values" in stage.algorithm.needs:
         sums = {}
         for row, (group, c) in enumerate(pairs):
@@ -372,7 +397,8 @@ def _steps(rank, world, case, model, frozen):
         if case.algorithm.uses_reference
         else None
     )
-    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
+    critic = make_critic(frozen, case, engine) if case.algorithm.uses_critic else None
+    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known, critic=critic)
     for step in range(case.steps):
         stage = case.stage(step)
         groups = case.make_groups(stage, step)[rank::world]
@@ -381,7 +407,21 @@ def _steps(rank, world, case, model, frozen):
     # In bfloat16 the weights of the forward pass are rounded; an update is seen in the float32 weights behind
     # them, and in Adam's first moment, which is a tenth of the gradient.
     result = engine.weights() if case.dtype == torch.float32 else engine.state()
-    return {name: value.detach().clone() for name, value in result}, metrics
+    found = {name: value.detach().clone() for name, value in result}
+    if critic:
+        found |= {f"critic|{name}": value.detach().clone() for name, value in critic.engine.weights()}
+    return found, metrics
+
+
+def make_critic(model: torch.nn.Module, case: Case, policy):
+    """A critic that begins as the model, with a head that is not zero."""
+    from srft_ray.train.critic import Critic, CriticEngine, value_layers
+
+    layers = value_layers(copy.deepcopy(model))
+    with torch.no_grad():
+        layers["head"].weight.copy_(one_page_critic.head(layers["head"].weight.shape[-1]))
+    learner = case.learner()
+    return Critic(CriticEngine(layers.to(case.dtype), learner, case.dtype), learner.critic_lr, policy)
 
 
 @contextmanager
