@@ -24,7 +24,7 @@ def generalized_advantages(
     nor advantage.
 
     Args:
-        mask_BT: bool, the tokens of a sequence, which follow each other without a gap.
+        mask_BT: bool, the tokens of a sequence. What stands between them counts for no time.
         discount: γ.
         gae_lambda: λ.
     """
@@ -34,10 +34,11 @@ def generalized_advantages(
     next_values_B = torch.zeros_like(following_B)
     for position in reversed(range(values_BT.shape[-1])):
         delta_B = rewards_BT[:, position] + discount * next_values_B - values_BT[:, position]
-        following_B = torch.where(mask_BT[:, position], delta_B + discount * gae_lambda * following_B, 0.0)
-        next_values_B = values_BT[:, position]
+        is_token_B = mask_BT[:, position]
+        following_B = torch.where(is_token_B, delta_B + discount * gae_lambda * following_B, following_B)
+        next_values_B = torch.where(is_token_B, values_BT[:, position], next_values_B)
         advantages_BT[:, position] = following_B
-    return advantages_BT
+    return torch.where(mask_BT, advantages_BT, 0.0)
 
 
 @labelled

@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("step", pa.int64()),
         ("ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float32())),
+        ("observed", pa.list_(pa.list_(pa.int32()))),
         ("text", pa.string()),
         ("policy_version", pa.int64()),
         ("seed", pa.int64()),
@@ -152,6 +153,7 @@ def _record(group: Group, rollout: Completion) -> Record:
         "step": group.step,
         "ids": list(rollout.ids),
         "logprobs": np.asarray(rollout.logprobs, dtype=np.float32).tolist(),
+        "observed": [list(span) for span in rollout.observed],
         "text": encodable(rollout.text),
         "answer": encodable(rollout.answer),
     }
@@ -167,5 +169,6 @@ def _key(record: Record) -> Key:
 
 
 def _likelihood(record: Record) -> float:
-    """Mean log-prob of its tokens, in nats."""
-    return float(np.mean(record["logprobs"]))
+    """Mean log-prob of the tokens that the policy sampled, in nats."""
+    observed = sum(end - first for first, end in record["observed"])
+    return float(np.sum(record["logprobs"])) / (len(record["ids"]) - observed)

@@ -18,6 +18,7 @@ from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedu
 from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection
 from tests.distributed import one_page_critic
+from tests.distributed.one_page_critic import written
 
 ZERO = {  # settings of DeepSpeed that a user may add, by a name for tests
     "": {},
@@ -324,14 +325,6 @@ def _values(algorithm, everything, number, sums):
         (r.group_id, r.sample): {name: figures[i] for name, figures in found.items()}
         for i, r in enumerate(records)
     }
-
-
-def written(completion):
-    """True at the tokens that no environment wrote."""
-    found = torch.ones(len(completion.ids), dtype=torch.bool)
-    for first, end in completion.observed:
-        found[first:end] = False
-    return found
 
 
 def forward(model, pairs, temperature):

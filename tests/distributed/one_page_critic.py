@@ -31,33 +31,39 @@ class Values(torch.nn.Module):
         """Sets old values, returns and advantages of all completions of the step, in `measured`."""
         everything = [(g, c) for g in groups for c in g.trained]
         for group, c in everything:
-            values = self(group, c)
-            advantages = gae(values.tolist(), c.advantage, ppo.discount, ppo.gae_lambda)
-            returns = [a + v for a, v in zip(advantages, values.tolist(), strict=True)]
-            c.measured = {"values": values, "advantages": advantages, "returns": returns}
-        every = torch.tensor(
-            [a for _, c in everything for a in c.measured["advantages"]], dtype=torch.float64
-        )
+            values, own = self(group, c), written(c)
+            advantages = torch.zeros_like(values)
+            credit = gae(values[own].tolist(), c.advantage, ppo.discount, ppo.gae_lambda)
+            advantages[own] = torch.tensor(credit, dtype=torch.float64)
+            c.measured = {"values": values, "advantages": advantages, "returns": advantages + values}
+        every = torch.cat([c.measured["advantages"][written(c)] for _, c in everything])
         for _, c in everything:
-            own = torch.tensor(c.measured["advantages"], dtype=torch.float64)
             if ppo.standardize:
-                own = (own - every.mean()) / (every.std() + 1e-6)
-            c.measured["advantages"] = own
+                standardized = (c.measured["advantages"] - every.mean()) / (every.std() + 1e-6)
+                c.measured["advantages"] = standardized * written(c)
 
     def loss(self, ppo, groups):
         """The mean over all tokens of ½ max((V - R)², (V clipped - R)²)."""
         errors = []
         for group in groups:
             for c in group.trained:
-                old, returns = c.measured["values"], torch.tensor(c.measured["returns"], dtype=torch.float64)
+                old, returns = c.measured["values"], c.measured["returns"]
                 values = self(group, c)
                 error = (values - returns) ** 2
                 if ppo.value_clip is not None:
                     low, high = old - ppo.value_clip, old + ppo.value_clip
                     clipped = torch.minimum(torch.maximum(values, low), high)
                     error = torch.maximum(error, (clipped - returns) ** 2)
-                errors.append(0.5 * error)
+                errors.append(0.5 * error[written(c)])
         return torch.cat(errors).mean()
+
+
+def written(completion):
+    """True at the tokens that no environment wrote."""
+    found = torch.ones(len(completion.ids), dtype=torch.bool)
+    for first, end in completion.observed:
+        found[first:end] = False
+    return found
 
 
 def gae(values, reward, discount, gae_lambda):

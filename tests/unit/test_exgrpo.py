@@ -139,6 +139,17 @@ def test_the_likeliest_correct_rollout_returns(one_rank):
     assert pool.metrics([group], torch.device("cpu"))["replay/staleness_max"] == 2.0
 
 
+def test_what_an_environment_wrote_returns_as_such(one_rank):
+    """Nor does it make a rollout likelier: the mean of the two sampled tokens is -0.4."""
+    pool = ReplayPool(age=3)
+    likely, answered = rollout(0, [-0.3, -0.3]), rollout(1, [-0.4, 0.0, 0.0, -0.4], observed=[(1, 3)])
+    pool.add(4, [visited(4, answered)])
+    pool.add(5, [visited(5, likely, answered)])
+    pool.attach(ExGRPO(replay_age=3), [both := returning(6, 4, 5), first := returning(6, 4)])
+    assert both.completions[-1].logprobs == np.float32([-0.3, -0.3]).tolist()
+    assert first.completions[-1].observed == [[1, 3]] and first.completions[-1].written == 2
+
+
 def test_a_rollout_returns_only_as_long_as_it_is_young_enough(one_rank):
     pool = ReplayPool(age=3)
     for step in (4, 5):

@@ -38,6 +38,14 @@ def test_advantages_by_hand(discount, gae_lambda, first, second):
     assert found[0].tolist() == pytest.approx(first) and found[1].tolist() == pytest.approx([*second, 0.0])
 
 
+def test_what_an_environment_wrote_counts_for_no_time():
+    """The second and third token of four are not the policy's: the others have the credit of two in a row."""
+    mask_BT = torch.tensor([[True, False, False, True]])
+    values_BT = values_of([[0.2, 7.0, 7.0, 0.4]])
+    found = generalized_advantages(token_rewards(values_of([1.0]), mask_BT), values_BT, mask_BT, 1.0, 0.5)
+    assert found[0].tolist() == pytest.approx([0.2 + 0.5 * 0.6, 0.0, 0.0, 0.6])
+
+
 def batch(**more):
     return Batch(
         mask_BT=torch.tensor([[True, True, True, True]]),
