@@ -16,7 +16,8 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
     If figures are missing, it is one line that names them.
     """
     config = resolved.config
-    missing = [f"hardware.{name}" for name, value in vars(config.hardware).items() if value is None]
+    stated = {key: value for key, value in vars(config.hardware).items() if key != "gpu_memory_gib"}
+    missing = [f"hardware.{name}" for name, value in stated.items() if value is None]
     if missing or not parameters:
         needed_keys = ", ".join(missing) or "model.num_parameters"
         return [f"time          unknown: for seconds per step and the best split state {needed_keys}"]
@@ -37,7 +38,7 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
                 f"best split of {devices:g} devices: {best.engines} engines and {best.learners} learners, "
                 f"{_seconds(model, best)}"
             )
-    lines.append("(from the figures stated under hardware; whether it fits into memory is not considered)")
+    lines.append("(from the figures stated under hardware; the split does not consider memory)")
     return [f"{'' if index else 'time':14}{line}" for index, line in enumerate(lines)]
 
 
@@ -82,7 +83,7 @@ def _learner_seconds(config: Config, stage: Stage, parameters: int, number: int)
     """The seconds that one learner needs for a step with so many sequences."""
     stated = config.hardware
     further_passes = (
-        config.learner.activation_checkpointing,
+        bool(config.learner.activation_checkpointing),
         stage.algorithm.uses_reference,
         "sequence_logprobs" in stage.algorithm.needs,
         updates_per_step(config.learner, stage) > 1 or "mean_entropy" in stage.algorithm.needs,

@@ -59,9 +59,10 @@ class LearnerSection:
     eps: float = setting(1e-8, "Adam's epsilon.", above=0)
     weight_decay: float = setting(0.0, "Weight decay, decoupled from the gradient (AdamW).", least=0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.", above=0)
-    activation_checkpointing: bool = setting(
-        False,
-        "Whether activations are recomputed in the backward pass, which saves memory and costs time.",
+    activation_checkpointing: bool | None = setting(
+        None,
+        "Whether activations are recomputed in the backward pass, which saves memory and costs a third more "
+        "time; by default only where learners share GPUs with engines (cluster.placement).",
         may_change=True,
     )
     logit_chunk_mb: int | None = setting(

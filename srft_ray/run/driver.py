@@ -25,6 +25,7 @@ from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
 from srft_ray.observe.timeline import write_newest_trace
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
+from srft_ray.run.device_memory import device_memory
 from srft_ray.run.directory import RECORD, archive, check_saved
 from srft_ray.run.identity import (
     Identity,
@@ -36,6 +37,7 @@ from srft_ray.run.identity import (
     write_owner,
 )
 from srft_ray.run.lock import claimed
+from srft_ray.run.memory_check import check_memory, model_shape
 from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.supervisor import stopping
@@ -102,6 +104,8 @@ def fit(
         if _is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
         with placed(resolved, resolved.needs_engines) as placement:
+            memory = device_memory(placement.device, bool(cluster_address(resolved.config.cluster)))
+            check_memory(resolved, placement, model_shape(resolved.config), memory)
             return _run(prepared, placement, listeners)
 
 
