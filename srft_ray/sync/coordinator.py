@@ -93,8 +93,8 @@ class Coordinator:
     async def newest_version(self) -> int:
         return self.versions.offered.version
 
-    async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
-        """(version, its pieces); there are no pieces for the model that the engines started from."""
+    async def weights(self) -> tuple[PolicyWeights, list[ray.ObjectRef]]:
+        """(identity, pieces); there are no pieces for the model that the engines started from."""
         return self.versions.weights()
 
     async def admit(self, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S) -> Admission:

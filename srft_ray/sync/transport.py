@@ -1,11 +1,9 @@
 """Weights from the learners to the engines: `publish` at the learners, `fetch` at an engine."""
 
-import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +17,11 @@ from srft_ray.config.rollout import RolloutSection
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
 from srft_ray.sync.fingerprint import FingerprintedWeights
+from srft_ray.sync.node_copy import node_copy
 from srft_ray.sync.versions import OutdatedLearners, PolicyWeights
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
-FOLDER_PREFIX = "srft_ray_weights_"  # of a folder with weights; then comes the process that loads them
 
 
 class WeightTransport(Protocol):
@@ -42,7 +40,8 @@ class WeightTransport(Protocol):
 
 
 class ObjectStoreTransport:
-    """Through Ray's object store, which spreads the pieces between nodes, and shared memory.
+    """Through Ray's object store, which spreads the pieces between nodes, and shared memory, where the
+    engines of a node load them from one copy.
 
     The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a
     copy in its memory and publishes it again by itself, while the learners wait for rollouts.
@@ -110,17 +109,19 @@ class ObjectStoreTransport:
     def fetch(self, reload: Any) -> int:
         deadline = time.monotonic() + self.timeout_s
         while True:
-            version, refs = ray.get(self.coordinator.weights.remote())
+            weights, refs = ray.get(self.coordinator.weights.remote())
             try:
                 if refs:
-                    _load(refs, reload)
-                    return version
+                    # Equal fingerprints are equal tensors, whoever has written them.
+                    with node_copy(weights.fingerprint, partial(_write, refs)) as folder:
+                        reload(folder)
+                    return weights.version
                 problem = "it has not been published"
             except (OwnerDiedError, ObjectLostError) as error:
                 problem = type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"An engine could not fetch policy version {version} within "
+                    f"An engine could not fetch policy version {weights.version} within "
                     f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
             time.sleep(RETRY_INTERVAL_S)
@@ -152,28 +153,10 @@ def _serialized(chunk: dict[str, Tensor]) -> np.ndarray:
     return np.frombuffer(to_safetensors(chunk), dtype=np.uint8)
 
 
-def _load(refs: list[Any], reload: Any) -> None:
-    """Calls `reload` with a folder in shared memory that holds the pieces as files."""
-    _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_", dir=_shared_memory()))
-    try:
-        for number, ref in enumerate(refs):
-            ray.get(ref).tofile(folder / f"model-{number:05d}.safetensors")
-        reload(folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _shared_memory() -> str:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
-
-
-def _remove_leftovers() -> None:
-    """Removes folders of engines on this machine that were killed while they loaded."""
-    for folder in Path(_shared_memory()).glob(f"{FOLDER_PREFIX}*"):
-        owner = folder.name.removeprefix(FOLDER_PREFIX).split("_")[0]
-        if not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def _write(refs: list[Any], folder: Path) -> None:
+    """Writes the pieces as files into the folder."""
+    for number, ref in enumerate(refs):
+        ray.get(ref).tofile(folder / f"model-{number:05d}.safetensors")
 
 
 def transport_class(name: str) -> type[WeightTransport]:

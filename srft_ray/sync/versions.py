@@ -120,10 +120,10 @@ class PublishedVersions:
         """Whether a group of `step` may start now."""
         return self.offered.version >= self.needed(step, exact)
 
-    def weights(self) -> tuple[int, list[Any]]:
-        """(version, its pieces in order); there are no pieces for the model that the engines started from."""
+    def weights(self) -> tuple[PolicyWeights, list[Any]]:
+        """(identity, pieces in order); there are no pieces for the model that the engines started from."""
         self._read = True
-        return self.offered.version, [self._pieces[number] for number in sorted(self._pieces)]
+        return self.offered, [self._pieces[number] for number in sorted(self._pieces)]
 
     def enter(self, generation: int) -> None:
         """Raises OutdatedLearners for learners of an earlier start."""

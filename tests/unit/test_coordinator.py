@@ -34,7 +34,7 @@ def test_nobody_starts_before_the_checkpoint_is_published():
     versions.add_piece(100, 0, "weights")
     versions.publish(100, PolicyWeights(5, "ab"), 1)
     assert versions.admits(6, exact=False) and not versions.admits(7, exact=False)
-    assert versions.weights() == (5, ["weights"])
+    assert versions.weights() == (PolicyWeights(5, "ab"), ["weights"])
 
 
 def test_a_version_is_published_whole_or_not_at_all():
@@ -43,11 +43,11 @@ def test_a_version_is_published_whole_or_not_at_all():
     versions.add_piece(100, 1, "second")
     with pytest.raises(RuntimeError, match="1 of 2 pieces of version 1 are here"):
         versions.publish(100, PolicyWeights(1, "ab"), 2)
-    assert versions.weights() == (0, [])
+    assert versions.weights() == (PolicyWeights(0), [])
     versions.add_piece(100, 0, "first")
     versions.add_piece(100, 1, "second again")
     versions.publish(100, PolicyWeights(1, "ab"), 2)
-    assert versions.weights() == (1, ["first", "second again"])
+    assert versions.weights() == (PolicyWeights(1, "ab"), ["first", "second again"])
     # Pieces of one version never become a part of the next.
     with pytest.raises(RuntimeError, match="0 of 2 pieces of version 2"):
         versions.publish(100, PolicyWeights(2, "ab"), 2)

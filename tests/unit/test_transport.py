@@ -72,6 +72,20 @@ def test_the_engine_has_the_fingerprint_that_was_published(handle):
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
+def test_two_engines_of_a_node_load_from_one_folder(handle):
+    make_transport(handle, handle.restart.remote(3).generation).publish(3, iter(WEIGHTS.items()), True)
+    folders = []
+
+    def reload(folder):
+        folders.append(folder)
+        if len(folders) == 1:
+            make_transport(handle).fetch(reload)
+        assert folder_fingerprint(folder) == fingerprint(WEIGHTS.items())
+
+    make_transport(handle).fetch(reload)
+    assert len(folders) == 2 and folders[0] == folders[1] and not folders[0].exists()
+
+
 def test_a_transport_that_replaces_the_weights_cannot_replace_the_learners_fingerprint(handle):
     start = handle.restart.remote(3)
     first = [(name, tensor + 1) for name, tensor in WEIGHTS.items()]
