@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from srft_ray.config.rollout import RolloutSection
+from srft_ray.sync import node_copy
 from srft_ray.sync import transport as transport_module
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.fingerprint import FingerprintedWeights, fingerprint, folder_fingerprint
@@ -44,7 +45,9 @@ class Handle:
 
 
 @pytest.fixture
-def handle(monkeypatch):
+def handle(monkeypatch, tmp_path):
+    # Tests that run at the same time have the same weights.
+    monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(transport_module.ray, "put", lambda value: value)
     monkeypatch.setattr(transport_module.ray, "get", lambda value: value)
     # The thread that publishes again is stepped by hand.
