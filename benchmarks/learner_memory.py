@@ -82,9 +82,9 @@ def measure(rank: int, ranks: int, port: int, folder: str, dtype: str) -> None:
 
     from srft_ray.config.schema import ModelSection
     from srft_ray.config.training import LearnerSection, TrainerSection
-    from srft_ray.sync.transport import chunks
     from srft_ray.train import saving
     from srft_ray.train.checkpoint import CheckpointStore
+    from srft_ray.train.chunks import chunks
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.deepspeed_loading import load_for_learner
     from tests.conftest import make_tokenizer

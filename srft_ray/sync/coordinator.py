@@ -14,7 +14,7 @@ from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
-from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
+from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
 
 # Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
 # them, and each only for a short time, so that publications, heartbeats and other admissions always get
@@ -26,9 +26,8 @@ ADMISSION_WAIT_S = 5.0
 class Coordinator:
     """Holds one object for each of its jobs and delegates to them; run it as a Ray actor.
 
-    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor
-    itself dies, Ray starts it again without its memory: it admits nobody, and the sending learner publishes
-    again from its copy.
+    It knows where the weights are; the learners hold them. If this actor dies, Ray starts it again without
+    its memory: it admits nobody, and the learners tell it again.
     """
 
     def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
@@ -46,8 +45,8 @@ class Coordinator:
         if forgot:
             self.monitor.report(
                 "coordinator",
-                "the actor that holds the weights died and was started again; the learners publish to it "
-                "anew",
+                "the actor that knows the published versions died and was started again; the learners tell "
+                "it again",
             )
 
     # Versions
@@ -65,15 +64,19 @@ class Coordinator:
         """Where learners and stream begin; RuntimeError if `restart` was forgotten."""
         return self.versions.start
 
-    async def put_piece(self, generation: int, number: int, piece: object) -> None:
-        """Takes one piece of the next version's weights; this actor becomes its owner."""
-        self.versions.add_piece(generation, number, ray.put(piece))
+    async def publish(self, generation: int, share: WeightShare) -> None:
+        """Takes one rank's share of a version, which is the newest one when the shares of all ranks are
+        here."""
+        before = self.versions.newest
+        self.versions.publish(generation, share)
+        if self.versions.newest is not before:
+            self.deaths.published()
+            await self._notify()
 
-    async def publish(self, generation: int, weights: PolicyWeights, count: int) -> None:
-        """Makes the `count` pieces put so far the newest version; RuntimeError if some are missing."""
-        self.versions.publish(generation, weights, count)
-        self.deaths.published()
-        await self._notify()
+    async def has_share(self, generation: int, version: int, rank: int) -> bool:
+        """Whether a rank need not send its share of a version again; OutdatedLearners for earlier
+        learners."""
+        return self.versions.has(generation, version, rank)
 
     async def history_until(self, generation: int) -> int:
         """The step before which the history of prompts is here; OutdatedLearners for earlier learners."""
@@ -90,12 +93,9 @@ class Coordinator:
         """(start of the learners, step before which the history is here, its pieces from `step` on)."""
         return self.versions.generation, self.history.until, self.history.since(step)
 
-    async def newest_version(self) -> int:
-        return self.versions.offered.version
-
-    async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
-        """(version, its pieces); there are no pieces for the model that the engines started from."""
-        return self.versions.weights()
+    async def weights(self) -> Publication:
+        """The newest version, for an engine that loads it."""
+        return self.versions.read()
 
     async def admit(self, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S) -> Admission:
         """Whether a group of `step` may start; waits for it at most `wait_s` and ADMISSION_WAIT_S seconds."""

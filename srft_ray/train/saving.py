@@ -17,9 +17,9 @@ from torch import Tensor
 
 from srft_ray.config.training import TrainerSection
 from srft_ray.observe.journal import record_event
-from srft_ray.sync.transport import chunks
 from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
+from srft_ray.train.chunks import chunks
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.nonfinite import first_nonfinite_tensor
 from srft_ray.train.retention import Retention
