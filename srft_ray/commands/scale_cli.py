@@ -28,6 +28,8 @@ def add_scale(commands: Any) -> None:
     add_option(command, "--learner-seconds", 3.0, "of a simulated update")
     compress = "times that simulated steps are shorter than stated; heartbeats keep their time"
     add_option(command, "--compress", 1.0, compress)
+    pools = "sizes of pools of Ray Data whose scheduling is measured beside a simulation (default none)"
+    add_option(command, "--stream", None, pools)
 
 
 def scale(options: argparse.Namespace) -> int:
@@ -41,7 +43,8 @@ def scale(options: argparse.Namespace) -> int:
         from srft_ray.commands.simulation.command import Times, simulate
 
         times = Times(options.generation_seconds, options.learner_seconds, options.compress)
-        print(f"\n{simulate(config, engines, learners, staleness, options.steps, times)}")
+        pools = whole_numbers("--stream", options.stream, least=1) if options.stream else []
+        print(f"\n{simulate(config, engines, learners, staleness, options.steps, times, pools)}")
         return 0
     from srft_ray.commands.scale import scale as run
 

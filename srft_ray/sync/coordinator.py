@@ -92,6 +92,12 @@ class Coordinator:
         self.versions.enter(generation)
         self.history.add(first, until, piece)
 
+    async def compact_history(self, generation: int, until: int, piece: object) -> None:
+        """Takes what is still shown of the steps before `until`, in the place of all that happened in
+        them."""
+        self.versions.enter(generation)
+        self.history.compact(until, piece)
+
     async def history_since(self, step: int) -> tuple[int, int, list[object]]:
         """(start of the learners, step before which the history is here, its pieces from `step` on)."""
         return self.versions.generation, self.history.until, self.history.since(step)

@@ -107,6 +107,13 @@ def kill_engine(heartbeat: Heartbeat) -> None:
     ray.remote(num_cpus=0, max_retries=0)(kill).options(scheduling_strategy=there).remote()
 
 
+def heartbeat_interval_s(engines: int, timeout_s: float) -> float:
+    """Seconds between two heartbeats of each of so many engines, killed after a silence of `timeout_s`."""
+    longest_s = min(LONGEST_INTERVAL_S, timeout_s / INTERVALS_PER_TIMEOUT)
+    wanted_s = engines / HEARTBEATS_PER_S
+    return max(HEARTBEAT_INTERVAL_S, min(longest_s, wanted_s))
+
+
 class HealthMonitor:
     """Decides which engines are healthy, from their heartbeats. `heartbeat` and `check` are called with the
     time.
@@ -141,9 +148,7 @@ class HealthMonitor:
     @property
     def interval_s(self) -> float:
         """Seconds between two heartbeats of an engine."""
-        longest_s = min(LONGEST_INTERVAL_S, self.timeout_s / INTERVALS_PER_TIMEOUT)
-        wanted_s = len(self.engines) / HEARTBEATS_PER_S
-        return max(HEARTBEAT_INTERVAL_S, min(longest_s, wanted_s))
+        return heartbeat_interval_s(len(self.engines), self.timeout_s)
 
     def heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         """Takes the heartbeat of an engine at the time `now`."""

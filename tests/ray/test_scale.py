@@ -76,7 +76,7 @@ def test_simulated_engines_ask_the_real_coordinator(tmp_path: Path):
         "scale",
         ROOT / "examples/quickstart.yaml",
         "--simulate",
-        *("--engines", 8, "--learners", 2, "--steps", steps, "--compress", 2),
+        *("--engines", 8, "--learners", 2, "--steps", steps, "--compress", 2, "--stream", 2),
         *("--generation-seconds", 1, "--learner-seconds", 0.5),
         f"run.dir={tmp_path}",
     )
@@ -84,7 +84,9 @@ def test_simulated_engines_ask_the_real_coordinator(tmp_path: Path):
     assert code == 0, error
     folder = tmp_path / "quickstart-scale"
     assert out.strip() == (folder / "simulated.md").read_text().strip()
-    [found] = json.loads((folder / "simulated.json").read_text())
+    content = json.loads((folder / "simulated.json").read_text())
+    [found], [pool] = content["simulated"], content["stream"]
+    assert pool["actors"] == 2 and pool["cpu_s"] > 0 and 0 < pool["block_s"] < 1
     assert found["engines"] == 8 and found["learners"] == 2 and found["stated_s"] == 0.75
     assert found["step_s"] > 0.75 and found["overhead_s"] == pytest.approx(found["step_s"] - 0.75)
     # One admission for each block, and one publication for each step.

@@ -15,7 +15,9 @@ from srft_ray.commands.simulation.command import Times, simulate, simulated_job
 from srft_ray.commands.simulation.engines import Admitted
 from srft_ray.commands.simulation.job import SimulatedJob, hosts
 from srft_ray.commands.simulation.learners import Mailbox, StepRecord
+from srft_ray.commands.simulation.load import calls_per_s
 from srft_ray.commands.simulation.run import WARM_UP, Latencies, SimulatedRun, admission_delays
+from srft_ray.commands.simulation.stream import StreamCost
 from srft_ray.errors import UserError
 from tests.unit.test_scale import config_of
 
@@ -77,6 +79,12 @@ def test_only_blocks_that_waited_for_a_version_tell_how_long_it_took():
     assert admission_delays(records, admitted) == [pytest.approx(0.25)]
 
 
+def test_calls_of_a_run_by_hand():
+    """1,000 engines speak every 5 s; 1,024 admissions and 1,000 questions for weights in a step of 10 s."""
+    assert calls_per_s(1000, 1024, 10.0, stall_timeout_s=300.0) == pytest.approx(200.0 + 202.4)
+    assert calls_per_s(8, 4, 2.0, stall_timeout_s=300.0) == pytest.approx(8.0 + 4.0)
+
+
 def test_percentiles_of_answers():
     latencies = Latencies()
     for number in range(200):
@@ -111,13 +119,14 @@ def test_findings_as_text_json_and_pictures(tmp_path: Path):
     calls = {"admit": 200.0, "heartbeat": 200.0}
     latencies = {"admit": {"median": 1.0, "p99": 9.0}}
     run = SimulatedRun(job, 5.25, 0.25, 0.4, calls, latencies, [100.0] * 3)
-    text = report.write([run], 2.0, tmp_path)
+    text = report.write([run], 2.0, [StreamCost(32, 0.004, 0.003)], tmp_path)
     assert "| 1000 | 64 | 0 | 1024 | 5.00 | 5.250 | 0.250 s | 400 | 40.0% | 1.0 (9.0) |" in text
     assert "1000 engines 300 calls/s, 30.0% of a core, overhead 2.5%" in text
+    assert "A step of 1,024 blocks would take Ray Data 4.1 s" in text and "holds 19 steps" in text
     assert (tmp_path / "simulated.md").read_text() == text + "\n"
     assert (tmp_path / "simulated.png").stat().st_size > 1000 < (tmp_path / "simulated.svg").stat().st_size
     found = json.loads((tmp_path / "simulated.json").read_text())
-    assert found[0]["uncompressed"]["core_share"] == pytest.approx(0.3)
+    assert found["simulated"][0]["uncompressed"]["core_share"] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(

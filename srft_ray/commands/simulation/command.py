@@ -9,6 +9,7 @@ from srft_ray.commands.scale import variant_of
 from srft_ray.commands.simulation.job import SimulatedJob
 from srft_ray.commands.simulation.report import write
 from srft_ray.commands.simulation.run import WARM_UP, run_simulated
+from srft_ray.commands.simulation.stream import measure_stream
 from srft_ray.commands.variants import folder_of
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import Config
@@ -34,11 +35,12 @@ def simulate(
     staleness: Sequence[int] | None,
     steps: int,
     times: Times,
+    pools: Sequence[int] = (),
 ) -> str:
     """Simulates every combination, one after another, and returns the findings as Markdown.
 
     They are also written, with plots and JSON, to `<run.dir>/<run.name>-scale/`. No model and no data are
-    read.
+    read. `pools` are sizes of Ray Data's pools whose scheduling is measured too.
 
     Raises:
         UserError: a setting cannot be simulated; it is raised before the first one starts.
@@ -61,7 +63,8 @@ def simulate(
     for resolved, job in planned:
         resolved.run_dir.mkdir(parents=True, exist_ok=True)
         runs.append(run_simulated(job, start_coordinator(resolved)))
-    return write(runs, times.compress, folder_of(config, "scale"))
+    costs = [measure_stream(actors) for actors in pools]
+    return write(runs, times.compress, costs, folder_of(config, "scale"))
 
 
 def simulated_job(resolved: Resolved, setting: Setting, times: Times) -> SimulatedJob:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from srft_ray.commands.scale_report import SETTING_HEADS, table
 from srft_ray.commands.simulation.run import SimulatedRun
+from srft_ray.commands.simulation.stream import StreamCost, stream_lines
+from srft_ray.data.plan import STREAM_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,13 +35,15 @@ CORE_GOAL, OVERHEAD_GOAL = 0.3, 0.05  # with 1,000 engines and 64 learners
 BY_TIME = ("heartbeat", "leave_requested", "newest_version")
 
 
-def write(runs: Sequence[SimulatedRun], compress: float, folder: Path) -> str:
+def write(runs: Sequence[SimulatedRun], compress: float, costs: Sequence[StreamCost], folder: Path) -> str:
     """Writes simulated.md, simulated.json, simulated.png and simulated.svg; returns the text."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(runs, compress)
+    blocks = [run.job.plan.blocks_per_step for run in runs]
+    text = "\n".join([markdown(runs, compress), *stream_lines(costs, blocks)])
     (folder / f"{NAME}.md").write_text(text + "\n")
     found = [as_json(run, compress) for run in runs]
-    (folder / f"{NAME}.json").write_text(json.dumps(found, indent=2) + "\n")
+    content = {"simulated": found, "stream": [dataclasses.asdict(cost) for cost in costs]}
+    (folder / f"{NAME}.json").write_text(json.dumps(content, indent=2) + "\n")
     draw(found, folder)
     return text
 
@@ -61,6 +65,7 @@ def as_json(run: SimulatedRun, compress: float) -> dict[str, Any]:
         "groups_per_block": plan.block,
         "blocks_per_step": plan.blocks_per_step,
         "blocks_in_flight_per_engine": job.in_flight,
+        "steps_per_stream": plan.stream_blocks // plan.blocks_per_step,
         "compress": compress,
         "stated_s": job.stated_s,
         "step_s": run.step_s,
@@ -94,6 +99,7 @@ def markdown(runs: Sequence[SimulatedRun], compress: float) -> str:
         "this machine too, and their share of overhead and answers is not taken off. Not simulated: Ray "
         "Data, the collectives of learners, the transfer of large weights, and the network.",
     ]
+    lines += [_streams(figures) for figures in found if figures["steps_per_stream"] < STREAM_STEPS]
     if compress > 1:
         lines.append(
             f"Steps were {compress:g} times shorter than stated. Calculated for stated steps: "
@@ -119,6 +125,13 @@ def _row(figures: dict[str, Any]) -> list[str]:
         f"{memory[min(9, len(memory) - 1)]:.1f}",
         f"{memory[-1]:.1f}",
     ]
+
+
+def _streams(figures: dict[str, Any]) -> str:
+    return (
+        f"With {figures['engines']} engines a stream holds {figures['steps_per_stream']} steps, after which "
+        "engines and learners start anew; the time of these starts is not in the table."
+    )
 
 
 def _latency(found: dict[str, float] | None) -> str:
