@@ -2,11 +2,13 @@
 
 from algorithms import Stage
 from srft_ray.commands.pipeline_model import PhaseTimeModel, PipelineModel, Setting, best_split, splits
+from srft_ray.commands.simulation.load import CALL_S, calls_per_s
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import stage_size, updates_per_step
 from srft_ray.config.schema import Config
 from srft_ray.models import resolve_dtype
 from srft_ray.run.placement import Placement, demand, gpus_per_engine
+from srft_ray.run.preflight import plan_stream
 
 
 def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters: int | None) -> list[str]:
@@ -30,6 +32,8 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
         model = stated_model(config, stage, device, parameters)
         which = f", of {stage.algorithm.name}" if len(stages) > 1 else ""
         lines.append(f"{_seconds(model, setting)}{which}")
+        if stage.algorithm.uses_rollouts:
+            lines.append(_coordinator(resolved, setting, model.step_times(setting).step_s))
         # The staleness of the config, and 1, the smallest with which generation and learning overlap.
         levels = dict.fromkeys((setting.staleness, 1)) if stage.algorithm.uses_rollouts else ()
         for staleness in levels:
@@ -40,6 +44,14 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
             )
     lines.append("(from the figures stated under hardware; the split does not consider memory)")
     return [f"{'' if index else 'time':14}{line}" for index, line in enumerate(lines)]
+
+
+def _coordinator(resolved: Resolved, setting: Setting, step_s: float) -> str:
+    """What the run asks of its coordinator."""
+    blocks = plan_stream(resolved, {}).blocks_per_step
+    calls = calls_per_s(setting.engines, blocks, step_s, resolved.config.rollout.stall_timeout_s)
+    share = calls * CALL_S
+    return f"coordinator: {calls:,.0f} calls/s, about {share:.0%} of a CPU core"
 
 
 def _seconds(model: PipelineModel, setting: Setting) -> str:

@@ -78,6 +78,11 @@ class StreamPlan:
     first_group: int = 0
     stream_blocks: int = STREAM_BLOCKS[0]
 
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of the largest step."""
+        return max(size.groups for size in self.sizes) // self.block
+
     def size(self, step: int) -> int:
         """Groups that `step` trains on."""
         index = bisect_right(self.sizes, step, key=lambda size: size.first_step) - 1

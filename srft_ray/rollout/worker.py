@@ -4,13 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from algorithms import Completion, Group
 from srft_ray.config.evaluation import EvaluationSetSection
@@ -29,7 +25,7 @@ from srft_ray.rollout.turns import converse
 from srft_ray.rollout.vllm_engine import Engine
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
-from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
+from srft_ray.sync.health import Heartbeat, send_heartbeats
 from srft_ray.sync.processes import Process
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import PolicyWeights
@@ -80,7 +76,8 @@ class RolloutWorker:
         self.engine: Engine | None = None
         self.environment: Judge | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
-        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
+        beats = (coordinator, self._heartbeat)
+        threading.Thread(target=send_heartbeats, args=beats, name="heartbeat", daemon=True).start()
         with self.life.ending_on_error():
             self.judges = Judges(settings.verifier, settings.verifier_function, settings.evaluation)
             self.environment = make_environment(settings.rollout.environment, settings.verifier)
@@ -213,24 +210,17 @@ class RolloutWorker:
         """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
         return self.engine.score_probe() if self.settings.max_staleness else ()
 
-    def _send_heartbeats(self) -> None:
-        """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
+    def _heartbeat(self) -> Heartbeat:
         process = self.life.process
-        started = Process.this().started
-        while True:
-            steps = self.engine.steps if self.engine else 0
-            steps += self.environment.answered if self.environment else 0
-            busy = self.loaded.in_flight + self.loaded.loading
-            heartbeat = Heartbeat(
-                process.engine,
-                process.node,
-                process.pid,
-                steps,
-                busy,
-                self.life.finished,
-                self.generation,
-                started,
-            )
-            with suppress(RayError):  # the coordinator is started again if it dies
-                ray.get(self.coordinator.heartbeat.remote(heartbeat))
-            time.sleep(HEARTBEAT_INTERVAL_S)
+        steps = self.engine.steps if self.engine else 0
+        steps += self.environment.answered if self.environment else 0
+        return Heartbeat(
+            process.engine,
+            process.node,
+            process.pid,
+            steps,
+            self.loaded.in_flight + self.loaded.loading,
+            self.life.finished,
+            self.generation,
+            Process.this().started,
+        )

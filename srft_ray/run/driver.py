@@ -42,7 +42,7 @@ from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.supervisor import stopping
 from srft_ray.run.until_done import train_until_done
-from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.coordinator import CALLS_AT_A_TIME, Coordinator
 from srft_ray.sync.health import HealthMonitor
 from srft_ray.train.checkpoint import CheckpointStore
 
@@ -130,7 +130,7 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
     for choice in automatic_choices(resolved.config, placement):
         record_event(run_dir, "placement", choice)
-    coordinator = _start_coordinator(resolved)
+    coordinator = start_coordinator(resolved)
     truncate(run_dir, start)
     try:
         with (
@@ -172,16 +172,20 @@ def _identify(prepared: Prepared, device: str) -> Identity:
     return identity
 
 
-def _start_coordinator(resolved: Resolved) -> Any:
+def start_coordinator(resolved: Resolved) -> Any:
     """The actor that owns the versions; it outlives every restart of learners and engines."""
     rollout = resolved.config.rollout
     monitor = HealthMonitor(rollout.stall_timeout_s, partial(record_event, resolved.run_dir))
     # On the driver's node, whose end is the run's end.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Coordinator).options(
-        num_cpus=0, max_restarts=rollout.max_restarts, max_task_retries=-1, scheduling_strategy=here
+        num_cpus=0,
+        max_restarts=rollout.max_restarts,
+        max_task_retries=-1,
+        max_concurrency=CALLS_AT_A_TIME,
+        scheduling_strategy=here,
     )
-    return actor.remote(rollout.max_staleness, monitor)
+    return actor.remote(rollout.max_staleness, monitor, CALLS_AT_A_TIME // 2)
 
 
 def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Result:

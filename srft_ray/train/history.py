@@ -21,6 +21,8 @@ from srft_ray.train.checkpoint import CheckpointStore
 
 FILE = "history.npy"  # of a checkpoint
 CHECK_INTERVAL_S = 0.5  # between checks whether the coordinator still has the history
+# Engines that are not further behind get what is new in small pieces.
+STEPS_IN_PIECES = 32
 
 
 def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, ...]]]:
@@ -64,6 +66,7 @@ class HistoryKeeper:
         self.generation = generation
         self.timeout_s = rollout.timeout_s
         self.holds = rows > 0 and dist.get_rank() == 0
+        self._sent = 0  # visits that the coordinator holds
         self._sending = threading.Lock()
 
     def begin(self, store: CheckpointStore, step: int) -> None:
@@ -110,6 +113,15 @@ class HistoryKeeper:
             if first < until:
                 piece = self.history.between(first, until)
                 ray.get(self.coordinator.add_history.remote(self.generation, first, until, piece))
+                self._sent = len(piece) + (self._sent if first else 0)
+                self._compact(until - STEPS_IN_PIECES)
+
+    def _compact(self, until: int) -> None:
+        """Has the coordinator forget what is not shown of the steps before `until`, once that is most."""
+        if until > 0 and self._sent > 2 * len(self.history):
+            piece = self.history.between(0, until)
+            ray.get(self.coordinator.compact_history.remote(self.generation, until, piece))
+            self._sent = len(self.history)
 
     def _send_again(self) -> None:
         while True:

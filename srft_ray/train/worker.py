@@ -19,7 +19,7 @@ from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.history import HistoryKeeper
-from srft_ray.train.job import Batches, Job
+from srft_ray.train.job import Batches, Job, LeaveQuestion
 from srft_ray.train.learner import Learner
 from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
@@ -50,6 +50,7 @@ class LearnerWorker:
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
+        self.leave = LeaveQuestion(job.coordinator, job.is_preempted)
         self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
@@ -109,7 +110,7 @@ class LearnerWorker:
         stop = self.job.plan.stream_stop(self.step)
         for segment in self.job.plan.segments(self.step, stop):
             share = segment.padded // self.world_size
-            groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self._asked_to_leave)
+            groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self.leave.look)
             # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
             # collective for one that has left.
             if self._leaving(groups is None):
@@ -130,13 +131,9 @@ class LearnerWorker:
             return self.save(final=True, finished=True)
         return self.saver.finish(self.step)
 
-    def _asked_to_leave(self) -> bool:
-        """Whether this rank is to leave: the driver, a resize, or the loss of its machine asks it to."""
-        return self.job.is_preempted() or bool(ray.get(self.job.coordinator.leave_requested.remote()))
-
     def _leaving(self, without_groups: bool) -> bool:
         """Whether any rank is to leave; a collective, all ranks get the same answer."""
-        leave = without_groups or self.job.is_preempted() or (self.rank == 0 and self._asked_to_leave())
+        leave = without_groups or self.job.is_preempted() or (self.rank == 0 and self.leave.ask())
         flag = torch.tensor(float(leave), device=self.engine.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
