@@ -6,14 +6,15 @@ steps, so that a plan of a million steps costs what one of ten costs.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from algorithms import Algorithm
 from srft_ray.config.schedule import stage_size
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
-from srft_ray.errors import UserError, require
+from srft_ray.data.block_size import block_size
+from srft_ray.errors import require
 
 # Ray Data holds the inputs of all tasks of an execution from its start on: a millisecond and 6 kB for each
 # block (`benchmarks/long_runs.py`). A stream therefore ends after a step, the learners write a checkpoint,
@@ -21,7 +22,6 @@ from srft_ray.errors import UserError, require
 # within these bounds.
 STREAM_STEPS = 100
 STREAM_BLOCKS = (1_000, 20_000)
-UNEVEN = 1.1  # what an engine may have more than with blocks of one group: fewer blocks cost less
 # A block refills groups without signal when its last sequence has ended. With several blocks an engine
 # samples others meanwhile.
 REFILLED_BLOCKS = 4  # of an engine in a step
@@ -191,7 +191,7 @@ def make_plan(
     stages = [algorithm.stage(size.first_step, trainer.steps).algorithm for size in sizes]
     refills = any(stage.uses_rollouts and stage.max_refills for stage in stages)
     wanted = engines.high * (REFILLED_BLOCKS if refills else 1)
-    block = _block_size(groups_per_block, per_learner, counts, engines.high, wanted)
+    block = block_size(groups_per_block, per_learner, counts, engines.high, wanted)
     return StreamPlan(
         trainer.steps,
         sizes,
@@ -225,27 +225,3 @@ def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize
         )
         step = end
     return tuple(sizes)
-
-
-def _block_size(given: int | None, per_learner: int, counts: Sequence[int], engines: int, wanted: int) -> int:
-    """Groups of a block; `counts` are the groups of a step in each stage, `wanted` the blocks of a step.
-
-    Blocks divide each learner's share, so that none spans two steps or two learners. They are as large as
-    they can be if they are to be so many, and no engine is to have much more of a step than the others.
-    """
-    if given is not None and per_learner % given:
-        raise UserError(
-            f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes "
-            "in a step."
-        )
-    if given is not None:
-        return given
-    most = max(1, min(counts) // wanted)
-    divisors = [d for d in range(1, most + 1) if per_learner % d == 0]
-    return max(d for d in divisors if all(_is_even(d, groups, engines) for groups in counts))
-
-
-def _is_even(block: int, groups: int, engines: int) -> bool:
-    """Whether the engine with the most groups has about as few as if they were dealt out one by one."""
-    most = block * math.ceil(groups / block / engines)
-    return most <= UNEVEN * math.ceil(groups / engines)

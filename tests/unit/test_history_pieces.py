@@ -32,7 +32,7 @@ def test_the_memory_of_the_coordinator_does_not_grow_with_the_steps(ranks):
     largest = 0
     for step in range(STEPS):
         visited = range(step % 2, ROWS, 2)
-        ranks.others = [(row, (row, step, 4, (step + row) % 5)) for row in visited]
+        ranks.others = [(row, (row, step, 4, (step + row) % 5, 0, 0, 0)) for row in visited]
         keeper.add(step, [])
         whole.extend(step + 1, np.array([visit for _, visit in ranks.others], VISIT))
         largest = max(largest, held(handle))
