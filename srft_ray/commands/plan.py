@@ -18,6 +18,7 @@ from srft_ray.models import count_parameters, is_local
 from srft_ray.run.cluster import cluster_address
 from srft_ray.run.placement import choose_placement, demand
 from srft_ray.run.preflight import check_installation, plan_stream, prepare_run
+from srft_ray.train.lora import count_adapter_parameters
 
 GIB = 2**30
 GRADIENT_BYTES = 4  # of a parameter, also where the weights are bfloat16
@@ -37,6 +38,7 @@ def describe(config: Config) -> str:
     config = resolved.config
     check_installation(config)
     parameters = config.model.num_parameters
+    trained = None if config.learner.lora.rank else parameters
     note = []
     if _is_elsewhere(config.model.path):
         note = [
@@ -47,14 +49,16 @@ def describe(config: Config) -> str:
         plan_stream(resolved, {})
     else:
         rows = prepare_run(resolved).train.counts.kept
-        parameters = count_parameters(config.model)
+        parameters = trained = count_parameters(config.model)
+        if config.learner.lora.rank:
+            trained = count_adapter_parameters(config.model, config.learner.lora)
     device = _device(config)
     stages = _stages(config, resolved.algorithm)
     sections = [
         [to_yaml(config).rstrip(), ""],
         _placement(resolved, device),
         _tokens(config, stages, rows),
-        _memory(resolved, device, parameters),
+        _memory(resolved, device, parameters, trained),
         time_lines(resolved, stages, device, parameters),
         note,
     ]
@@ -129,31 +133,39 @@ def _step_tokens(config: Config, stage: Stage) -> str:
     )
 
 
-def _memory(resolved: Resolved, device: str, parameters: int | None) -> list[str]:
+def _memory(resolved: Resolved, device: str, parameters: int | None, trained: int | None) -> list[str]:
     """Memory of model states per learner under ZeRO (arXiv 1910.02054, section 3), and of weights per engine.
 
     Activations are not counted.
+
+    Args:
+        trained: numbers that are trained: all parameters, or those of adapters, which only the model shows.
     """
     if not parameters:
         return ["memory        unknown: set model.num_parameters"]
+    if not trained:
+        return ["memory        unknown: which layers get adapters is seen where the model is"]
     config = resolved.config
     learners = resolved.learners.low
     zero_stage = config.learner.zero_stage
     width = parameter_bytes(config, device)
     # ZeRO divides the optimizer's state from stage 1, gradients from stage 2, and weights from stage 3.
     weights = parameters * width / (learners if zero_stage == 3 else 1)
-    gradients = parameters * GRADIENT_BYTES / (learners if zero_stage >= 2 else 1)
+    gradients = trained * GRADIENT_BYTES / (learners if zero_stage >= 2 else 1)
     # AdamW keeps two float32 moments, and with 16-bit weights a float32 copy of them.
     # DeepSpeed's optimizer for bfloat16 divides its state in every stage.
     divided = zero_stage >= 1 or width == 2
-    optimizer = parameters * (8 if width == 4 else 12) / (learners if divided else 1)
+    optimizer = trained * (8 if width == 4 else 12) / (learners if divided else 1)
     states = (weights + gradients + optimizer) / GIB
     where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
     chunk_mb = config.learner.logit_chunk_mb
     logits = "logits of 384 tokens, or 64 MiB of them," if chunk_mb is None else f"{chunk_mb} MiB of logits"
+    adapters = (
+        f" and {trained / 1e6:,.2f} M of adapters, which are trained" if config.learner.lora.rank else ""
+    )
     lines = [
-        f"memory        {parameters / 1e6:,.1f} M parameters; each learner {states:.2f} GiB of weights, "
-        f"gradients and optimizer{where}, {logits} at a time"
+        f"memory        {parameters / 1e6:,.1f} M parameters{adapters}; each learner {states:.2f} GiB of "
+        f"weights, gradients and optimizer{where}, {logits} at a time"
     ]
     if resolved.algorithm.uses_reference:
         lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")

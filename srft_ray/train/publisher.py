@@ -37,7 +37,7 @@ class Publisher:
             return
         sender = dist.get_rank() == 0
         from_model = self.start.from_model and version == self.start.step
-        tensors = iter(()) if from_model else self.engine.weights()
+        tensors = iter(()) if from_model else self.engine.changed_weights()
         # The fingerprint is taken here and not in the transport, which may lose or confuse what it is given.
         weights = FingerprintedWeights(tensors, active=sender)
         self.transport.publish(version, weights, sender=sender)

@@ -1,0 +1,81 @@
+"""Arguments and environment of a vLLM engine, from the config."""
+
+import os
+from typing import Any
+
+from srft_ray.config.rollout import RolloutSection
+from srft_ray.config.schema import ModelSection
+from srft_ray.config.training import LoraSection
+
+MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
+# Arguments of vLLM that other settings decide, or that a run relies on.
+OWNED = (
+    "data_parallel_size",
+    "disable_log_stats",
+    "distributed_executor_backend",
+    "dtype",
+    "enable_lora",
+    "gpu_memory_utilization",
+    "logprobs_mode",
+    "max_lora_rank",
+    "max_loras",
+    "max_model_len",
+    "max_num_seqs",
+    "model",
+    "pipeline_parallel_size",
+    "seed",
+    "skip_tokenizer_init",
+    "tensor_parallel_size",
+    "tokenizer",
+    "trust_remote_code",
+    "worker_extension_cls",
+)
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+
+
+def set_environment(rollout: RolloutSection, device: str) -> None:
+    """What vLLM reads from the environment; called before vllm is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        import torch._dynamo.config
+
+        # Compiling with a C++ compiler would take longer than it could ever save.
+        torch._dynamo.config.disable = True
+
+
+def engine_settings(
+    model: ModelSection, rollout: RolloutSection, device: str, lora: LoraSection | None = None
+) -> dict[str, Any]:
+    """Arguments of vLLM; with `lora`, of an engine that samples with one adapter."""
+    settings: dict[str, Any] = {
+        "model": model.path,
+        "trust_remote_code": model.trust_remote_code,
+        "max_model_len": model.max_length,
+        "max_num_seqs": rollout.max_num_seqs,
+        "tensor_parallel_size": rollout.tensor_parallel,
+        "distributed_executor_backend": "uni" if rollout.tensor_parallel == 1 else "mp",
+        # Of the distribution that is sampled from, after temperature and top_p.
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "worker_extension_cls": "srft_ray.rollout.engine_process.EndWithActor",
+    }
+    if lora:
+        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room(lora.rank)}
+    if device != "cpu":
+        return {**settings, "gpu_memory_utilization": rollout.gpu_memory_utilization}
+    return {
+        **settings,
+        "enforce_eager": True,
+        # Between chunks of a prompt vLLM rewinds a seeded sequence's generator, which fails on CPU.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, model.max_length),
+    }
+
+
+def _room(rank: int) -> int:
+    """The least rank that vLLM has room for; it fills adapters up with zeros."""
+    return next(room for room in LORA_RANKS if room >= rank)
