@@ -46,7 +46,7 @@ def benchmark_config(folder: str, steps: int, groups: int, verifier: dict):
 @ray.remote(num_cpus=1)
 def bare_vllm(config, prompts, seeds, warm_up, repeats):
     """Tokens/s of vLLM's own `LLM.generate`, in a process like the pipeline's."""
-    from srft_ray.rollout.vllm_engine import set_environment
+    from srft_ray.rollout.engine_settings import set_environment
 
     set_environment(config.rollout, "cpu")
     from vllm import LLM, SamplingParams

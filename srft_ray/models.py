@@ -118,13 +118,17 @@ class LogitForm:
         return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
 
-def count_parameters(section: ModelSection) -> int:
-    """Parameters of the model, from its configuration alone."""
+def shapes_only(section: ModelSection) -> Any:
+    """The model without data, from its configuration alone."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_model_config(section, needs_weights=False))
-    return model.num_parameters()
+        return AutoModelForCausalLM.from_config(load_model_config(section, needs_weights=False))
+
+
+def count_parameters(section: ModelSection) -> int:
+    """Parameters of the model, from its configuration alone."""
+    return shapes_only(section).num_parameters()
 
 
 def load_model(

@@ -72,8 +72,17 @@ def section_markdown(name: str, section: type[Any]) -> str:
     Raises:
         ValueError: a setting has no documentation.
     """
-    rows = [_row(name, item) for item in dataclasses.fields(section)]
-    return "\n".join([f"## {name}", "", section.__doc__ or "", "", TABLE_HEAD, *rows])
+    return "\n".join([f"## {name}", "", section.__doc__ or "", "", TABLE_HEAD, *_rows(name, section)])
+
+
+def _rows(name: str, section: type[Any]) -> list[str]:
+    """A row for each key; behind a key that is a section itself stand those of that section."""
+    rows = list[str]()
+    for item in dataclasses.fields(section):
+        rows.append(_row(name, item))
+        if dataclasses.is_dataclass(item.type):
+            rows += _rows(f"{name}.{item.name}", item.type)
+    return rows
 
 
 def _row(section: str, item: dataclasses.Field[Any]) -> str:
@@ -94,7 +103,7 @@ def _type(kind: Any) -> str:
     origin = get_origin(kind)
     if origin is list:
         return f"list of {names[0]}"
-    if origin is dict:
+    if origin is dict or dataclasses.is_dataclass(kind):
         return "mapping"
     if type(None) in get_args(kind):
         return f"{' or '.join(names)} or null"
@@ -107,7 +116,7 @@ def _default(item: dataclasses.Field[Any]) -> str:
         value = item.default_factory()
     if value == MISSING:
         return "required"
-    if value is None:
+    if value is None or dataclasses.is_dataclass(value):
         return "–"
     shown = str(value).lower() if isinstance(value, bool) else str(value).replace("e-0", "e-")
     return f"`{shown}`"

@@ -24,8 +24,10 @@ def memory_lines(
 ) -> list[str]:
     """Lines of text; `device` as of `check_memory`."""
     learner = learner_memory(resolved, placement, shape)
+    adapters = f" and {shape.adapters / 1e6:,.2f} M of adapters, which are trained" if shape.adapters else ""
     lines = [
-        f"{shape.parameters / 1e6:,.1f} M parameters; each learner at least {_gib(learner.peak)} at its peak",
+        f"{shape.parameters / 1e6:,.1f} M parameters{adapters}; "
+        f"each learner at least {_gib(learner.peak)} at its peak",
         _terms(learner, largest_micro_batch(resolved)),
     ]
     if shape.layers is None:

@@ -1,24 +1,35 @@
 """What must hold for a config by itself, before files, models and machines are looked at."""
 
 import dataclasses
+from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import Config, EvaluationSection, ModelSection
 from srft_ray.config.settings import Bounds, check_limits
-from srft_ray.config.training import LearnerSection, TrainerSection
+from srft_ray.config.training import LearnerSection, LoraSection, TrainerSection
 from srft_ray.errors import require
 
 
 def check_values(config: Config) -> None:
     """Raises UserError for the first value that is outside its limits or does not fit another value."""
     for name, section in vars(config).items():
-        for item in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
-            check_limits(f"{name}.{item.name}", getattr(section, item.name), item.metadata["limits"])
+        if dataclasses.is_dataclass(section):
+            _check_section(name, section)
     _check_workers(config)
     _check_turns(config)
     _check_checkpoints(config.trainer, config.evaluation)
     _check_optimizer(config.learner)
+    _check_adapters(config.learner.lora)
     _check_sampling(config.rollout, config.evaluation, config.model)
+
+
+def _check_section(name: str, section: Any) -> None:
+    for item in dataclasses.fields(section):
+        key, value = f"{name}.{item.name}", getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            _check_section(key, value)
+        else:
+            check_limits(key, value, item.metadata["limits"])
 
 
 def learner_bounds(learner: LearnerSection) -> Bounds:
@@ -72,6 +83,14 @@ def _check_optimizer(learner: LearnerSection) -> None:
     require(
         len(learner.betas) == 2 and all(0 <= beta < 1 for beta in learner.betas),
         f"learner.betas must be two numbers in [0, 1), not {learner.betas}.",
+    )
+
+
+def _check_adapters(lora: LoraSection) -> None:
+    require(
+        lora.rank is not None or lora == LoraSection(),
+        "learner.lora.alpha and learner.lora.targets are of adapters, and there are none without a rank: set "
+        "learner.lora.rank too.",
     )
 
 

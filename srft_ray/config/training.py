@@ -7,6 +7,26 @@ from srft_ray.config.settings import setting
 
 
 @dataclass
+class LoraSection:
+    """Adapters of low rank (LoRA), which are trained in the place of the model's weights."""
+
+    rank: int | None = setting(
+        None,
+        "Rank of the adapters; by default there are none, and all weights are trained. With adapters only "
+        "these are published to the engines. They have no dropout, because updates are exact.",
+        least=1,
+        most=512,
+    )
+    alpha: float = setting(
+        32.0, "The product of an adapter's matrices is multiplied by alpha / rank.", above=0
+    )
+    targets: list[str] = setting(
+        list,
+        "Names of the linear layers that get one, such as `[q_proj, v_proj]`; by default all but the head.",
+    )
+
+
+@dataclass
 class LearnerSection:
     """The DeepSpeed learners and their optimizer (AdamW)."""
 
@@ -37,6 +57,7 @@ class LearnerSection:
     mini_batches: int = setting(
         1, "Updates per step; it must divide the number of groups of a step.", least=1
     )
+    lora: LoraSection = setting(LoraSection, "Adapters of low rank (LoRA).")
     reference: str | None = setting(
         None, "Frozen model for algorithms that use a reference; by default model.path."
     )

@@ -13,9 +13,11 @@ from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
+from srft_ray.config.training import LoraSection
 from srft_ray.errors import nearest, require
 from srft_ray.imports import large_imports
-from srft_ray.rollout.engine_arguments import OWNED, engine_settings
+from srft_ray.rollout.adapter import adapter_folder
+from srft_ray.rollout.engine_settings import OWNED, engine_settings, set_environment
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
@@ -32,18 +34,25 @@ class Engine:
         device: str,
         dtype: str,
         threads: int | None = None,
+        lora: LoraSection | None = None,
     ) -> None:
-        """`threads`: of the loop that steps the engine, on CPU; None for as many as the process has."""
+        """
+        Args:
+            threads: of the loop that steps the engine, on CPU; None for as many as the process has.
+            lora: the adapter that `load` brings; None if it brings all weights.
+        """
         set_environment(rollout, device)
         with large_imports():
             import torch
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-        settings = engine_settings(model, rollout, device) | rollout.engine
+        settings = engine_settings(model, rollout, device, lora) | rollout.engine
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
-        self._loop = StepLoop(self._llm)
+        self._lora = lora
+        self._adapted = _Adapted(self._llm)
+        self._loop = StepLoop(self._adapted)
         if threads:
             self._loop.run(partial(torch.set_num_threads, threads))
         # The first generation compiles kernels.
@@ -106,10 +115,17 @@ class Engine:
         return self._llm.get_tokenizer().encode(text, add_special_tokens=False)
 
     def load(self, folder: Path) -> None:
-        """Replaces the weights by the safetensors files in `folder`. No sequence may be in flight."""
+        """Replaces the weights, or the adapter, by the safetensors files in `folder`.
+
+        No sequence may be in flight.
+        """
 
         def reload() -> None:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            if self._lora:
+                with adapter_folder(folder, self._lora) as adapter:
+                    self._adapted.load(adapter)
+            else:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             # What the old weights computed for prompts must not be used again.
             self._llm.reset_prefix_cache()
 
@@ -152,6 +168,28 @@ class Engine:
         self._loop.close()
 
 
+class _Adapted:
+    """vLLM's engine, which samples every sequence with the adapter that was loaded last, if any."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._request: Any = None
+
+    def load(self, folder: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._llm.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self._request = LoRARequest(
+            "policy", 1, folder
+        )  # of the adapter that is there: nothing is read again
+
+    def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
+        self._llm.add_request(request_id, prompt, params, lora_request=self._request)
+
+    def step(self) -> Sequence[Any]:
+        return self._llm.step()
+
+
 def check_engine_arguments(given: dict[str, Any]) -> None:
     """Raises UserError for an argument in `rollout.engine` that vLLM does not know or that is not the user's.
 
@@ -169,20 +207,6 @@ def check_engine_arguments(given: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(EngineArgs)} - set(OWNED)
     for name in given:
         require(name in known, f"rollout.engine.{name} is no argument of vLLM: {nearest(name, known)}")
-
-
-def set_environment(rollout: RolloutSection, device: str) -> None:
-    """What vLLM reads from the environment; called before vllm is imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    if device == "cpu":
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        import torch._dynamo.config
-
-        # Compiling with a C++ compiler would take longer than it could ever save.
-        torch._dynamo.config.disable = True
 
 
 def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:

@@ -12,6 +12,7 @@ from algorithms import Completion, Group
 from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection, VerifierSection
+from srft_ray.config.training import LoraSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, set_verdict
@@ -41,6 +42,7 @@ class RolloutSettings:
         evaluation: how each evaluation set is sampled and judged.
         verifier_function: a verifier given from Python, in the place of the section's.
         threads: of the engine on CPU; None for as many as Ray gives the actor.
+        lora: the adapter that the learners publish; None if they publish all weights.
     """
 
     seed: int
@@ -53,6 +55,7 @@ class RolloutSettings:
     max_staleness: int
     verifier_function: Callable[..., Any] | None = None
     threads: int | None = None
+    lora: LoraSection | None = None
 
 
 class RolloutWorker:
@@ -89,6 +92,7 @@ class RolloutWorker:
                 settings.device,
                 settings.dtype,
                 settings.threads,
+                settings.lora,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
             self._probe = self._score_probe()

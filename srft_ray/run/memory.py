@@ -6,7 +6,7 @@ N that of learners, w the bytes of one weight (2 in bfloat16, 4 in float32).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from srft_ray.config.training import LearnerSection
@@ -54,6 +54,11 @@ class LearnerSetting:
     def zero(self) -> Mapping[str, Any]:
         given = self.learner.deepspeed.get("zero_optimization", {})
         return {**ZERO_DEFAULTS, **{key.removeprefix("stage3_"): value for key, value in given.items()}}
+
+    @property
+    def of_critic(self) -> "LearnerSetting":
+        """Of the critic's own states, which come beside those of the policy."""
+        return replace(self, reference=False, critic=False, second_moments=False, cuda=False)
 
     @property
     def alone(self) -> bool:
@@ -117,13 +122,14 @@ class LearnerMemory:
     @classmethod
     def of(cls, shape: ModelShape, setting: LearnerSetting) -> "LearnerMemory":
         """The memory of each of the learners."""
-        own = _share(shape.parameters, setting.learners)
+        trained = replace(shape, parameters=shape.trained)
+        own = _share(shape.trained, setting.learners)
         offload = setting.learner.offload_optimizer
         divided = setting.stage >= 1
         master = FLOAT32 * own if divided else 0
-        moments = MOMENTS * (own if divided else shape.parameters) * (2 if setting.second_moments else 1)
-        weights, weights_on_host = _weights(shape, setting, own)
-        gradients, gradients_on_host = _gradients(shape, setting, own)
+        moments = MOMENTS * (own if divided else shape.trained) * (2 if setting.second_moments else 1)
+        weights, weights_on_host = _weights(shape, setting, _share(shape.parameters, setting.learners))
+        gradients, gradients_on_host = _gradients(trained, setting, own)
         tokens = min(setting.tokens, chunk_tokens(max(1, shape.vocabulary), setting.learner.logit_chunk_mb))
         matrices = 4 if setting.compared else 2
         of_token = shape.activations(setting.w, setting.recomputed)
@@ -131,19 +137,22 @@ class LearnerMemory:
         if offload:
             host += master + moments
             master = moments = 0
+        # All of a critic is trained, also beside adapters.
+        critic = cls.of(replace(shape, adapters=None), setting.of_critic) if setting.critic else None
+        head_gradient = 0 if shape.adapters else 2 * shape.hidden
         return cls(
             weights=weights,
             master=master,
             moments=moments,
             gradients=gradients,
             reference=weights if setting.reference else 0,
-            critic=weights + master + moments + gradients if setting.critic else 0,
-            buckets=_buckets(shape, setting),
+            critic=critic.states if critic else 0,
+            buckets=_buckets(trained, setting),
             activations=setting.tokens * of_token,
-            head=FLOAT32 * shape.vocabulary * (2 * shape.hidden + matrices * tokens),
-            step=_step(shape, setting, own),
+            head=FLOAT32 * shape.vocabulary * (head_gradient + matrices * tokens),
+            step=_step(trained, setting, own),
             context=CUDA_CONTEXT if setting.cuda else 0,
-            host=2 * host if setting.critic else host,
+            host=host + (critic.host if critic else 0),
         )
 
 

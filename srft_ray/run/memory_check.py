@@ -13,6 +13,7 @@ from srft_ray.models import count_parameters, engine_dtype, load_model_config, r
 from srft_ray.run.memory import GIB, EngineMemory, LearnerMemory, LearnerSetting
 from srft_ray.run.model_shape import ModelShape
 from srft_ray.run.placement import Placement, engine_memory_share, recomputes_activations
+from srft_ray.train.lora import count_adapter_parameters
 
 COMPARING = {"entropy_gradient", "reference_kl", "teacher_kl"}  # needs of terms
 LEAST_CACHE = GIB  # of an engine whose share of the memory is made smaller
@@ -21,7 +22,11 @@ LEAST_CACHE = GIB  # of an engine whose share of the memory is made smaller
 def model_shape(config: Config) -> ModelShape:
     """From the model's configuration; its weights are not needed."""
     model = load_model_config(config.model, needs_weights=False)
-    return ModelShape.of(model, count_parameters(config.model))
+    shape = ModelShape.of(model, count_parameters(config.model))
+    if config.learner.lora.rank:
+        adapters = count_adapter_parameters(config.model, config.learner.lora)
+        return dataclasses.replace(shape, adapters=adapters)
+    return shape
 
 
 def learner_memory(resolved: Resolved, placement: Placement, shape: ModelShape) -> LearnerMemory:

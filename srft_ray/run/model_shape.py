@@ -16,6 +16,7 @@ class ModelShape:
     Attributes:
         layers: None if the model is no decoder of equal dense layers: activations are unknown then.
         queries, keys: width of the queries of all heads, and of the keys (and values) of all their heads.
+        adapters: numbers that are trained in the place of the parameters (LoRA); None: there are none.
     """
 
     parameters: int
@@ -26,6 +27,12 @@ class ModelShape:
     heads: int = 0
     queries: int = 0
     keys: int = 0
+    adapters: int | None = None
+
+    @property
+    def trained(self) -> int:
+        """Numbers that are trained."""
+        return self.parameters if self.adapters is None else self.adapters
 
     @classmethod
     def of(cls, model_config: Any, parameters: int) -> "ModelShape":

@@ -23,6 +23,7 @@ from srft_ray.run.directory import check_run_directory
 from srft_ray.sync.transport import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.train.deepspeed_config import check_deepspeed_settings
+from srft_ray.train.lora import count_adapter_parameters
 from srft_ray.verify import resolve as resolve_verifier
 from srft_ray.verify.verifier import ENVIRONMENT
 
@@ -56,6 +57,8 @@ def prepare_run(resolved: Resolved) -> Prepared:
     check_installation(config, resolved.verifier)
     check_trainable(config.model)
     _check_further_models(resolved, load_model_config(config.model))
+    if config.learner.lora.rank:
+        count_adapter_parameters(config.model, config.learner.lora)  # it refuses wrong targets
     store = open_store(config)
     check_run_directory(resolved, store)
     plan_stream(resolved, {})  # its errors come before data are prepared

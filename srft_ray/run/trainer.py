@@ -74,6 +74,7 @@ def stream_source(prepared: Prepared, coordinator: Any, placement: Placement) ->
         placement,
         engine_dtype(config.model, config.rollout.dtype, placement.device),
         resolved.verifier,
+        config.learner.lora if config.learner.lora.rank else None,
     )
 
 

@@ -13,6 +13,7 @@ from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
+from srft_ray.config.training import LoraSection
 from srft_ray.data.plan import StreamPlan
 from srft_ray.data.reader import GroupReader, GroupSettings
 from srft_ray.data.store import PreparedData
@@ -36,6 +37,7 @@ class StreamSource:
         max_staleness: versions that a training rollout may be behind when it starts.
         coordinator: handle of the coordinator's actor.
         verifier_function: a verifier given from Python, in the place of the config's.
+        lora: the adapter that the learners publish; None if they publish all weights, or there are none.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class StreamSource:
     placement: Placement
     dtype: str
     verifier_function: Callable[..., Any] | None = None
+    lora: LoraSection | None = None
 
     def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
         """The stream from step `start` on, for the learners' start of that generation.
@@ -95,6 +98,7 @@ class StreamSource:
             self.max_staleness,
             self.verifier_function,
             self.placement.engine_threads,
+            self.lora,
         )
         return RolloutWorker(settings, self._reader(start), self.coordinator, generation)
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate
 from srft_ray.train.deepspeed_config import deepspeed_config
-from srft_ray.train.deepspeed_state import MOMENTS, STATE, ParameterState, Prefixed
+from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState, Prefixed
+from srft_ray.train.lora import Adapter
 from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.weight_gradients import widen_gradients
@@ -36,7 +37,14 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 class DeepSpeedEngine:
     """One rank of the trained policy. Every method is a collective: all ranks call it equally often."""
 
-    def __init__(self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        learner: LearnerSection,
+        dtype: torch.dtype,
+        adapter: Adapter | None = None,
+    ) -> None:
+        """`adapter`: what is trained of the model; None for all of it."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.zero_stage = learner.zero_stage
         if dtype == torch.bfloat16:
@@ -44,8 +52,9 @@ class DeepSpeedEngine:
         # DeepSpeed leaves the optimizer as it is only then: it keeps no gradient norm, and skips no update.
         self.is_plain = learner.zero_stage == 0 and dtype == torch.float32
         self.policy = self._wrapped(model, learner)
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
+            self._trained.values(),
             lr=learner.lr,
             betas=tuple(learner.betas),
             eps=learner.eps,
@@ -64,6 +73,7 @@ class DeepSpeedEngine:
             self.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
         self.device = self.engine.device
         self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
+        self.tensors = ModelWeights(model, adapter, self.zero_stage)
         self.world_size = dist.get_world_size()
         # Their state belongs to that of training.
         self.reference: ReferenceModel | None = None
@@ -150,22 +160,12 @@ class DeepSpeedEngine:
         self.updates, self._second_updates = self._second_updates, self.updates
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors by their checkpoint names, tied ones under each name.
+        """All tensors by their checkpoint names, tied ones under each name; adapters are merged into them.
 
         Under ZeRO 3 each tensor is gathered from all ranks when it is asked for: every rank iterates to the
         end, also one that has no use for the tensors.
         """
-        model = self.policy.model
-        if self.zero_stage < 3:
-            yield from model.state_dict().items()
-            return
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter]):
-                yield name, parameter.detach()
-        saved_names = model.state_dict().keys()
-        for name, buffer in model.named_buffers():
-            if name in saved_names:
-                yield name, buffer
+        return self.tensors.merged()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """What training needs besides the step, as `parameter|key` for each key of STATE.
@@ -173,7 +173,7 @@ class DeepSpeedEngine:
         A reference that moved belongs to it. Tensors are whole and in float32, whatever the ranks and the
         ZeRO stage. Every rank iterates to the end, as with `weights`.
         """
-        for name, parameter in self.policy.model.named_parameters():
+        for name, parameter in self._trained.items():
             for key in STATE:
                 yield f"{name}|{key}", self._state.get(parameter, key)
         if self._second is not None:
@@ -186,7 +186,7 @@ class DeepSpeedEngine:
 
     def _second_state(self) -> Iterator[tuple[str, Tensor]]:
         with self.second_optimizer():
-            for name, parameter in self.policy.model.named_parameters():
+            for name, parameter in self._trained.items():
                 for key in MOMENTS:
                     yield f"{name}|second_{key}", self._state.get(parameter, key)
             yield SECOND_UPDATES, torch.tensor([float(self.updates)])
@@ -214,7 +214,7 @@ class DeepSpeedEngine:
     def _load_state(self, saved: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         """Sets what of STATE `names` has, from the tensors `parameter|name`."""
         number = 0
-        for name, parameter in self.policy.model.named_parameters():
+        for name, parameter in self._trained.items():
             numel = getattr(parameter, "ds_numel", parameter.numel())
             for key, saved_key in names.items():
                 value = self._receive(saved, f"{name}|{saved_key}", numel, number % self.world_size)

@@ -1,6 +1,7 @@
-"""Weights and moments of a parameter, whole and in float32, wherever DeepSpeed keeps them."""
+"""What DeepSpeed keeps of a model, whole: its tensors, and weights and moments of a parameter in float32."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -15,6 +16,8 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+
+from srft_ray.train.lora import Adapter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, in float32
 STATE = ("weight", *MOMENTS)
@@ -92,3 +95,45 @@ class Prefixed:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.saved[self.prefix + name]
+
+
+class ModelWeights:
+    """The model's tensors. All methods are collectives: every rank iterates to the end.
+
+    Under ZeRO 3 each tensor is gathered from all ranks when it is asked for.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter | None, zero_stage: int) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.zero_stage = zero_stage
+
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors by their checkpoint names, tied ones under each name; adapters merged into them."""
+        return self.adapter.merged(self._tensors(), self._gathered) if self.adapter else self._tensors()
+
+    def changed(self) -> Iterator[tuple[str, Tensor]]:
+        """What training changes: all tensors, or those of the adapter."""
+        return self.adapter.tensors(self._gathered) if self.adapter else self._tensors()
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """The adapter as peft loads it, by file name in a checkpoint, on rank 0."""
+        if self.adapter is None:
+            return {}
+        copies = [(name, tensor.cpu().clone()) for name, tensor in self.changed()]
+        return self.adapter.files(copies) if dist.get_rank() == 0 else {}
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        if self.zero_stage < 3:
+            yield from self.model.state_dict().items()
+            return
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            with self._gathered([parameter]):
+                yield name, parameter.detach()
+        saved_names = self.model.state_dict().keys()
+        for name, buffer in self.model.named_buffers():
+            if name in saved_names:
+                yield name, buffer
+
+    def _gathered(self, parameters: list[Tensor]) -> AbstractContextManager[Any]:
+        return deepspeed.zero.GatheredParameters(parameters) if self.zero_stage == 3 else nullcontext()

@@ -172,7 +172,10 @@ class _Chunks(torch.autograd.Function):
         hidden_NH, weight, bias, targets_N = ctx.saved_tensors
         wide = torch.promote_types(weight.dtype, torch.float32)
         of_hidden_NH = torch.empty_like(hidden_NH)
-        of_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+        # A frozen head, as beside adapters, has no gradient.
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         of_bias = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
         for rows in _chunks(targets_N, ctx.size):
             of_raw_NV = _gradient_of_raw(
@@ -183,7 +186,8 @@ class _Chunks(torch.autograd.Function):
                 [of_figure_N[rows, None] for of_figure_N in of_figures],
             )
             of_hidden_NH[rows] = of_raw_NV @ weight
-            of_weight += matrix_product(of_raw_NV.T, hidden_NH[rows])
+            if of_weight is not None:
+                of_weight += matrix_product(of_raw_NV.T, hidden_NH[rows])
             if of_bias is not None:
                 of_bias += of_raw_NV.sum(0, dtype=wide)
             del of_raw_NV  # before the next chunk is computed, not after it

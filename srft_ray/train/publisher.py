@@ -38,7 +38,7 @@ class Publisher:
             return
         sender = dist.get_rank() == 0
         from_model = self.start.from_model and version == self.start.step
-        tensors = iter(()) if from_model else self.engine.weights()
+        tensors = iter(()) if from_model else self.engine.tensors.changed()
         # The fingerprint is taken here and not in the transport, which may lose or confuse what it is given.
         weights = FingerprintedWeights(tensors, Rank.of_this_process())
         self.transport.publish(version, weights, sender=sender)

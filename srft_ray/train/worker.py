@@ -21,6 +21,7 @@ from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.history import HistoryKeeper
 from srft_ray.train.job import Batches, Job, LeaveQuestion
 from srft_ray.train.learner import Learner
+from srft_ray.train.lora import Adapter
 from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
@@ -45,7 +46,10 @@ class LearnerWorker:
         dtype = getattr(torch, job.dtype)
         tokenizer = load_tokenizer(job.model)
         model = load_for_learner(job.model, job.learner, dtype)
-        self.engine = DeepSpeedEngine(model, job.learner, dtype)
+        adapter = (
+            Adapter(model, job.learner.lora, job.seed, job.model.path) if job.learner.lora.rank else None
+        )
+        self.engine = DeepSpeedEngine(model, job.learner, dtype, adapter)
         check_model(self.engine, parity.THRESHOLDS[job.dtype], job.learner.packing)
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
@@ -55,7 +59,8 @@ class LearnerWorker:
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
         self.replays = ReplayPool(job.algorithm.replay_age)
-        more = (self.history.content, self.learner.buffer.content, self.replays.content)
+        files = (self.history, self.learner.buffer, self.replays)
+        more = (*(each.content for each in files), self.engine.tensors.adapter_files)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, more)
         self.timeline = Timeline(job.run_dir, self.rank)
         self.taken = 0  # groups, by all learners since they started

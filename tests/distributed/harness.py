@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, SequenceRecord, Stage
 from srft_ray.config.schedule import updates_per_step, weight_decay
-from srft_ray.config.training import LearnerSection
-from tests.distributed import one_page_critic
+from srft_ray.config.training import LearnerSection, LoraSection
+from tests.distributed import low_rank, one_page_critic
 from tests.distributed.one_page_critic import written
 
 ZERO = {  # settings of DeepSpeed that a user may add, by a name for tests
@@ -47,6 +47,7 @@ class Case:
     groups: int = 4
     length: int | None = None  # tokens to which every sequence is padded; None: as the learner does it
     zero: str = ""  # of ZERO
+    lora: int | None = None  # rank of adapters, which are trained in the place of the model
     norm: float = 1.0  # the largest gradient norm of the case; see `calibrated`
 
     def learner(self) -> LearnerSection:
@@ -69,6 +70,7 @@ class Case:
             packing=self.packing,
             mini_batches=self.mini_batches,
             critic_lr=self.lr / 2,
+            lora=LoraSection(self.lora, alpha=4.0),
         )
 
     def stage(self, step: int) -> Stage:
@@ -168,6 +170,8 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     model, frozen = (m.double() for m in load(model_path))
     learner = case.learner()
     values = one_page_critic.Values(frozen) if case.algorithm.uses_critic else None
+    if case.lora:
+        low_rank.parametrize(model, load(model_path)[0], learner.lora)
     for step in range(case.steps):
         stage, number = case.stage(step), case.updates(step)
         if step == stage.start:
@@ -176,8 +180,8 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
                 adam = {**_adam(learner, stage), "lr": learner.critic_lr}
                 critic_optimizer = torch.optim.AdamW(values.parameters(), **adam)
         rate = stage.algorithm.reference_rate(step - stage.start)
-        for own, policys in zip(frozen.parameters(), model.parameters(), strict=True):
-            own.data += rate * (policys.data - own.data)
+        for name, own in frozen.named_parameters():
+            own.data += rate * (low_rank.effective(model, name) - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
         if values:
@@ -212,10 +216,10 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
         if size and len(waiting) >= size:
             _buffered_update(model, second, case, stage, waiting[:size])
             waiting = waiting[size:]
-    found = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    found = {name: low_rank.effective(model, name) for name in frozen.state_dict()} | low_rank.matrices(model)
     if values:
-        found |= {f"critic|{name}": value.detach().clone() for name, value in values.state_dict().items()}
-    return found
+        found |= {f"critic|{name}": value.detach() for name, value in values.state_dict().items()}
+    return {name: value.clone() for name, value in found.items()}
 
 
 def _adam(learner, stage):
@@ -384,7 +388,9 @@ def _steps(rank, world, case, model, frozen):
     if case.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-    engine = DeepSpeedEngine(model.to(case.dtype), case.learner(), case.dtype)
+    model = model.to(case.dtype)
+    adapter = low_rank.with_adapter(model, case.learner().lora) if case.lora else None
+    engine = DeepSpeedEngine(model, case.learner(), case.dtype, adapter)
     known = (
         ReferenceModel(frozen.to(case.dtype), case.learner(), case.dtype, engine.device)
         if case.algorithm.uses_reference
@@ -399,7 +405,8 @@ def _steps(rank, world, case, model, frozen):
             metrics = learner.step(groups, step, stage, case.temperature)
     # In bfloat16 the weights of the forward pass are rounded; an update is seen in the float32 weights behind
     # them, and in Adam's first moment, which is a tenth of the gradient.
-    result = engine.weights() if case.dtype == torch.float32 else engine.state()
+    is_float32 = case.dtype == torch.float32
+    result = [*engine.weights(), *engine.tensors.changed()] if is_float32 else engine.state()
     found = {name: value.detach().clone() for name, value in result}
     if critic:
         found |= {f"critic|{name}": value.detach().clone() for name, value in critic.engine.weights()}

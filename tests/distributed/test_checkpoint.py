@@ -10,6 +10,7 @@ from algorithms import PPO, SRFT, T1, ReLIFTBuffered
 from srft_ray.config.load import make_config
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import CheckpointStore
+from tests.distributed import low_rank
 from tests.distributed.harness import Case, difference, load, make_critic, make_groups, padded_to, spawn
 
 STEPS, STOP = 9, 4
@@ -33,13 +34,14 @@ def train(rank, world, model_path, folder, case, first, last, stop, whole=True):
     from tests.conftest import make_tokenizer
 
     model, frozen = (each.to(case.dtype) for each in load(model_path))
-    engine = DeepSpeedEngine(model, case.learner(), case.dtype)
+    adapter = low_rank.with_adapter(model, case.learner().lora) if case.lora else None
+    engine = DeepSpeedEngine(model, case.learner(), case.dtype, adapter)
     known = None
     if case.algorithm.uses_reference:
         known = ReferenceModel(frozen, case.learner(), case.dtype, engine.device)
     critic = make_critic(frozen, case, engine) if case.algorithm.uses_critic else None
     learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known, critic=critic)
-    trainer, files = config_for(folder).trainer, (learner.buffer.content,)
+    trainer, files = config_for(folder).trainer, (learner.buffer.content, engine.tensors.adapter_files)
     saver = Saver(open_store(config_for(folder)), trainer, engine, model, make_tokenizer(), files)
     if first:
         saver.load(first)

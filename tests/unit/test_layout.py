@@ -37,6 +37,7 @@ HEAVY = {
         *(f"srft_ray/train/deepspeed_{part}.py" for part in ("config", "engine", "loading", "state")),
         "srft_ray/train/reference.py",
     },
+    "peft": {"srft_ray/train/lora.py"},
 }
 LIMITS = {
     "longest_file": 250,

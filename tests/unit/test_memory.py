@@ -1,5 +1,6 @@
 """Memory of learners and engines, worked out by hand for two shapes, and the refusal of what does not fit."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,16 @@ def test_a_critic_has_states_of_its_own():
     offload = run(PPO(), learner={"zero_stage": 1, "offload_optimizer": True})
     moved = learner_memory(offload, SEPARATE, MIDDLE)
     assert moved.critic == 6 * MIDDLE.parameters and moved.host == 2 * 18 * MIDDLE.parameters
+
+
+def test_only_adapters_are_trained():
+    """18,464,768 numbers of rank 16: 4 bytes of master weights, 8 of moments and 4 of gradients each."""
+    adapted = dataclasses.replace(MIDDLE, adapters=18_464_768)
+    found = learner_memory(run(), SEPARATE, adapted)
+    assert found.weights == 2 * MIDDLE.parameters and found.head == 4 * 151_936 * 2 * 384
+    assert found.master + found.moments + found.gradients == 16 * 18_464_768
+    critic = learner_memory(run(PPO()), SEPARATE, adapted).critic
+    assert critic == 18 * MIDDLE.parameters, "all of a critic is trained"
 
 
 def test_eight_learners_of_seven_billion_under_zero_3_by_hand():

@@ -1,9 +1,11 @@
-"""Arguments of vLLM's engine that our settings decide."""
+"""Arguments and environment of a vLLM engine, from the config."""
 
+import os
 from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
+from srft_ray.config.training import LoraSection
 
 MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
 # Arguments of vLLM that other settings decide, or that a run relies on.
@@ -12,8 +14,11 @@ OWNED = (
     "disable_log_stats",
     "distributed_executor_backend",
     "dtype",
+    "enable_lora",
     "gpu_memory_utilization",
     "logprobs_mode",
+    "max_lora_rank",
+    "max_loras",
     "max_model_len",
     "max_num_seqs",
     "model",
@@ -25,10 +30,27 @@ OWNED = (
     "trust_remote_code",
     "worker_extension_cls",
 )
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
-def engine_settings(model: ModelSection, rollout: RolloutSection, device: str) -> dict[str, Any]:
-    """Those that our settings decide, and those that a run relies on."""
+def set_environment(rollout: RolloutSection, device: str) -> None:
+    """What vLLM reads from the environment; called before vllm is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        import torch._dynamo.config
+
+        # Compiling with a C++ compiler would take longer than it could ever save.
+        torch._dynamo.config.disable = True
+
+
+def engine_settings(
+    model: ModelSection, rollout: RolloutSection, device: str, lora: LoraSection | None = None
+) -> dict[str, Any]:
+    """Arguments of vLLM; with `lora`, of an engine that samples with one adapter."""
     settings: dict[str, Any] = {
         "model": model.path,
         "trust_remote_code": model.trust_remote_code,
@@ -41,6 +63,8 @@ def engine_settings(model: ModelSection, rollout: RolloutSection, device: str) -
         "disable_log_stats": True,
         "worker_extension_cls": "srft_ray.rollout.engine_process.EndWithActor",
     }
+    if lora:
+        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room(lora.rank)}
     if device != "cpu":
         return {**settings, "gpu_memory_utilization": rollout.gpu_memory_utilization}
     return {
@@ -50,3 +74,8 @@ def engine_settings(model: ModelSection, rollout: RolloutSection, device: str) -
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, model.max_length),
     }
+
+
+def _room(rank: int) -> int:
+    """The least rank that vLLM has room for; it fills adapters up with zeros."""
+    return next(room for room in LORA_RANKS if room >= rank)
