@@ -57,10 +57,12 @@ class Adapter:
             inject_adapter_in_model(self.config, model)
         model.train(model.training)
         self.scale = lora.alpha / lora.rank
+        adapted = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+        for module in adapted.values():
+            module.register_forward_pre_hook(_separate_input)
         self.layers = {
             name: tuple(module.get_submodule(f"{matrix}.default").weight for matrix in MATRICES)
-            for name, module in model.named_modules()
-            if hasattr(module, "lora_A")
+            for name, module in adapted.items()
         }
 
     def tensors(self, gathered: Gather) -> Iterator[tuple[str, Tensor]]:
@@ -93,6 +95,15 @@ class Adapter:
             found = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
         found["adapter_model.safetensors"] = to_safetensors(dict(tensors), {"format": "pt"})
         return {f"{FOLDER}/{name}": file for name, file in found.items()}
+
+
+def _separate_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lets the gradients of a layer's weight and of its adapter be added before those of other layers are.
+
+    The hooks of ZeRO 3 do that anyway, and in bfloat16 another order rounds otherwise.
+    """
+    first, *rest = inputs
+    return (first.view_as(first), *rest)
 
 
 def target_names(model: Any, wanted: Sequence[str]) -> list[str]:

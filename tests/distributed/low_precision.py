@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tests.distributed import harness
+from tests.distributed import harness, low_rank
 from tests.distributed.harness import Case, load
 
 
@@ -19,13 +19,14 @@ def reference(model_path: str, case: Case) -> dict[str, torch.Tensor]:
     """Weights and first moments after one update, float64, named as by `DeepSpeedEngine.state`."""
     model, frozen = (m.to(torch.bfloat16) for m in load(model_path))
     stage, learner = case.stage(0), case.learner()
+    if case.lora:
+        low_rank.with_adapter(model, learner.lora)
     gradients = collect(model)
     losses(model, frozen, case, stage, case.make_groups(stage, 0)).backward()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    masters = {
-        names[id(p)]: nn.Parameter(p.detach().double()) for p in model.parameters() if id(p) in gradients
-    }
-    for parameter in model.parameters():
+    trained = [p for p in model.parameters() if p.requires_grad]
+    masters = {names[id(p)]: nn.Parameter(p.detach().double()) for p in trained if id(p) in gradients}
+    for parameter in trained:
         masters[names[id(parameter)]].grad = gradients[id(parameter)].view_as(parameter)
     nn.utils.clip_grad_norm_(masters.values(), learner.max_grad_norm)
     optimizer = torch.optim.AdamW(

@@ -65,7 +65,8 @@ def expected(model, essence):
 
 def essence(chosen: Case) -> Case:
     """What the reference depends on."""
-    return case(chosen.algorithm, clip=chosen.clip, norm=chosen.norm, groups=chosen.groups)
+    same = {name: getattr(chosen, name) for name in ("clip", "norm", "groups", "lora")}
+    return case(chosen.algorithm, **same)
 
 
 def gap(state, truth) -> float:
@@ -94,6 +95,13 @@ def test_update_is_the_sum_of_the_same_passes(world, tiny_model, capsys):
         for index, cls in enumerate(REGISTRY.values())
         if (1, 2, 4)[index % 3] == world
     ]
+    check(world, tiny_model, chosen, capsys)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_adapters(world, tiny_model, capsys):
+    """One of the settings for each ZeRO stage."""
+    chosen = [case(SRFT(), lora=4, **SETTINGS[index]) for index in ((1, 5), (3, 6, 7))[world - 1]]
     check(world, tiny_model, chosen, capsys)
 
 
