@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(local_ray, tmp_path_factory):
     """A run of three steps, and its ledger."""
     folder = tmp_path_factory.mktemp("turns")
     settings = [
@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     return result, pq.read_table(result.run_dir / "groups").to_pylist()
 
 
-def test_the_calculator_answers_and_its_tokens_are_no_part_of_the_loss(trained, local_ray):
+def test_the_calculator_answers_and_its_tokens_are_no_part_of_the_loss(trained):
     result, rows = trained
     answered = 0
     tokens = dict.fromkeys(range(3), 0)
@@ -51,7 +51,7 @@ def test_the_calculator_answers_and_its_tokens_are_no_part_of_the_loss(trained, 
         assert record["parity/tokens"] == record["tokens"]
 
 
-def test_evaluations_use_the_calculator_too(trained, local_ray):
+def test_evaluations_use_the_calculator_too(trained):
     result, _ = trained
     found = pq.read_table(result.run_dir / "evaluations" / "heldout").to_pylist()
     assert len(found) == 2 * 8 * 2
