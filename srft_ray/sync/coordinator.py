@@ -79,9 +79,13 @@ class Coordinator:
             self.deaths.published()
             await self._notify()
 
-    async def has_share(self, generation: int, version: int, rank: int) -> bool:
-        """Whether a rank need not send its share of a version again; OutdatedLearners for earlier
-        learners."""
+    async def has_share(self, generation: int, version: int, rank: int, wait_s: float = 0.0) -> bool:
+        """Whether a rank need not send its share of a version again; OutdatedLearners for earlier learners.
+
+        Waits at most `wait_s` until it has to: a call that is on its way when this actor dies is answered by
+        the next one, which has forgotten the share.
+        """
+        await self._wait_until(lambda: not self.versions.has(generation, version, rank), wait_s)
         return self.versions.has(generation, version, rank)
 
     async def history_until(self, generation: int) -> int:

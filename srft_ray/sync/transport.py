@@ -21,6 +21,8 @@ from srft_ray.sync.versions import OutdatedLearners, Publication, WeightShare
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
+REPUBLISHER = "republisher"  # name of the threads that check it
+REPUBLISH_WAIT_S = 30.0  # that the coordinator may take for the answer that it has
 
 
 class WeightTransport(Protocol):
@@ -92,7 +94,7 @@ class ObjectStoreTransport:
 
     def _start_republisher(self) -> None:
         if self._republisher is None:
-            self._republisher = threading.Thread(target=self._republish_loop, name="republisher", daemon=True)
+            self._republisher = threading.Thread(target=self._republish_loop, name=REPUBLISHER, daemon=True)
             self._republisher.start()
 
     def _republish_loop(self) -> None:
@@ -100,14 +102,21 @@ class ObjectStoreTransport:
         while True:
             time.sleep(REPUBLISH_INTERVAL_S)
             try:
-                with self._lock:
-                    about = self.generation, self._share.version, self.rank.number
-                    if not ray.get(self.coordinator.has_share.remote(*about)):
-                        self._send()
+                # Hundreds of ranks that ask twice a second would keep the coordinator busy. Meanwhile the
+                # lock is free for the next publication.
+                if not self._is_known(REPUBLISH_WAIT_S):
+                    with self._lock:
+                        if not self._is_known():
+                            self._send()
             except OutdatedLearners:
                 return
             except (RayError, TimeoutError):
                 continue  # it is tried again; the learner finds out by itself that no rollouts come
+
+    def _is_known(self, wait_s: float = 0.0) -> bool:
+        """Whether the coordinator has the share; it may take `wait_s` to say that it has."""
+        about = self.generation, self._share.version, self.rank.number
+        return ray.get(self.coordinator.has_share.remote(*about, wait_s))
 
     def fetch(self, reload: Any) -> int:
         deadline = time.monotonic() + self.timeout_s

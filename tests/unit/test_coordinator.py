@@ -11,7 +11,7 @@ from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import Heartbeat
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
-from srft_ray.sync.versions import PolicyWeights
+from srft_ray.sync.versions import OutdatedLearners, PolicyWeights, WeightShare
 from tests.unit.test_versions import share, weights
 
 
@@ -159,3 +159,19 @@ def test_progress_is_what_learners_and_engines_do():
     coordinator.monitor.heartbeat(Heartbeat("a", "node", 1, 0, 0, 3, before[0]), 0.0)
     finished = progress()
     assert len({before, taken, finished}) == 3
+
+
+def test_a_rank_is_told_at_once_that_it_has_to_publish_again():
+    async def story():
+        coordinator = Coordinator(0)
+        start = await coordinator.restart(0)
+        await coordinator.publish(start.generation, WeightShare(1, 0, ranks=1))
+        assert await coordinator.has_share(start.generation, 1, 0, wait_s=0.01)
+        assert not await asyncio.wait_for(coordinator.has_share(start.generation, 2, 0, wait_s=60.0), 1.0)
+        waiting = asyncio.create_task(coordinator.has_share(start.generation, 1, 0, wait_s=60.0))
+        await asyncio.sleep(0)
+        await coordinator.restart(1)
+        with pytest.raises(OutdatedLearners):
+            await asyncio.wait_for(waiting, 1.0)
+
+    asyncio.run(story())

@@ -25,12 +25,17 @@ LARGE = Setting(1000, 64)
 
 
 def job_of(tmp_path: Path, setting: Setting = LARGE, steps: int = 3, groups: int = 8192) -> SimulatedJob:
-    config = config_of(tmp_path, trainer={"groups_per_step": groups}, algorithm={"name": "grpo"})
+    config = config_of(
+        tmp_path,
+        trainer={"groups_per_step": groups},
+        algorithm={"name": "grpo"},
+        rollout={"groups_per_task": 8},
+    )
     return simulated_job(variant_of(config, setting, steps).resolved, setting, Times(7.0, 3.0, 2.0))
 
 
 def test_the_size_of_the_goal_by_hand(tmp_path: Path):
-    """8,192 groups for 1,000 engines and 64 learners: at most 8 a block, and 8 divides a learner's 128."""
+    """8,192 groups in blocks of 8 for 1,000 engines and 64 learners."""
     job = job_of(tmp_path)
     assert (job.plan.block, job.plan.blocks_per_step, job.blocks) == (8, 1024, 3072)
     assert job.in_flight == 2 and job.stated_s == 5.0

@@ -13,7 +13,9 @@ import torch
 from algorithms import Group
 from srft_ray.commands.simulation.job import WEIGHT_BYTES, SimulatedJob
 from srft_ray.sync.fingerprint import FingerprintedWeights
-from srft_ray.sync.transport import ObjectStoreTransport
+from srft_ray.sync.pieces import Rank
+from srft_ray.sync.transport import REPUBLISHER, ObjectStoreTransport
+from srft_ray.sync.versions import fingerprint_of
 from srft_ray.train.job import Batches, LeaveQuestion
 from srft_ray.train.provenance import Provenance, ProvenanceError
 
@@ -67,7 +69,8 @@ class SimulatedLearners:
         self.job = job
         self.coordinator = coordinator
         self.mailbox = mailbox
-        self.transport = ObjectStoreTransport(coordinator, job.rollout, generation)
+        self.generation = generation
+        self.hashes = [0] * job.setting.learners  # of the version that is being published
         self.provenance = Provenance(job.setting.staleness, float("inf"), torch.device("cpu"))
         self.records: list[StepRecord] = []
         self.after_step: Callable[[], None] = lambda: None
@@ -86,6 +89,15 @@ class SimulatedLearners:
         if self.failure:
             raise self.failure
 
+    def end(self) -> None:
+        """Has the coordinator answer what it still keeps waiting, and ends the threads that ask it."""
+        ray.get(self.coordinator.request_stop.remote("the simulation has ended"))
+        # Those that would publish again hear that other learners have started.
+        ray.get(self.coordinator.restart.remote(self.job.plan.steps))
+        for thread in threading.enumerate():
+            if thread.name == REPUBLISHER:
+                thread.join()
+
     def _run_rank(self, rank: int) -> None:
         try:
             self._train(rank)
@@ -98,7 +110,9 @@ class SimulatedLearners:
     def _train(self, rank: int) -> None:
         batches = Batches(self.mailbox.take(self.job.of_learner(rank)))
         leave = LeaveQuestion(self.coordinator, lambda: False)
-        self._publish(0, rank)
+        transport = ObjectStoreTransport(self.coordinator, self.job.rollout, self.generation)
+        transport.rank = Rank(rank, self.job.setting.learners)
+        self._publish(0, transport)
         started_at = time.time()
         for segment in self.job.plan.segments(0):
             share = segment.padded // self.job.setting.learners
@@ -110,7 +124,7 @@ class SimulatedLearners:
             time.sleep(self.job.learner_s)
             self.together.wait()
             learned_at = time.time()
-            published = self._publish(segment.step + 1, rank)
+            published = self._publish(segment.step + 1, transport)
             published_at = time.time() if published else 0.0
             if rank == 0:
                 taken = self.job.plan.position(segment.step + 1)
@@ -121,15 +135,19 @@ class SimulatedLearners:
                 self.after_step()
                 started_at = ended_at
 
-    def _publish(self, version: int, rank: int) -> bool:
+    def _publish(self, version: int, transport: ObjectStoreTransport) -> bool:
         """As `Publisher.publish`; whether somebody needs the version. Version 0 is the model itself."""
         if version == self.job.plan.steps:
             return False
-        if rank == 0:
-            tensor = torch.full((WEIGHT_BYTES // 4,), float(version))
-            weights = FingerprintedWeights(iter([("weights", tensor)] if version else ()))
-            self.transport.publish(version, weights, sender=True)
-            self.provenance.fingerprints[version] = weights.exhaust() if version else ""
+        tensor = torch.full((WEIGHT_BYTES // 4,), float(version))
+        weights = FingerprintedWeights(iter([("weights", tensor)] if version else ()), transport.rank)
+        is_sender = transport.rank.number == 0
+        transport.publish(version, weights, is_sender)
+        self.hashes[transport.rank.number] = weights.exhaust()
+        # Stands for the collective of `Provenance.published`.
+        self.together.wait()
+        if is_sender:
+            self.provenance.fingerprints[version] = fingerprint_of(sum(self.hashes)) if version else ""
         self.together.wait()
         return True
 

@@ -32,7 +32,7 @@ HEADS = (
 )
 CORE_GOAL, OVERHEAD_GOAL = 0.3, 0.05  # with 1,000 engines and 64 learners
 # Calls that are made so often per second, however long a step takes. All others belong to steps.
-BY_TIME = ("heartbeat", "leave_requested", "newest_version")
+BY_TIME = ("heartbeat", "leave_requested", "has_share")
 
 
 def write(runs: Sequence[SimulatedRun], compress: float, costs: Sequence[StreamCost], folder: Path) -> str:

@@ -165,8 +165,10 @@ def run_simulated(job: SimulatedJob, coordinator: Any) -> SimulatedRun:
             threading.Thread(target=_deliver, args=(blocks, mailbox), daemon=True).start()
         learners.run()
     admitted = [found for one in engine_hosts for found in ray.get(one.admitted.remote())]
-    for one in [*engine_hosts, coordinator]:
+    for one in engine_hosts:
         ray.kill(one)
+    learners.end()
+    ray.kill(coordinator)
     return summary(job, learners.records, observer, admitted)
 
 
