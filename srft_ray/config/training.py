@@ -140,6 +140,14 @@ class TrainerSection:
         may_change=True,
         least=0,
     )
+    async_checkpoints: bool = setting(
+        False,
+        "Whether training goes on while a checkpoint is written, from a copy in CPU memory: each learner's "
+        "share of the state (12 bytes of a parameter, divided by the learners), and the weights on the "
+        "first. It counts, and is recorded, when it is complete, some steps later. At most one is being "
+        "written: learners that stop, or reach the next one, wait for it.",
+        may_change=True,
+    )
     checkpoint_path: str | None = setting(
         None,
         "Directory or URI (s3://, gs://, …) that holds a folder of checkpoints named `run.name`; by default "

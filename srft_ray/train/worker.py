@@ -15,6 +15,7 @@ from srft_ray.observe.cost import step_cost
 from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
+from srft_ray.train.checkpoints import Checkpoints
 from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
@@ -66,7 +67,7 @@ class LearnerWorker:
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.step = self._resume()
-        self.saved = self.step
+        self.checkpoints = Checkpoints(job, self.saver, self.recorder, self.timeline, self.step)
 
     def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
         settings = self.job.learner
@@ -120,6 +121,7 @@ class LearnerWorker:
             # collective for one that has left.
             if self._leaving(groups is None):
                 return self.save(final=False)
+            self.checkpoints.settle(wait=False)
             # Rollouts of other weights are refused before they are trained on or counted.
             probe_difference = self.publisher.check(segment.step, groups)
             self.taken += segment.padded
@@ -132,7 +134,7 @@ class LearnerWorker:
         if stop < self.job.plan.steps:
             # The stream of a very long run ends here; the next start goes on from this checkpoint.
             return self.save(final=False)
-        if self.step > self.saved:
+        if self.step > self.checkpoints.saved:
             return self.save(final=True, finished=True)
         return self.saver.finish(self.step)
 
@@ -184,8 +186,7 @@ class LearnerWorker:
             "publish": (learned, published),
         }
         self.timeline.step(step, phases | {"record": (published, time.perf_counter())}, groups)
-        if self._checkpoint_is_due():
-            self.save(final=False)
+        self.checkpoints.save_if_due(self.step)
 
     def _learn(self, step: int, groups: list[Group], stage: Stage) -> dict[str, float]:
         """Updates the policy, or skips a step that is not finite; returns its metrics, equal on all ranks.
@@ -213,30 +214,10 @@ class LearnerWorker:
         """Of the policy that is trained: that of sampling, or 1 where nothing is sampled."""
         return self.job.rollout.temperature if stage.algorithm.uses_rollouts else 1.0
 
-    def _checkpoint_is_due(self) -> bool:
-        """Whether a checkpoint follows the step just done; that of the last step is written by `run`."""
-        every = self.job.trainer.checkpoint_every
-        return every > 0 and self.step % every == 0 and self.step < self.job.trainer.steps
-
     def save(self, final: bool, finished: bool = False) -> None:
-        """Writes a checkpoint of the steps done so far unless there is one; a collective.
-
-        Args:
-            final: there will be no other checkpoint, so that a failure ends the run.
-            finished: the run is complete, its last evaluation included.
-        """
-        if self.step > self.saved:
-            about = {
-                "run_id": self.job.run_id,
-                "policy_version": self.step,
-                "position": self.job.plan.position(self.step),
-                "dtype": self.job.dtype,
-                "finished": finished,
-            }
-            with self.timeline.phase("checkpoint", self.step - 1):
-                if self.saver.save(self.step, final, about):
-                    self.saved = self.step
-                    self.recorder.checkpoint(self.step, self.job.store.address(self.step))
+        """Writes a checkpoint of the steps done so far unless there is one (`Checkpoints.save`)."""
+        self.checkpoints.save(self.step, final, finished)
 
     def close(self) -> None:
+        self.checkpoints.close()
         self.recorder.close()
