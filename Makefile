@@ -17,7 +17,8 @@ worlds: cpu
 
 test: cpu
 	$(BIN)/python -m pytest -n 2 tests/unit -m "not full and not gpu"
-	$(BIN)/python -m pytest tests/distributed tests/browser tests/ray -m "not full and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/distributed -m "not full and not gpu"
+	$(BIN)/python -m pytest tests/processes tests/browser tests/ray -m "not full and not gpu"
 
 test-full: cpu
 	$(BIN)/python -m pytest tests -m "not gpu"

@@ -1,6 +1,7 @@
 """Algorithms, and the vocabulary they are composed of. Imports torch and the standard library only."""
 
 from algorithms import credit, losses, regularizers, schedules, selections, weights
+from algorithms.adaback import AdaBack
 from algorithms.base import Algorithm, Stage
 from algorithms.batch import Batch, PolicyOutput
 from algorithms.c3po import C3PO
@@ -12,6 +13,7 @@ from algorithms.dapo import DAPO
 from algorithms.dft import DFT
 from algorithms.dgro import DGRO, OPMD
 from algorithms.dr_grpo import DrGRPO
+from algorithms.exgrpo import ExGRPO
 from algorithms.grpo import GRPO
 from algorithms.gspo import GSPO
 from algorithms.guided import R3, TRAPO, GuidedGRPO
@@ -25,6 +27,7 @@ from algorithms.lite_ppo import LitePPO
 from algorithms.luffy import LUFFY
 from algorithms.pods import PODS
 from algorithms.pope import POPE
+from algorithms.ppo import PPO
 from algorithms.preference import DPO
 from algorithms.preference_variants import IPO, SimPO
 from algorithms.prefix_rft import PrefixRFT
@@ -93,6 +96,8 @@ REGISTRY: dict[str, type[Algorithm]] = {
         T1,
         SRPO,
         PrioritizedGRPO,
+        ExGRPO,
+        PPO,
         OnPolicyDistillation,
         DPO,
         IPO,
@@ -117,6 +122,7 @@ REGISTRY: dict[str, type[Algorithm]] = {
         R3,
         GuidedGRPO,
         POPE,
+        AdaBack,
         TRAPO,
     )
 }

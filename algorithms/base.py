@@ -6,7 +6,6 @@ first forward pass, and the update does not depend on how its sequences are spli
 ranks.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from algorithms import selections
 from algorithms.batch import Batch, PolicyOutput
+from algorithms.hooks import Hooks
 from algorithms.settings import AS_THE_RUN, Schedule, check_settings
-from algorithms.term import PerToken, Term
-from algorithms.types import Completion, Group, SequenceRecord, Visit
+from algorithms.term import Term
+from algorithms.types import Completion, Group, SequenceRecord
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Stage:
     schedule: Schedule = AS_THE_RUN
 
 
-class Algorithm:
+class Algorithm(Hooks):
     """Base class of all algorithms.
 
     A subclass is a dataclass whose fields are its settings, in YAML the keys beside `algorithm.name`.
@@ -46,6 +46,8 @@ class Algorithm:
         buffer_size: how many groups that `buffers` chose make an update of their own; 0: there is none.
         buffer_lr: learning rate of these updates; None: that of the step.
         max_refills: how many groups without signal may be discarded for one place in a step.
+        uses_critic: a second model gives tokens their advantages (`token_advantages`) and learns (`critic`).
+        replay_age: how many steps a correct rollout may be replayed after its own; 0: none is.
     """
 
     name: ClassVar[str]
@@ -54,9 +56,11 @@ class Algorithm:
     uses_demonstrations: ClassVar[bool] = True
     min_rollouts: ClassVar[int] = 1
     uses_history: ClassVar[bool] = False
+    uses_critic: ClassVar[bool] = False
     max_refills: int = 0
     buffer_size: int = 0
     buffer_lr: float | None = None
+    replay_age: int = 0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -93,6 +97,14 @@ class Algorithm:
         """Whether the completion enters the update; called after `advantages`."""
         return True
 
+    def assign_credit(self, group: Group) -> None:
+        """Gives the completions of the group their advantages, and says which are trained on."""
+        for completion, advantage in zip(group.completions, self.advantages(group), strict=True):
+            completion.advantage = advantage
+        # What is trained on may depend on the advantages of the whole group, so these come first.
+        for completion in group.completions:
+            completion.trained = self.trains_on(group, completion)
+
     def sequence_values(self, records: Sequence[SequenceRecord]) -> Mapping[str, Sequence[float]]:
         """Figures of each sequence that depend on other sequences, such as the mean reward of the step.
 
@@ -102,15 +114,6 @@ class Algorithm:
         it is called again before each update, with the log-probs of that update. It must be pure: every rank
         calls it with the same records.
         """
-        return {}
-
-    @property
-    def score(self) -> PerToken:
-        """What ranks the rollout tokens of an update, float (B, T), if a term needs "token_scores"."""
-        raise NotImplementedError(f"{type(self).__name__} does not define score")
-
-    def cutoffs(self, scores: Tensor) -> Mapping[str, float]:
-        """Values of all sequences that follow from the scores of all rollout tokens of the update, (N,)."""
         return {}
 
     def buffers(self, group: Group) -> bool:
@@ -124,26 +127,12 @@ class Algorithm:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define buffered")
 
-    def has_signal(self, group: Group) -> bool:
-        """False: another group takes the place of this one, up to `max_refills` times."""
-        return True
+    def critic(self) -> "Algorithm":
+        """What is minimised for the critic, after each update of the policy and on its sequences.
 
-    def keeps(self, visits: Sequence[Visit], step: int, rng: random.Random) -> bool:
-        """False: another prompt takes the place of the one with these visits, which is not sampled.
-
-        Called if `uses_history`. `visits` are the newest of the prompt, oldest first, and end more than
-        rollout.max_staleness steps before `step`, which is the run's, as that of a visit is. If none of the
-        prompts that are tried for a place is kept, the first of them is trained on.
+        Its terms see `PolicyOutput.values_BT`, and log-probs and entropies of 0.
         """
-        return True
-
-    def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
-        """How many tokens of the group's first demonstration rollout `sample` starts with.
-
-        `step` counts from the first step of the stage. At least one token is always sampled: of the
-        demonstration, at most max_new_tokens - 1 tokens are used.
-        """
-        return 0
+        raise NotImplementedError(f"{type(self).__name__} does not define critic")
 
     def reference_rate(self, step: int) -> float:
         """How far the reference model moves towards the policy before a step: 0 it stays, 1 it becomes it.

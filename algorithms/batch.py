@@ -15,7 +15,7 @@ class Batch:
     """The data of a micro-batch: B sequences with T response positions.
 
     Attributes:
-        mask_BT: bool, True at response tokens.
+        mask_BT: bool, True at response tokens, but for those that an environment wrote.
         is_demo_B: bool.
         rewards_B, advantages_B: float.
         behavior_logprobs_BT: log-probs by the policy that generated the tokens, in nats; 0 for
@@ -24,6 +24,10 @@ class Batch:
         max_new_tokens: the most tokens that a response may have.
         is_prefix_BT: bool, True at tokens of a rollout that come from a demonstration; None: there are none.
         values: figures of each sequence by name, float (B,), as `Algorithm.sequence_values` gives them.
+        is_replay_B: bool, True for rollouts of earlier steps; None: there are none.
+        token_advantages_BT: the advantage of each token, from a critic; None: there is no critic, as below.
+        returns_BT: what the critic's value of the state before each token is to be.
+        old_values_BT: these values before the first update of the step.
     """
 
     mask_BT: Tensor
@@ -35,6 +39,15 @@ class Batch:
     max_new_tokens: int = 0
     is_prefix_BT: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    is_replay_B: Tensor | None = None
+    token_advantages_BT: Tensor | None = None
+    returns_BT: Tensor | None = None
+    old_values_BT: Tensor | None = None
+
+    @property
+    def advantages_BT(self) -> Tensor:
+        """The advantage of each token (B, T), or that of its sequence (B, 1)."""
+        return self.advantages_B[:, None] if self.token_advantages_BT is None else self.token_advantages_BT
 
     def value_B1(self, name: str) -> Tensor:
         """A figure of each sequence. Raises ValueError if `Algorithm.sequence_values` gives none."""
@@ -62,6 +75,7 @@ class PolicyOutput:
             gradient, if a term needs "reference_kl".
         teacher_kl_BT: the same to the policy itself, without gradient, after it has seen a demonstration of
             the prompt, if a term needs "teacher_kl".
+        values_BT: the critic's value of the state before each token, with gradient, in the critic's loss.
     """
 
     logprobs_BT: Tensor
@@ -71,6 +85,7 @@ class PolicyOutput:
     mean_entropy: Tensor | None = None
     reference_kl_BT: Tensor | None = None
     teacher_kl_BT: Tensor | None = None
+    values_BT: Tensor | None = None
 
     @property
     def old_BT(self) -> Tensor:
@@ -109,4 +124,5 @@ class PolicyOutput:
             reference_logprobs_BT=keep(self.reference_logprobs_BT),
             reference_kl_BT=keep(self.reference_kl_BT),
             teacher_kl_BT=keep(self.teacher_kl_BT),
+            values_BT=keep(self.values_BT),
         )

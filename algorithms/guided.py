@@ -33,8 +33,8 @@ class GuidedGRPO(HintedGRPO):
 
     The length of the part is uniform on [shortest, longest] · |y*|, and only sampled tokens are trained on.
     It is what POPE and AdaBack have in common. POPE gives prefixes only to prompts whose rollouts all failed
-    before (`pope`) and chooses the length that helps; AdaBack searches that length by bisection for each
-    prompt. The share of guided rollouts and the lengths are choices.
+    before (`pope`) and chooses the length that helps; AdaBack (`adaback`) searches that length by bisection
+    for each prompt. The share of guided rollouts and the lengths are choices.
     """
 
     name: ClassVar[str] = "grpo_guided"

@@ -73,6 +73,13 @@ def ratio(old: Old = "learner") -> PerToken:
 
 
 @labelled
+def shaped_ratio(gamma: float, old: Old = "learner") -> PerToken:
+    """w/(w+γ), w = π/π_old: policy shaping of ExGRPO (arXiv 2510.02245)."""
+    surrogate = ratio(old)
+    return lambda batch, policy: 1 / (1 + gamma / surrogate(batch, policy))
+
+
+@labelled
 def sequence_ratio(old: Old = "learner") -> PerToken:
     """sg(s)·π/sg(π), s = exp(mean_t log π/π_old): the token form of GSPO (arXiv 2507.18071)."""
     log = log_ratio(old)
@@ -129,7 +136,7 @@ def minimize(surrogate: PerToken) -> PerToken:
 @labelled
 def advantage_weighted(surrogate: PerToken) -> PerToken:
     """-Â · surrogate."""
-    return lambda batch, policy: -batch.advantages_B[:, None] * surrogate(batch, policy)
+    return lambda batch, policy: -batch.advantages_BT * surrogate(batch, policy)
 
 
 @labelled
@@ -144,11 +151,11 @@ def clipped(
 
     def loss(batch: Batch, policy: PolicyOutput) -> Tensor:
         ratio_BT = surrogate(batch, policy)
-        advantages_B1 = batch.advantages_B[:, None]
-        loss_BT = -torch.minimum(ratio_BT * advantages_B1, ratio_BT.clamp(low, high) * advantages_B1)
+        advantages_BT = batch.advantages_BT
+        loss_BT = -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(low, high) * advantages_BT)
         if dual_clip is None:
             return loss_BT
-        return torch.where(advantages_B1 < 0, torch.minimum(loss_BT, -dual_clip * advantages_B1), loss_BT)
+        return torch.where(advantages_BT < 0, torch.minimum(loss_BT, -dual_clip * advantages_BT), loss_BT)
 
     return loss
 
@@ -162,12 +169,12 @@ def is_clipped(
 
     def share(batch: Batch, policy: PolicyOutput) -> Tensor:
         ratio_BT = surrogate(batch, policy).detach()
-        advantages_B1 = batch.advantages_B[:, None]
-        above_BT = (advantages_B1 > 0) & (ratio_BT > high)
-        below_BT = (advantages_B1 < 0) & (ratio_BT < low)
+        advantages_BT = batch.advantages_BT
+        above_BT = (advantages_BT > 0) & (ratio_BT > high)
+        below_BT = (advantages_BT < 0) & (ratio_BT < low)
         clipped_BT = above_BT | below_BT
         if dual_clip is not None:
-            clipped_BT |= (advantages_B1 < 0) & (ratio_BT > dual_clip)
+            clipped_BT |= (advantages_BT < 0) & (ratio_BT > dual_clip)
         return clipped_BT.to(ratio_BT.dtype)
 
     return share

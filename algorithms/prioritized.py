@@ -28,7 +28,8 @@ class PrioritizedGRPO(GRPO):
     least_probability: float = limited(0.05, least=0, most=1)
 
     def keeps(self, visits: Sequence[Visit], step: int, rng: random.Random) -> bool:
-        if not visits:
+        rollouts = sum(visit.rollouts for visit in visits)
+        if not rollouts:
             return True
-        success = sum(visit.correct for visit in visits) / sum(visit.rollouts for visit in visits)
+        success = sum(visit.correct for visit in visits) / rollouts
         return rng.random() < max(1 - success, self.least_probability)

@@ -16,8 +16,16 @@ def demonstrations(batch: Batch) -> Tensor:
     return batch.mask_BT & batch.is_demo_B[:, None]
 
 
+def replays(batch: Batch) -> Tensor:
+    """Rollouts of earlier steps."""
+    if batch.is_replay_B is None:
+        return batch.mask_BT & False
+    return batch.mask_BT & batch.is_replay_B[:, None]
+
+
 def rollouts(batch: Batch) -> Tensor:
-    return batch.mask_BT & ~batch.is_demo_B[:, None]
+    """Rollouts of the step."""
+    return batch.mask_BT & ~batch.is_demo_B[:, None] & ~replays(batch)
 
 
 @labelled

@@ -34,7 +34,7 @@ class SRPO(GRPO):
 
     def keeps(self, visits: Sequence[Visit], step: int, rng: random.Random) -> bool:
         last = visits[-1] if visits else None
-        solved = last is not None and last.correct == last.rollouts
+        solved = last is not None and 0 < last.rollouts == last.correct
         if not solved:
             return True
         return self.revisit_after is not None and step - last.step >= self.revisit_after

@@ -35,7 +35,7 @@ RESERVED_METRICS = frozenset(
         *("loss", "count", "weight", "selected", "metrics"),
         *("entropy", "tokens", "ratio", "parity"),
         *("reward", "length", "staleness", "groups", "verdict"),
-        *("time", "utilization", "publications", "queue", "eval", "steps", "buffer"),
+        *("time", "utilization", "publications", "queue", "eval", "steps", "buffer", "replay", "critic"),
     ]
 )
 

@@ -50,6 +50,14 @@ class TwoStage(Algorithm):
         return self.first.uses_history or self.second.uses_history
 
     @property
+    def uses_critic(self) -> bool:  # type: ignore[override]
+        return self.first.uses_critic or self.second.uses_critic
+
+    @property
+    def replay_age(self) -> int:  # type: ignore[override]
+        return max(self.first.replay_age, self.second.replay_age)
+
+    @property
     def needs(self) -> frozenset[str]:
         return self.first.needs | self.second.needs
 

@@ -9,11 +9,11 @@ CORRECT_ABOVE = 0.5  # a rollout with a reward above it counts as correct
 
 @dataclass
 class Completion:
-    """One sequence that answers a prompt: a rollout of the policy or a demonstration.
+    """One sequence that answers a prompt: a rollout of the policy, a demonstration, or a replay.
 
     Attributes:
         sample: its number within the group.
-        origin: rollout or demo.
+        origin: rollout, demo, or replay: a rollout of an earlier step, which is trained on again.
         ids: response token ids, the end-of-sequence token included unless the response was truncated.
         logprobs: the engine's log-probability of each id at the sampling temperature, in nats; None for
             demonstrations.
@@ -23,6 +23,8 @@ class Completion:
         reason: how the verifier came to its verdict, in a few words; may be empty.
         prefix: how many of the first ids come from the group's demonstration. The engine has no log-probs of
             them, and `logprobs` is 0 there.
+        observed: half-open spans of `ids`, in order, that an environment wrote. They are context: nothing is
+            computed of them, and `logprobs` is 0 there.
         trained: whether it enters the update (`Algorithm.trains_on`).
         measured: what the update used of each token, for the ledger; empty unless it is recorded.
     """
@@ -41,8 +43,14 @@ class Completion:
     reason: str = ""
     advantage: float = 0.0
     prefix: int = 0
+    observed: Sequence[tuple[int, int]] = ()
     trained: bool = True
     measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def written(self) -> int:
+        """How many of its tokens no environment wrote."""
+        return len(self.ids) - sum(end - first for first, end in self.observed)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class SequenceRecord:
 
     Attributes:
         update: the number of the update that its group belongs to, from 0.
-        length: response tokens, those of a prefix included.
+        length: response tokens, those of a prefix included, those that an environment wrote left out.
         trained: whether it enters the update.
         logprob, reference_logprob: log π(y|x) in nats, the sum over its tokens, by the policy before the
             update and by the reference; 0 where a term does not need them, and in other updates.
@@ -75,18 +83,24 @@ class Visit:
     """What happened to a prompt in an earlier step, in which rollouts of it entered the update.
 
     Attributes:
-        rollouts: how many of them did, at least one; those that continue a demonstration are left out.
+        rollouts: how many of them did; those that continue a demonstration are left out.
         correct: how many of these had a reward above `CORRECT_ABOVE`.
+        prefixed: how many rollouts that continue a demonstration entered the update.
+        prefixed_correct: how many of these were correct.
+        prefix: the longest prefix of these, in tokens.
     """
 
     step: int
     rollouts: int
     correct: int
+    prefixed: int = 0
+    prefixed_correct: int = 0
+    prefix: int = 0
 
     @property
     def pass_rate(self) -> float:
-        """0 to 1."""
-        return self.correct / self.rollouts
+        """Of the rollouts that continue no demonstration, 0 to 1; 0 without any."""
+        return self.correct / max(1, self.rollouts)
 
 
 @dataclass
@@ -109,6 +123,7 @@ class Group:
         row: number of the prompt among the prepared rows; -1 if it is not known.
         visits: the newest visits of the prompt, oldest first, if its algorithm uses the history.
         passed_over: how many prompts the algorithm did not keep for this place before it kept this one.
+        replays: whether a correct rollout of an earlier visit joins its completions before it is trained on.
     """
 
     step: int
@@ -133,6 +148,7 @@ class Group:
     row: int = -1
     visits: tuple[Visit, ...] = ()
     passed_over: int = 0
+    replays: bool = False
 
     @property
     def rewards(self) -> list[float]:

@@ -33,6 +33,8 @@ USES = {
     "t1": "Long runs that a fixed reference would hold back.",
     "srpo": "Many epochs over prompts of which the policy comes to solve most.",
     "grpo_prioritized": "As SRPO, where solved prompts should return now and then.",
+    "exgrpo": "Prompts that are solved now and then: each success is used more than once.",
+    "ppo": "Credit for single tokens, with the memory and time of a second model; one rollout is enough.",
     "distill": "A better model with the same vocabulary as a teacher.",
     "dpo": "Pairs instead of a policy gradient, near a reference; after SFT.",
     "ipo": "DPO on pairs that are certain, where its margin would grow without limit.",
@@ -57,5 +59,6 @@ USES = {
     "r3": "As UFT, if hints of all lengths should stay.",
     "grpo_guided": "Hard prompts: some rollouts start on the way to the solution.",
     "pope": "Demonstrations only where the policy fails without them.",
+    "adaback": "Chains of reasoning so long that the policy never reaches a correct end by itself.",
     "trapo": "As Prefix-RFT, with SFT on the prefix that does not force improbable tokens.",
 }

@@ -9,6 +9,9 @@ cache. Linux only. It prints figures in MiB beside their limits:
 - loading: 1.25 times the rank's share of the weights, and the largest parameter;
 - publication: one piece of the weights, and the largest parameter, which is gathered;
 - checkpoint: two pieces, and the largest parameter.
+
+It also prints for how many seconds a checkpoint keeps the learners from training, written at once and in the
+background, where the copy of the state takes memory of its own.
 """
 
 import argparse
@@ -82,9 +85,10 @@ def measure(rank: int, ranks: int, port: int, folder: str, dtype: str) -> None:
 
     from srft_ray.config.schema import ModelSection
     from srft_ray.config.training import LearnerSection, TrainerSection
-    from srft_ray.sync.transport import chunks
     from srft_ray.train import saving
+    from srft_ray.train.background_saving import BackgroundSaver
     from srft_ray.train.checkpoint import CheckpointStore
+    from srft_ray.train.chunks import chunks
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.deepspeed_loading import load_for_learner
     from tests.conftest import make_tokenizer
@@ -94,7 +98,13 @@ def measure(rank: int, ranks: int, port: int, folder: str, dtype: str) -> None:
     saving.PIECE_BYTES = PIECE_MB * 2**20
     section = ModelSection(folder)
     figures = {}
-    print(f"rank {rank} begins", flush=True)
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        if rank == 0:
+            print(f"{time.monotonic() - began:.0f} s: {what}", flush=True)
+
+    say("loading")
     figures["loading"], model = peak_of(lambda: load_for_learner(section, learner, number_format))
     figures["optimizer"], engine = peak_of(lambda: DeepSpeedEngine(model, learner, number_format))
 
@@ -102,14 +112,31 @@ def measure(rank: int, ranks: int, port: int, folder: str, dtype: str) -> None:
         for _ in chunks(engine.weights(), saving.PIECE_BYTES, lambda _: rank == 0):
             pass
 
+    say("publication")
     figures["publication"], _ = peak_of(publish)
+    say("the first update, without tokens")
     engine._create_optimizer_state()
     out = Path(folder, "run")
     out.mkdir(exist_ok=True)
     store = CheckpointStore(fs.LocalFileSystem(), str(out / "checkpoints"), out)
     saver = saving.Saver(store, TrainerSection(), engine, model, make_tokenizer())
+    say("checkpoint")
+    started = time.monotonic()
     figures["checkpoint"], saved = peak_of(lambda: saver.save(1, final=False, about={}))
+    figures["checkpoint, seconds"] = time.monotonic() - started
     assert saved
+    say("checkpoint in the background")
+    background = BackgroundSaver(saver, learner.timeout_s)
+
+    def begin() -> None:
+        started = time.monotonic()
+        background.begin(2, {})
+        figures["background, seconds that it keeps"] = time.monotonic() - started
+        assert background.settle(wait=True) == 2
+        figures["background, seconds until it is complete"] = time.monotonic() - started
+
+    figures["background"], _ = peak_of(begin)
+    say("done")
     every: list[dict[str, float]] = [{}] * ranks
     dist.all_gather_object(every, figures)
     if rank == 0:
@@ -144,7 +171,7 @@ def main() -> None:
     print(f"share of the weights {share:.0f}, largest parameter {whole:.0f}, piece {PIECE_MB}")
     for name, peak in figures.items():
         limit = f" (limit {limits[name]:.0f})" if name in limits else ""
-        print(f"{name}: {peak:.0f}{limit}")
+        print(f"{name}: {peak:.1f}{limit}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Tokens/s of the library's rollouts, divided by those of bare vLLM on the same prompts with the same seeds.
 
-    python benchmarks/rollout_efficiency.py [--repeats 3]
+    python benchmarks/rollout_efficiency.py [--repeats 5]
 
 The time of the library includes Ray Data, the coordinator, verification and credit. Both engines run with one
-thread and have all sequences in flight at once. Prints the ratio; start-up and warm-up are not counted.
+thread and have all sequences in flight at once. Prints the ratio, also with verifiers that take 50 ms for
+each response and are as many as that needs; start-up and warm-up are not counted.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -25,12 +27,14 @@ from srft_ray.run.trainer import stream_source
 from srft_ray.sync.coordinator import Coordinator
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOW = {"path": str(ROOT / "benchmarks/slow_verifier.py:verify"), "num_workers": 64, "memory_mb": 256}
 
 
-def benchmark_config(folder: str, steps: int, groups: int):
+def benchmark_config(folder: str, steps: int, groups: int, verifier: dict):
     return make_config(
         {
             "run": {"name": "rollouts", "dir": folder},
+            "verifier": verifier,
             "model": {"path": str(ROOT / "examples/tiny/base"), "max_length": 256},
             "data": {"format": "tasks", "path": "sums", "size": 1024},
             "rollout": {"num_rollouts": 8, "max_new_tokens": 96, "max_staleness": steps},
@@ -91,32 +95,37 @@ def pipeline(prepared, warm_up_steps):
     return tokens / seconds, counted
 
 
+def compare(prepared: dict[str, Any]) -> dict[str, float]:
+    """The ratio with each verifier, measured one after the other, and the figures behind it printed."""
+    measured = {name: pipeline(of_verifier, 0) for name, of_verifier in prepared.items()}
+    _, groups = measured["fast"]
+    requests = [(g, c) for g in groups for c in g.rollouts]
+    config = prepared["fast"].resolved.config
+    seeds = [sequence_seed(config.run.seed, g, c.sample) for g, c in requests]
+    [bare] = ray.get(bare_vllm.remote(config, [g.prompt_ids for g, _ in requests], seeds, 64, 1))
+    ratios = {name: rate / bare for name, (rate, _) in measured.items()}
+    parts = [f"{name} verifier {rate:,.0f} ({ratios[name]:.2f})" for name, (rate, _) in measured.items()]
+    print(f"tokens/s: bare vLLM {bare:,.0f}, {', '.join(parts)}; {len(requests)} sequences", flush=True)
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of both (default %(default)s)")
-    repeats = parser.parse_args().repeats
-    ratios = []
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of all (default %(default)s)")
+    parser.add_argument("--groups", type=int, default=384, help="prompts (default %(default)s)")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = benchmark_config(folder, steps=1, groups=384)
-        prepared = prepare_run(resolve(config))
+        prepared = {}
+        for name, verifier in (("fast", {}), ("slow", SLOW)):
+            config = benchmark_config(f"{folder}/{name}", 1, arguments.groups, verifier)
+            prepared[name] = prepare_run(resolve(config))
         start_ray(config.cluster, 6)
-        for _ in range(repeats):
-            rate, groups = pipeline(prepared, 0)
-            requests = [(g, c) for g in groups for c in g.rollouts]
-            seeds = [sequence_seed(config.run.seed, g, c.sample) for g, c in requests]
-            bare = statistics.median(
-                ray.get(bare_vllm.remote(config, [g.prompt_ids for g, _ in requests], seeds, 64, 1))
-            )
-            ratios.append(rate / bare)
-            print(
-                f"pipeline {rate:,.0f} tokens/s, bare vLLM {bare:,.0f} tokens/s, ratio {rate / bare:.2f} "
-                f"({len(requests)} sequences)",
-                flush=True,
-            )
+        ratios = [compare(prepared) for _ in range(arguments.repeats)]
         ray.shutdown()
-    print(f"median ratio {statistics.median(ratios):.2f}")
+    for name in prepared:
+        print(f"median ratio, {name} verifier: {statistics.median(ratio[name] for ratio in ratios):.2f}")
 
 
 if __name__ == "__main__":

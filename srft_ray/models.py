@@ -33,11 +33,12 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).expanduser().exists()
 
 
-def load_model_config(section: ModelSection, key: str = "model.path") -> Any:
+def load_model_config(section: ModelSection, key: str = "model.path", needs_weights: bool = True) -> Any:
     """The model's own configuration.
 
     Args:
         key: the config key that named the model, for messages.
+        needs_weights: whether a directory without weights is refused.
 
     Raises:
         UserError: the directory is missing or holds no model, or model.max_length is above the model's
@@ -62,7 +63,7 @@ def load_model_config(section: ModelSection, key: str = "model.path") -> Any:
     except Exception as error:
         raise UserError(f"{key} {name} cannot be read as a model: {first_line(error)}.") from error
     require(
-        not local or any(path.glob("*.safetensors")),
+        not (local and needs_weights) or any(path.glob("*.safetensors")),
         f"{key} {name} has a config.json but no weights in safetensors format.",
     )
     longest = getattr(model, "max_position_embeddings", None) or section.max_length
@@ -122,7 +123,7 @@ def shapes_only(section: ModelSection) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_model_config(section))
+        return AutoModelForCausalLM.from_config(load_model_config(section, needs_weights=False))
 
 
 def count_parameters(section: ModelSection) -> int:

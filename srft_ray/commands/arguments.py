@@ -60,7 +60,7 @@ def add_overrides(command: argparse.ArgumentParser, text: str) -> None:
 def add_option(
     command: argparse.ArgumentParser,
     name: str,
-    default: str | int | None,
+    default: str | int | float | None,
     text: str,
     kind: type | None = None,
 ) -> None:
@@ -71,7 +71,7 @@ def add_option(
     if default is not None:
         text = f"{text} (default %(default)s)"
     kind = kind or type(default or "")
-    metavar = "N" if kind is int else "LIST"
+    metavar = {int: "N", float: "X"}.get(kind, "LIST")
     command.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
 
 

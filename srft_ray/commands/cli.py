@@ -15,16 +15,15 @@ from srft_ray.commands.arguments import (
     EVALUATION_OPTIONS,
     add_command,
     add_config_command,
-    add_option,
     add_overrides,
     evaluation_config,
-    whole_numbers,
 )
 from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.commands.compare_cli import add_compare
 from srft_ray.commands.export import add_export
 from srft_ray.commands.merge import add_merge
 from srft_ray.commands.report import add_report
+from srft_ray.commands.scale_cli import add_scale
 from srft_ray.commands.timeline import add_timeline
 from srft_ray.commands.trace import add_trace
 from srft_ray.config.load import load_config
@@ -88,20 +87,6 @@ def parser() -> argparse.ArgumentParser:
 
 def add_train(commands: Any) -> None:
     add_config_command(commands, "train", train, "train a model as the config says")
-
-
-def add_scale(commands: Any) -> None:
-    text = (
-        "measure the step time for several numbers of engines and learners; predict the best split of devices"
-    )
-    command = add_config_command(commands, "scale", scale, text)
-    add_option(command, "--engines", "1,2", "numbers of vLLM engines, separated by commas")
-    add_option(command, "--learners", "1,2", "numbers of learners, separated by commas")
-    levels = "values of rollout.max_staleness in versions, separated by commas (default that of the config)"
-    add_option(command, "--staleness", None, levels)
-    add_option(command, "--steps", 12, "training steps of each run")
-    devices = "devices to split between engines and learners (default the largest number that a run used)"
-    add_option(command, "--devices", None, devices, kind=int)
 
 
 def add_plan(commands: Any) -> None:
@@ -177,19 +162,6 @@ def train(options: argparse.Namespace) -> int:
         f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; "
         f"plots in {result.run_dir / 'plots'}"
     )
-    return SUCCESS
-
-
-def scale(options: argparse.Namespace) -> int:
-    from srft_ray.commands.scale import scale as run
-
-    engines = whole_numbers("--engines", options.engines, least=1)
-    learners = whole_numbers("--learners", options.learners, least=1)
-    staleness = None
-    if options.staleness is not None:
-        staleness = whole_numbers("--staleness", options.staleness, least=0)
-    config = load_config(options.config, options.overrides)
-    print(f"\n{run(config, engines, learners, staleness, options.steps, options.devices)}")
     return SUCCESS
 
 

@@ -36,21 +36,19 @@ PROPERTIES = """## Properties
   others are on-policy in the first update only.
 - **step**: a term looks at all sequences of the step: their rewards and lengths, or also their log-probs,
   which costs one more forward pass for each update.
-- **history**: prompts are chosen by what happened to them in earlier steps; a checkpoint holds it.
+- **history**: prompts are chosen by what happened to them in earlier steps; a checkpoint holds it. With
+  "replay", it also holds rollouts of these steps, which every learner keeps in memory.
 - **refills**: groups from which nothing can be learned are replaced.
+- **critic**: a second model is trained, which costs about the memory and time of the policy's training.
 
-No algorithm has a critic.
-
-| name | rollouts | demonstrations | prefix | reference | π_old | step | history | refills \
+| name | rollouts | demonstrations | prefix | reference | π_old | step | history | refills | critic \
 | when to use it |
-|---|---|---|---|---|---|---|---|---|---|"""
+|---|---|---|---|---|---|---|---|---|---|---|"""
 ABSENT = """## Not here, and why
 
 | method | reason |
 |---|---|
-| ExGRPO | responses of earlier steps are not trained on again |
-| AdaBack's bisection | the history does not hold the lengths of prefixes |
-| PPO, VAPO | there is no critic |
+| VAPO (arXiv 2504.05118) | the critic is not trained alone at first, and λ is one number for all lengths |
 | SASR (arXiv 2505.13026) | its switch needs the last gradient norm; the formula is known from memory only |
 | BRIDGE (arXiv 2509.06948), SD-LoRA (arXiv 2501.13198) | two groups of parameters: adapters are not trained \
 apart |
@@ -58,7 +56,7 @@ apart |
 | load-balancing and router losses of mixture-of-experts models | no such model is trained here |
 | latent variables for RL (arXiv 2212.08765) | it represents a transition model, and text has none |
 | several data sets in one step (CHORD's own SFT set, stages with data of their own) | one stream of prompts |
-| advantages and rewards of each token | verifiers judge whole responses |
+| rewards of each token | verifiers judge whole responses |
 """
 TERMS = "| algorithm | term | tokens | loss | weight | divided by |\n|---|---|---|---|---|---|"
 
@@ -112,8 +110,9 @@ def _properties_row(algorithm: Algorithm) -> str:
         _yes(algorithm.uses_reference),
         _yes(any("ratio(" in label for label in labels)),
         step,
-        _yes(algorithm.uses_history),
+        "replay" if algorithm.replay_age else _yes(algorithm.uses_history),
         _yes(any(method.max_refills for method in methods)),
+        _yes(algorithm.uses_critic),
     )
     return _row(f"`{algorithm.name}`", *cells, USES[algorithm.name])
 

@@ -2,26 +2,31 @@
 
 import math
 import os
+from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 
 from algorithms import Algorithm, Stage
-from srft_ray.commands.plan_time import parameter_bytes, sequences, time_lines
+from srft_ray.commands.plan_memory import memory_lines
+from srft_ray.commands.plan_time import sequences, time_lines
 from srft_ray.config.load import to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schedule import stage_size
 from srft_ray.config.schema import Config
 from srft_ray.data.rows import read_rows
 from srft_ray.errors import require
-from srft_ray.models import count_parameters, is_local
+from srft_ray.models import is_local
 from srft_ray.run.cluster import cluster_address
-from srft_ray.run.placement import choose_placement, demand
+from srft_ray.run.device_memory import device_memory
+from srft_ray.run.memory import GIB
+from srft_ray.run.memory_check import check_memory, model_shape, with_changes
+from srft_ray.run.model_shape import ModelShape
+from srft_ray.run.placement import Placement, choose_placement, demand, recomputes_activations
 from srft_ray.run.preflight import check_installation, plan_stream, prepare_run
-from srft_ray.train.lora import count_adapter_parameters
 
-GIB = 2**30
-GRADIENT_BYTES = 4  # of a parameter, also where the weights are bfloat16
+ELSEWHERE = "is not on this machine"
+WITHOUT_WEIGHTS = "has no weights"
 INDENT = " " * 14  # the width of the first column of the text
 
 
@@ -29,7 +34,7 @@ def describe(config: Config) -> str:
     """The resolved config, its placement, and tokens, memory and time per step, as text.
 
     It is noted in the text, and is no error, if a model that is named by its hub id is not on this machine,
-    or if this machine lacks the GPUs.
+    if its directory has no weights, or if this machine lacks the GPUs.
 
     Raises:
         UserError: everything else that `train` would refuse.
@@ -37,30 +42,32 @@ def describe(config: Config) -> str:
     resolved = resolve(config)
     config = resolved.config
     check_installation(config)
-    parameters = config.model.num_parameters
-    trained = None if config.learner.lora.rank else parameters
-    note = []
-    if _is_elsewhere(config.model.path):
-        note = [
-            f"note          model {config.model.path} is not on this machine: "
-            "lengths in tokens were not checked"
-        ]
+    missing = _missing(config.model.path)
+    if missing:
         rows = sum(1 for _ in read_rows(config.data, config.run.seed))
         plan_stream(resolved, {})
     else:
         rows = prepare_run(resolved).train.counts.kept
-        parameters = trained = count_parameters(config.model)
-        if config.learner.lora.rank:
-            trained = count_adapter_parameters(config.model, config.learner.lora)
+    shape = ModelShape(config.model.num_parameters or 0)
+    if missing != ELSEWHERE:
+        shape = model_shape(config)
     device = _device(config)
+    placement = _choose_placement(resolved, device)
+    memory = _device_memory(config, device)
+    check_memory(resolved, placement, shape, memory)
+    recomputed = recomputes_activations(config.learner, placement)
+    timed = with_changes(resolved, "learner", {"activation_checkpointing": recomputed})
     stages = _stages(config, resolved.algorithm)
+    unknown = ["memory        unknown: set model.num_parameters"]
     sections = [
         [to_yaml(config).rstrip(), ""],
-        _placement(resolved, device),
+        _placement(resolved, placement),
         _tokens(config, stages, rows),
-        _memory(resolved, device, parameters, trained),
-        time_lines(resolved, stages, device, parameters),
-        note,
+        memory_lines(resolved, placement, shape, memory) if shape.parameters else unknown,
+        time_lines(timed, stages, device, shape.parameters),
+        [f"note          {config.model.path} {missing}: lengths in tokens were not checked"]
+        if missing
+        else [],
     ]
     return "\n".join(line for lines in sections for line in lines)
 
@@ -72,23 +79,39 @@ def _device(config: Config) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _is_elsewhere(path: str) -> bool:
-    """Whether the path is `owner/name` of a model that is not in the local hub cache."""
-    if "/" not in path or is_local(path):
-        return False
-    return not isinstance(try_to_load_from_cache(path, "config.json"), str)
+def _missing(path: str) -> str:
+    """What this machine lacks of the model; empty if it has all of it."""
+    if is_local(path):
+        folder = Path(path).expanduser()
+        weights_only = (folder / "config.json").is_file() and not any(folder.glob("*.safetensors"))
+        return WITHOUT_WEIGHTS if weights_only else ""
+    if "/" not in path or isinstance(try_to_load_from_cache(path, "config.json"), str):
+        return ""
+    return ELSEWHERE
 
 
-def _placement(resolved: Resolved, device: str) -> list[str]:
-    config = resolved.config
+def _choose_placement(resolved: Resolved, device: str) -> Placement:
     gpus = torch.cuda.device_count()
-    in_cluster = bool(cluster_address(config.cluster))
+    in_cluster = bool(cluster_address(resolved.config.cluster))
     cores = None if in_cluster else os.cpu_count()
     # Without GPUs here the run is for a cluster, which will have those that it asks for.
     available = gpus if gpus and not in_cluster else math.inf
-    placement = choose_placement(resolved, device, resolved.needs_engines, available, cores)
+    return choose_placement(resolved, device, resolved.needs_engines, available, cores)
+
+
+def _device_memory(config: Config, device: str) -> float | None:
+    """As of `check_memory`; of GPUs that the config describes, if it does."""
+    stated = config.hardware.gpu_memory_gib
+    if device == "cuda" and stated:
+        return stated * GIB
+    return device_memory(device, bool(cluster_address(config.cluster)))
+
+
+def _placement(resolved: Resolved, placement: Placement) -> list[str]:
+    config = resolved.config
+    gpus = torch.cuda.device_count()
     needed = demand(resolved, placement, engines=resolved.needs_engines)
-    lines = [f"placement     {needed} on {device}"]
+    lines = [f"placement     {needed} on {placement.device}"]
     if resolved.needs_engines:
         lines.append(f"{INDENT}{placement}")
     if needed.gpus > gpus:
@@ -131,45 +154,3 @@ def _step_tokens(config: Config, stage: Stage) -> str:
         f"{rollouts} rollouts of at most {response} tokens ({rollouts * response:,} generated), at most "
         f"{demonstrations} demonstrations; at most {trained:,} tokens trained on"
     )
-
-
-def _memory(resolved: Resolved, device: str, parameters: int | None, trained: int | None) -> list[str]:
-    """Memory of model states per learner under ZeRO (arXiv 1910.02054, section 3), and of weights per engine.
-
-    Activations are not counted.
-
-    Args:
-        trained: numbers that are trained: all parameters, or those of adapters, which only the model shows.
-    """
-    if not parameters:
-        return ["memory        unknown: set model.num_parameters"]
-    if not trained:
-        return ["memory        unknown: which layers get adapters is seen where the model is"]
-    config = resolved.config
-    learners = resolved.learners.low
-    zero_stage = config.learner.zero_stage
-    width = parameter_bytes(config, device)
-    # ZeRO divides the optimizer's state from stage 1, gradients from stage 2, and weights from stage 3.
-    weights = parameters * width / (learners if zero_stage == 3 else 1)
-    gradients = trained * GRADIENT_BYTES / (learners if zero_stage >= 2 else 1)
-    # AdamW keeps two float32 moments, and with 16-bit weights a float32 copy of them.
-    # DeepSpeed's optimizer for bfloat16 divides its state in every stage.
-    divided = zero_stage >= 1 or width == 2
-    optimizer = trained * (8 if width == 4 else 12) / (learners if divided else 1)
-    states = (weights + gradients + optimizer) / GIB
-    where = " (optimizer in CPU memory)" if config.learner.offload_optimizer else ""
-    chunk_mb = config.learner.logit_chunk_mb
-    logits = "logits of 384 tokens, or 64 MiB of them," if chunk_mb is None else f"{chunk_mb} MiB of logits"
-    adapters = (
-        f" and {trained / 1e6:,.2f} M of adapters, which are trained" if config.learner.lora.rank else ""
-    )
-    lines = [
-        f"memory        {parameters / 1e6:,.1f} M parameters{adapters}; each learner {states:.2f} GiB of "
-        f"weights, gradients and optimizer{where}, {logits} at a time"
-    ]
-    if resolved.algorithm.uses_reference:
-        lines.append(f"{INDENT}each learner {weights / GIB:.2f} GiB for the reference model")
-    if resolved.needs_engines:
-        engine = parameters * width / config.rollout.tensor_parallel / GIB
-        lines.append(f"{INDENT}each engine {engine:.2f} GiB of weights per device, the rest is its cache")
-    return lines

@@ -2,11 +2,13 @@
 
 from algorithms import Stage
 from srft_ray.commands.pipeline_model import PhaseTimeModel, PipelineModel, Setting, best_split, splits
+from srft_ray.commands.simulation.load import CALL_S, calls_per_s
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import stage_size, updates_per_step
 from srft_ray.config.schema import Config
 from srft_ray.models import resolve_dtype
 from srft_ray.run.placement import Placement, demand, gpus_per_engine
+from srft_ray.run.preflight import plan_stream
 
 
 def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters: int | None) -> list[str]:
@@ -16,7 +18,8 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
     If figures are missing, it is one line that names them.
     """
     config = resolved.config
-    missing = [f"hardware.{name}" for name, value in vars(config.hardware).items() if value is None]
+    stated = {key: value for key, value in vars(config.hardware).items() if key != "gpu_memory_gib"}
+    missing = [f"hardware.{name}" for name, value in stated.items() if value is None]
     if missing or not parameters:
         needed_keys = ", ".join(missing) or "model.num_parameters"
         return [f"time          unknown: for seconds per step and the best split state {needed_keys}"]
@@ -29,6 +32,8 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
         model = stated_model(config, stage, device, parameters)
         which = f", of {stage.algorithm.name}" if len(stages) > 1 else ""
         lines.append(f"{_seconds(model, setting)}{which}")
+        if stage.algorithm.uses_rollouts:
+            lines.append(_coordinator(resolved, setting, model.step_times(setting).step_s))
         # The staleness of the config, and 1, the smallest with which generation and learning overlap.
         levels = dict.fromkeys((setting.staleness, 1)) if stage.algorithm.uses_rollouts else ()
         for staleness in levels:
@@ -37,8 +42,16 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
                 f"best split of {devices:g} devices: {best.engines} engines and {best.learners} learners, "
                 f"{_seconds(model, best)}"
             )
-    lines.append("(from the figures stated under hardware; whether it fits into memory is not considered)")
+    lines.append("(from the figures stated under hardware; the split does not consider memory)")
     return [f"{'' if index else 'time':14}{line}" for index, line in enumerate(lines)]
+
+
+def _coordinator(resolved: Resolved, setting: Setting, step_s: float) -> str:
+    """What the run asks of its coordinator."""
+    blocks = plan_stream(resolved, {}).blocks_per_step
+    calls = calls_per_s(setting.engines, blocks, step_s, resolved.config.rollout.stall_timeout_s)
+    share = calls * CALL_S
+    return f"coordinator: {calls:,.0f} calls/s, about {share:.0%} of a CPU core"
 
 
 def _seconds(model: PipelineModel, setting: Setting) -> str:
@@ -82,12 +95,13 @@ def _learner_seconds(config: Config, stage: Stage, parameters: int, number: int)
     """The seconds that one learner needs for a step with so many sequences."""
     stated = config.hardware
     further_passes = (
-        config.learner.activation_checkpointing,
+        bool(config.learner.activation_checkpointing),
         stage.algorithm.uses_reference,
         "sequence_logprobs" in stage.algorithm.needs,
         updates_per_step(config.learner, stage) > 1 or "mean_entropy" in stage.algorithm.needs,
     )
-    operations = 6 + 2 * sum(further_passes)  # per parameter and token
+    # Per parameter and token. A critic makes a pass of its own, and an update.
+    operations = 6 + 2 * sum(further_passes) + 8 * stage.algorithm.uses_critic
     tokens = number * (stated.mean_prompt_tokens + stated.mean_response_tokens)
     return operations * parameters * tokens / (stated.learner_tflops * 1e12 * stated.utilization)
 

@@ -59,7 +59,7 @@ def scale(
     )
     levels = staleness or [config.rollout.max_staleness]
     settings = [Setting(e, n, s) for s, n, e in product(levels, learners, engines)]
-    runs = {setting: _variant(config, setting, steps) for setting in settings}
+    runs = {setting: variant_of(config, setting, steps) for setting in settings}
     check(list(runs.values()))
     if todo := unfinished(list(runs.values())):
         _check_cluster([run.resolved for run in todo])
@@ -68,7 +68,7 @@ def scale(
     return write(findings, folder_of(config, "scale"))
 
 
-def _variant(config: Config, setting: Setting, steps: int) -> Variant:
+def variant_of(config: Config, setting: Setting, steps: int) -> Variant:
     """The config of one setting, without checkpoints and evaluations, which would disturb the measurement."""
     run = derived_config(config, "scale", str(setting))
     run.rollout.num_engines = setting.engines

@@ -94,10 +94,10 @@ def markdown(findings: Findings) -> str:
     errors = findings.left_out or [None] * len(findings.measurements)
     pairs = zip(findings.measurements, errors, strict=True)
     measured = [_measured_row(findings.model, m, predicted_s) for m, predicted_s in pairs]
-    lines = ["Measured (seconds per step, medians):", "", *_table(MEASURED_HEADS, measured), ""]
+    lines = ["Measured (seconds per step, medians):", "", *table(MEASURED_HEADS, measured), ""]
     if findings.others:
         predicted = [_predicted_row(findings.model, setting) for setting in findings.others]
-        lines += ["Predicted, not run:", "", *_table(PREDICTED_HEADS, predicted), ""]
+        lines += ["Predicted, not run:", "", *table(PREDICTED_HEADS, predicted), ""]
     return "\n".join([*lines, *_conclusions(findings)])
 
 
@@ -165,7 +165,7 @@ def _seconds(value: float) -> str:
     return f"{value:z.3f}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     separator = ["---"] * len(heads)
     return [f"| {' | '.join(cells)} |" for cells in (heads, separator, *rows)]
 

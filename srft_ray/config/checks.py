@@ -100,6 +100,11 @@ def _check_sampling(rollout: RolloutSection, evaluation: EvaluationSection, mode
         f"rollout.top_p={rollout.top_p} would train on log-probs of another distribution than the policy's: "
         "training rollouts need top_p=1.0 (evaluation.top_p is free).",
     )
+    require(
+        rollout.environment is None or rollout.stop,
+        "rollout.environment needs rollout.stop: the texts at which a turn ends, such as [</tool>].",
+    )
+    require(all(rollout.stop), "rollout.stop has an empty text, at which every response would end.")
     require(0 < evaluation.top_p <= 1, f"evaluation.top_p must be in (0, 1], not {evaluation.top_p}.")
     require(
         rollout.max_new_tokens < model.max_length,

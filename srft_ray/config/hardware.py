@@ -7,7 +7,15 @@ from srft_ray.config.settings import setting
 
 @dataclass
 class HardwareSection:
-    """Figures of your hardware for the time estimates of `srft-ray plan`; training does not use them."""
+    """Figures of your hardware for the estimates of `srft-ray plan`; training does not use them."""
+
+    gpu_memory_gib: float | None = setting(
+        None,
+        "Memory of a GPU, in GiB; by default that of this machine's GPUs. `srft-ray plan` refuses what does "
+        "not fit.",
+        may_change=True,
+        above=0,
+    )
 
     learner_tflops: float | None = setting(
         None,

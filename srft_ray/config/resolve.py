@@ -136,6 +136,8 @@ def _make_paths_absolute(config: Config) -> None:
         config.learner.reference = _absolute(config.learner.reference)
     if config.verifier.path:
         config.verifier.path = _absolute(config.verifier.path)
+    if config.rollout.environment:
+        config.rollout.environment = _absolute(config.rollout.environment)
     if ":" in config.rollout.transport:
         config.rollout.transport = _absolute(config.rollout.transport)
     if config.algorithm.get("path"):
@@ -165,6 +167,11 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
         require(
             stage.algorithm.uses_rollouts or not stage.algorithm.uses_history,
             f"{name} chooses prompts by the history of their rollouts, and samples none: set uses_rollouts.",
+        )
+        require(
+            stage.algorithm.uses_history or not stage.algorithm.replay_age,
+            f"{name} replays rollouts of earlier steps, and the history of prompts names them: set "
+            "uses_history.",
         )
         require(
             not stage.algorithm.buffer_size or stage.algorithm.buffered().needs <= {"entropy_gradient"},

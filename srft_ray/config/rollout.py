@@ -19,6 +19,18 @@ class RolloutSection:
     top_p: float = setting(
         1.0, "Must be 1: log-probs of a truncated distribution are not those of the policy that is trained."
     )
+    stop: list[str] = setting(
+        list,
+        "Texts that end a response, or with an environment a turn; they stay in it. Beside them the model's "
+        "end-of-sequence token ends a response.",
+    )
+    environment: str | None = setting(
+        None,
+        "Rollouts of several turns: a function `(response, reference, metadata) -> text or None`, as "
+        "`file.py:function`. It is called when a turn ended with one of rollout.stop, with the response so "
+        "far, in a verifier process. Its text is added to the response, which then goes on; None ends it.",
+    )
+    max_turns: int = setting(8, "Turns of one response, with an environment.", least=1)
     max_staleness: int = setting(
         0,
         "Number of versions by which the policy of a rollout may be older than the one that is trained. 0 is "
@@ -56,7 +68,7 @@ class RolloutSection:
     groups_per_task: int | None = setting(
         None,
         "Number of groups in a block; an engine processes a block as a whole. By default small enough that "
-        "every engine has a block in every step.",
+        "the engines share every step evenly, and have several in a step if groups are refilled.",
         may_change=True,
         least=1,
     )

@@ -61,6 +61,11 @@ class LearnerSection:
     reference: str | None = setting(
         None, "Frozen model for algorithms that use a reference; by default model.path."
     )
+    critic: str | None = setting(
+        None,
+        "Model whose decoder the critic begins with, for algorithms that have one; by default model.path.",
+    )
+    critic_lr: float = setting(1e-5, "Learning rate of the critic, in all steps.", above=0)
     lr: float = setting(1e-6, "Peak learning rate.", above=0)
     lr_schedule: str = setting(
         "constant", "Learning rate after the warm-up.", choices=("constant", "linear", "cosine")
@@ -75,9 +80,10 @@ class LearnerSection:
     eps: float = setting(1e-8, "Adam's epsilon.", above=0)
     weight_decay: float = setting(0.0, "Weight decay, decoupled from the gradient (AdamW).", least=0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this global norm.", above=0)
-    activation_checkpointing: bool = setting(
-        False,
-        "Whether activations are recomputed in the backward pass, which saves memory and costs time.",
+    activation_checkpointing: bool | None = setting(
+        None,
+        "Whether activations are recomputed in the backward pass, which saves memory and costs a third more "
+        "time; by default only where learners share GPUs with engines (cluster.placement).",
         may_change=True,
     )
     logit_chunk_mb: int | None = setting(
@@ -133,6 +139,14 @@ class TrainerSection:
         "Steps between checkpoints; with 0 only the last step is followed by one.",
         may_change=True,
         least=0,
+    )
+    async_checkpoints: bool = setting(
+        False,
+        "Whether training goes on while a checkpoint is written, from a copy in CPU memory: each learner's "
+        "share of the state (12 bytes of a parameter, divided by the learners), and the weights on the "
+        "first. It counts, and is recorded, when it is complete, some steps later. At most one is being "
+        "written: learners that stop, or reach the next one, wait for it.",
+        may_change=True,
     )
     checkpoint_path: str | None = setting(
         None,

@@ -18,7 +18,18 @@ import numpy as np
 from algorithms import Algorithm, Visit
 from srft_ray.data.store import shuffled
 
-VISIT = np.dtype([("row", "<i4"), ("step", "<i4"), ("rollouts", "<u2"), ("correct", "<u2")])
+# The fields behind the row are those of `Visit`, in its order.
+VISIT = np.dtype(
+    [
+        ("row", "<i4"),
+        ("step", "<i4"),
+        ("rollouts", "<u2"),
+        ("correct", "<u2"),
+        ("prefixed", "<u2"),
+        ("prefixed_correct", "<u2"),
+        ("prefix", "<i4"),
+    ]
+)
 VISITS_SHOWN = 4  # the newest visits of a prompt that are shown; older ones are removed
 GROWTH = 1.25  # of the memory for visits
 SMALLEST = 2**12  # visits that memory is held for
@@ -82,9 +93,10 @@ class PromptHistory:
             found: list[Visit] = []
             index = int(self._last[row])
             while index >= 0 and len(found) < VISITS_SHOWN:
-                _, step, rollouts, correct = self._visits[index].item()
-                if step < before:
-                    found.append(Visit(step, rollouts, correct))
+                _, *fields = self._visits[index].item()
+                visit = Visit(*fields)
+                if visit.step < before:
+                    found.append(visit)
                 index = int(self._previous[index])
             return tuple(reversed(found))
 
@@ -184,11 +196,13 @@ class Choice:
         row: number of the prepared row.
         visits: what its algorithm knows of it.
         passed_over: prompts that the algorithm did not keep before it kept this one.
+        replays: whether a correct rollout of one of these visits is trained on again.
     """
 
     row: int
     visits: tuple[Visit, ...] = ()
     passed_over: int = 0
+    replays: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from algorithms import Algorithm
 from srft_ray.config.schedule import stage_size
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
-from srft_ray.errors import UserError, require
+from srft_ray.data.block_size import block_size
+from srft_ray.errors import require
 
 # Ray Data holds the inputs of all tasks of an execution from its start on: a millisecond and 6 kB for each
 # block (`benchmarks/long_runs.py`). A stream therefore ends after a step, the learners write a checkpoint,
@@ -21,6 +22,9 @@ from srft_ray.errors import UserError, require
 # within these bounds.
 STREAM_STEPS = 100
 STREAM_BLOCKS = (1_000, 20_000)
+# A block refills groups without signal when its last sequence has ended. With several blocks an engine
+# samples others meanwhile.
+REFILLED_BLOCKS = 4  # of an engine in a step
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class StreamPlan:
     learner_multiple: int
     first_group: int = 0
     stream_blocks: int = STREAM_BLOCKS[0]
+
+    @property
+    def blocks_per_step(self) -> int:
+        """Blocks of the largest step."""
+        return max(size.groups for size in self.sizes) // self.block
 
     def size(self, step: int) -> int:
         """Groups that `step` trains on."""
@@ -163,7 +172,7 @@ def make_plan(
     """The plan of a run.
 
     Args:
-        groups_per_block: as the user sets it; None for as few that every engine has a block in each step.
+        groups_per_block: as the user sets it; None for as few that engines share each step evenly.
         evaluation_sizes: prompts of each evaluation set.
 
     Raises:
@@ -179,7 +188,10 @@ def make_plan(
                 f"(learner.num_workers): choose a multiple.",
             )
     per_learner = math.gcd(*(groups // workers for workers in learners for groups in counts))
-    block = _block_size(groups_per_block, per_learner, min(counts), engines.high)
+    stages = [algorithm.stage(size.first_step, trainer.steps).algorithm for size in sizes]
+    refills = any(stage.uses_rollouts and stage.max_refills for stage in stages)
+    wanted = engines.high * (REFILLED_BLOCKS if refills else 1)
+    block = block_size(groups_per_block, per_learner, counts, engines.high, wanted)
     return StreamPlan(
         trainer.steps,
         sizes,
@@ -213,20 +225,3 @@ def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize
         )
         step = end
     return tuple(sizes)
-
-
-def _block_size(given: int | None, per_learner: int, groups: int, engines: int) -> int:
-    """Groups of a block.
-
-    They are few enough that every engine has a block in each step, and divide each learner's share, so that
-    no block spans two steps or two learners.
-    """
-    if given is not None and per_learner % given:
-        raise UserError(
-            f"rollout.groups_per_task={given} must divide the {per_learner} groups that each learner takes "
-            "in a step."
-        )
-    if given is not None:
-        return given
-    most = max(1, groups // engines)
-    return max(d for d in range(1, per_learner + 1) if per_learner % d == 0 and d <= most)

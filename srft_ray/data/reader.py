@@ -10,6 +10,7 @@ from algorithms import Algorithm, Completion, Group, Stage
 from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.data.history import Choice, Chooser, PromptHistory
 from srft_ray.data.plan import Segment, StreamPlan
+from srft_ray.data.replay import ReplayChooser
 from srft_ray.data.store import PreparedData, shuffled
 
 
@@ -58,6 +59,7 @@ class GroupReader:
         self.train = train
         self.evaluation = evaluation
         self.history: Callable[[int], PromptHistory] | None = None
+        self._replays = ReplayChooser(settings.seed)
 
     def read(self, block: Mapping[str, np.ndarray]) -> list[Group]:
         """The groups of a block of positions in the stream."""
@@ -72,7 +74,8 @@ class GroupReader:
         epoch, index = shuffled(group_id, self.train.counts.kept, self.settings.seed)
         choice = self._choose(step, group_id, algorithm) if algorithm.uses_history else Choice(index)
         row = self.train.row(choice.row)
-        num_rollouts = self.settings.num_rollouts if algorithm.uses_rollouts else 0
+        # A rollout that is replayed takes the place of a new one.
+        num_rollouts = self.settings.num_rollouts - choice.replays if algorithm.uses_rollouts else 0
         group = Group(
             step,
             group_id,
@@ -85,6 +88,7 @@ class GroupReader:
             row=choice.row,
             visits=choice.visits,
             passed_over=choice.passed_over,
+            replays=choice.replays,
         )
         if algorithm.uses_demonstrations:
             group.completions = demonstrations(row, num_rollouts, epoch, self.settings.max_demonstrations)
@@ -95,8 +99,12 @@ class GroupReader:
         if self.history is None:
             raise RuntimeError(f"{algorithm.name} needs the history of prompts, and the stream has none")
         before = max(0, step + 1 - self.settings.history_lag)
+        history = self.history(before)
+        replayed = self._replays.choose(algorithm, step, place, history, before)
+        if replayed:
+            return replayed
         chooser = Chooser(self.train.counts.kept, self.settings.seed)
-        return chooser.choose(algorithm, step, place, self.history(before), before)
+        return chooser.choose(algorithm, step, place, history, before)
 
     def _read_position(self, position: int) -> Group:
         segment, offset = self.plan.locate(self.start, position)

@@ -89,11 +89,15 @@ def make_stream(
     return positions.map_batches(process, batch_size=None, batch_format="numpy", num_cpus=0.1, compute=few)
 
 
-def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset:
-    blocks_per_step = max(size.groups for size in plan.sizes) // plan.block
+def blocks_in_flight(plan: StreamPlan, engines: int, max_staleness: int) -> int:
+    """Blocks that each of so many engines has at a time, at most."""
     # At staleness 0 no task waits for the coordinator while others run: Ray Data's loop would look for
     # results only every 0.1 s.
-    in_flight = math.ceil(blocks_per_step * (pool.max_staleness + 1) / pool.size.low)
+    return math.ceil(plan.blocks_per_step * (max_staleness + 1) / engines)
+
+
+def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset:
+    in_flight = blocks_in_flight(plan, pool.size.low, pool.max_staleness)
     if pool.size.elastic:
         # All blocks of a step count as work for the present engines; none is given back while it has none.
         scaling = ray.data.DataContext.get_current().autoscaling_config

@@ -56,7 +56,10 @@ class Outcomes:
             table["answer"].to_pylist(),
             np.array([reason == "length" for reason in table["finish_reason"].to_pylist()]),
             lengths,
-            -np.array([sum(given or ()) for given in table["logprobs"].to_pylist()]),
+            # Tokens that an environment wrote have none.
+            -np.array(
+                [sum(value or 0.0 for value in given or ()) for given in table["logprobs"].to_pylist()]
+            ),
         )
 
     @property

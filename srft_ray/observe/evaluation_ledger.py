@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from algorithms import Completion, Group
-from srft_ray.observe.ledger import encodable
+from srft_ray.observe.ledger import encodable, sampled_logprobs
 
 FOLDER = "evaluations"
 FILE_NAME = re.compile(r"step-(?P<step>\d+)(-\d+)?\.(?P<kind>parquet|part|writing)$")
@@ -190,7 +190,7 @@ def _row(group: Group, rollout: Completion) -> dict[str, Any]:
         "response": encodable(rollout.text),
         "prompt_ids": group.prompt_ids,
         "response_ids": rollout.ids,
-        "logprobs": rollout.logprobs,
+        "logprobs": sampled_logprobs(rollout),
         "reward": rollout.reward,
         "verdict": rollout.verdict,
         "reason": encodable(rollout.reason),

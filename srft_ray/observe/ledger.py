@@ -98,7 +98,7 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
         "response": encodable(completion.text),
         "prompt_ids": group.prompt_ids,
         "response_ids": completion.ids,
-        "logprobs": _logprobs(completion),
+        "logprobs": sampled_logprobs(completion),
         "reward": completion.reward,
         "verdict": completion.verdict,
         "answer": encodable(completion.answer),
@@ -113,11 +113,14 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
     }
 
 
-def _logprobs(completion: Completion) -> list[float | None] | None:
-    """The engine's log-probs. Tokens of a prefix have none; demonstrations have none at all."""
+def sampled_logprobs(completion: Completion) -> list[float | None] | None:
+    """The engine's log-probs. Tokens that it did not sample have none; demonstrations have none at all."""
     if not completion.logprobs:
         return completion.logprobs
-    return [None] * completion.prefix + list(completion.logprobs[completion.prefix :])
+    found: list[float | None] = list(completion.logprobs)
+    for first, end in [(0, completion.prefix), *completion.observed]:
+        found[first:end] = [None] * (end - first)
+    return found
 
 
 def encodable(text: str | None) -> str | None:

@@ -17,13 +17,14 @@ LEDGER: dict[str, Entry] = {
     "step": Entry("The optimizer step that the sequence entered."),
     "group_id": Entry("Position of the prompt in the seeded order."),
     "sample": Entry("Number of the sequence within its group."),
-    "origin": Entry("`rollout` or `demo`."),
+    "origin": Entry("`rollout`, `demo`, or `replay`: a rollout of an earlier step, trained on again."),
     "prompt": Entry("The prompt with its template."),
     "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
     "prompt_ids": Entry("Token ids of the prompt."),
     "response_ids": Entry("Token ids of the response."),
     "logprobs": Entry(
-        "The engine's log-prob of each response token; null for tokens of a prefix, and for demonstrations.",
+        "The engine's log-prob of each response token; null for tokens of a prefix or of an environment, and "
+        "for demonstrations.",
         "nats",
     ),
     "reward": Entry("What the verifier gave; 1 for demonstrations."),
@@ -33,7 +34,10 @@ LEDGER: dict[str, Entry] = {
     "advantage": Entry("The credit of the sequence."),
     "policy_version": Entry("Optimizer steps behind the weights that sampled it; -1 for demonstrations."),
     "seed": Entry("Seed of its sampling; -1 for demonstrations."),
-    "finish_reason": Entry("`stop`, or `length` if it was truncated; `given` for demonstrations."),
+    "finish_reason": Entry(
+        "`stop`, `length` if it was truncated, or `turns` if it reached rollout.max_turns; `given` for "
+        "demonstrations."
+    ),
     "prefix": Entry("How many leading tokens come from a demonstration.", "tokens"),
     "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),
     "row": Entry("Number of the prompt among the prepared rows."),
@@ -48,7 +52,7 @@ TOKEN_LEDGER: dict[str, Entry] = {
     "entropies": Entry("With ledger.tokens: the entropy of that policy at each response token.", "nats"),
     "ratios": Entry(
         "With ledger.tokens: the importance ratio of each sampled token, that policy over the one that "
-        "sampled it; null for demonstrations and prefixes."
+        "sampled it; null for demonstrations, prefixes and what an environment wrote."
     ),
     "weights": Entry(
         "With ledger.tokens: for each term by name the weight of each token, as the update used it; null "
@@ -71,7 +75,9 @@ EVALUATION_LEDGER: Table = {
     "response": Entry("The response. A character that no file can hold (a lone surrogate) is `?`."),
     "prompt_ids": Entry("Token ids of the prompt."),
     "response_ids": Entry("Token ids of the response."),
-    "logprobs": Entry("The engine's log-prob of each response token.", "nats"),
+    "logprobs": Entry(
+        "The engine's log-prob of each response token; null for what an environment wrote.", "nats"
+    ),
     "reward": Entry("What the verifier gave."),
     "verdict": Entry("`match`, `mismatch`, `no_answer`, `timeout` or `error`."),
     "reason": Entry("How the verifier came to it, in a few words; may be empty."),

@@ -30,7 +30,7 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
         "groups/passed_over": sums["passed_over"],
         "verdict/timeout_or_error": sums["unjudged"],
         "time/generation": span_s if sums["rollouts"] else 0.0,
-        "tokens/generated": sums["tokens"] - sums["prefix"] + sums["discarded_tokens"],
+        "tokens/generated": sums["written"] - sums["prefix"] + sums["discarded_tokens"],
     }
 
 
@@ -39,6 +39,7 @@ def _rollout_sums(rollouts: Sequence[Completion], step: int) -> dict[str, float]
         "rollouts": len(rollouts),
         "reward": sum(rollout.reward for rollout in rollouts),
         "tokens": sum(len(rollout.ids) for rollout in rollouts),
+        "written": sum(rollout.written for rollout in rollouts),
         "prefix": sum(rollout.prefix for rollout in rollouts),
         "truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "staleness": sum(step - rollout.policy_version for rollout in rollouts),

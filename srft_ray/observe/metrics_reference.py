@@ -77,6 +77,27 @@ METRICS: Table = {
     "buffer/loss": Entry("Loss of the update on buffered demonstrations, in the steps that have one."),
     "buffer/grad_norm": Entry("Norm of its gradient before clipping."),
     "buffer/tokens": Entry("Response tokens that entered it.", "tokens"),
+    "replay/kept": Entry(
+        "Rollouts of earlier steps that may be trained on again. Only with `replay_age`, as those below.",
+        "rollouts",
+    ),
+    "replay/sequences": Entry("Rollouts of earlier steps that the step trained on again.", "rollouts"),
+    "replay/staleness_mean": Entry(
+        "Mean number of optimizer steps between the policy that sampled such a rollout and the one that is "
+        "trained on it; at most `replay_age` plus rollout.max_staleness.",
+        "steps",
+    ),
+    "replay/staleness_max": Entry("The largest of these numbers.", "steps"),
+    "critic/loss": Entry("Loss of the critic; the mean over the updates of the step. Only with a critic."),
+    "critic/grad_norm": Entry("Norm of its gradient before clipping; the mean over these updates."),
+    "critic/clipped": Entry("Share of tokens whose value was clipped; the mean over them.", "0 to 1"),
+    "critic/value_mean": Entry("Mean value of the states before the step's rollout tokens."),
+    "critic/return_mean": Entry("Mean of what the critic is to learn for them, advantage plus value."),
+    "critic/explained_variance": Entry(
+        "1 - Var(return - value) / Var(return) over the step's rollout tokens, before its updates; 0 if all "
+        "returns are equal.",
+        "at most 1",
+    ),
     "groups/discarded": Entry("Groups without signal that other groups took the place of.", "groups"),
     "verdict/timeout_or_error": Entry("Rollouts whose verdict is `timeout` or `error`.", "rollouts"),
     "time/step": Entry("Duration of the step, from the wait for its groups to its record.", "seconds"),

@@ -97,7 +97,10 @@ def _learner_events(rank: int, record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _engine_events(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """An engine works on several blocks at a time: each has a line of its own in a viewer."""
+    """An engine works on several blocks at a time: each has a line of its own in a viewer.
+
+    Responses are judged while others are generated; `judging` is what is left of it after that.
+    """
     events = []
     for engine, asked, started, ended, judged in record["blocks"]:
         for name, span in {

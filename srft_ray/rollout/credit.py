@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from algorithms import Algorithm, Group
+from algorithms import Completion, Group
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
-from srft_ray.verify import Item, VerifierPool
+from srft_ray.verify import Verdict
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 REFILL_DISTANCE = 720720 * 2**20  # positions; a multiple of every number of mini-batches up to 16
@@ -32,7 +32,7 @@ class RefillPolicy:
         """
         found = self.reader.training_group(group.step, group.group_id + REFILL_DISTANCE)
         found.attempt = group.attempt + 1
-        sampled = sum(len(rollout.ids) - rollout.prefix for rollout in group.rollouts)
+        sampled = sum(rollout.written - rollout.prefix for rollout in group.rollouts)
         found.discarded_tokens = group.discarded_tokens + sampled
         return found
 
@@ -72,33 +72,21 @@ class SupervisedReader:
         return as_block(groups)
 
 
-def judge_groups(verifiers: VerifierPool, groups: Sequence[Group]) -> None:
-    """Sets verdict, reward and answer of every rollout; a reward that is not finite is an `error`."""
-    pairs = [(group, rollout) for group in groups for rollout in group.rollouts]
-    items = [Item(rollout.text, group.reference, group.metadata) for group, rollout in pairs]
-    for (_, rollout), verdict in zip(pairs, verifiers.verify(items), strict=True):
-        rollout.verdict = verdict.verdict
-        rollout.reward = verdict.reward
-        rollout.answer = verdict.answer
-        rollout.reason = verdict.reason
-        # Learners compute in float32: a reward that is not finite there would make every update of its group
-        # so.
-        if not abs(rollout.reward) <= LARGEST_FLOAT32:
-            rollout.verdict = "error"
-            rollout.reason = "the reward is not finite in float32"
-            rollout.reward = 0.0
+def set_verdict(rollout: Completion, verdict: Verdict) -> None:
+    """Sets verdict, reward and answer of a rollout; a reward that is not finite is an `error`."""
+    rollout.verdict = verdict.verdict
+    rollout.reward = verdict.reward
+    rollout.answer = verdict.answer
+    rollout.reason = verdict.reason
+    # Learners compute in float32: a reward that is not finite there would make every update of its group so.
+    if not abs(rollout.reward) <= LARGEST_FLOAT32:
+        rollout.verdict = "error"
+        rollout.reason = "the reward is not finite in float32"
+        rollout.reward = 0.0
 
 
 def assign_credit(groups: Sequence[Group], reader: GroupReader) -> None:
     """Gives the completions of training groups their advantages, and says which are trained on."""
     for group in groups:
         if group.dataset == "train":
-            _credit(group, reader.stage(group.step).algorithm)
-
-
-def _credit(group: Group, algorithm: Algorithm) -> None:
-    for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
-        completion.advantage = advantage
-    # An algorithm may choose what it trains on by the advantages of the whole group, so these come first.
-    for completion in group.completions:
-        completion.trained = algorithm.trains_on(group, completion)
+            reader.stage(group.step).algorithm.assign_credit(group)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from algorithms import Completion, Group, Stage
-from srft_ray.rollout.vllm_engine import Generation
+from srft_ray.rollout.generation import Generation
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Request:
             0.0,
             "unjudged",
             prefix=len(prefix),
+            observed=[(first + len(prefix), end + len(prefix)) for first, end in generation.observed],
         )
 
 

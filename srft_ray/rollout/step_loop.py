@@ -2,9 +2,10 @@
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 CLOSE_TIMEOUT_S = 30.0
@@ -47,18 +48,31 @@ class StepLoop:
         self._thread = threading.Thread(target=self._loop, name="vllm-step-loop", daemon=True)
         self._thread.start()
 
-    def sample(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
-        """The finished outputs of all requests, each a (prompt, parameters), in their order.
+    def stream(self, requests: Sequence[tuple[Any, Any]]) -> Iterator[tuple[int, Any]]:
+        """Samples all requests, each a (prompt, parameters); yields (number of the request, finished output)
+        in the order in which they finish. Take all of them: the engine finishes what nobody takes, too.
 
         Raises:
             Exception: the engine's own error, for one of these requests or of the whole engine.
         """
         futures: list[Future[Any]] = [Future() for _ in requests]
+        ended: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
+        for number, future in enumerate(futures):
+            future.add_done_callback(partial(_announce, ended, number))
         self._submit(_Command(lambda: self._add(requests, futures), futures))
+        for _ in futures:
+            number, future = ended.get()
+            if future.exception() is None:
+                yield number, future.result()
         # If one is refused, the others are waited for all the same: whoever loads weights relies on an engine
         # that has no sequences of callers that have left.
-        wait(futures)
-        return [future.result() for future in futures]
+        for future in futures:
+            future.result()
+
+    def sample(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
+        """The finished outputs of all requests, in their order. As `stream`, when all have finished."""
+        outputs = dict(self.stream(requests))
+        return [outputs[number] for number in range(len(requests))]
 
     def run(self, action: Callable[[], None]) -> None:
         """Runs `action` in the loop's thread between two steps. No sequence may be in flight.
@@ -128,6 +142,10 @@ class StepLoop:
             command = self._commands.get()
             for future in command.futures if command else ():
                 future.set_exception(error)
+
+
+def _announce(ended: queue.SimpleQueue[tuple[int, Future[Any]]], number: int, future: Future[Any]) -> None:
+    ended.put((number, future))
 
 
 def _settle(future: Future[None], action: Callable[[], None]) -> None:

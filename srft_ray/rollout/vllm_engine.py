@@ -6,8 +6,7 @@ parallelism its workers are processes of their own, which end with the actor (`e
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,9 @@ from srft_ray.errors import nearest, require
 from srft_ray.imports import large_imports
 from srft_ray.rollout.adapter import adapter_folder
 from srft_ray.rollout.engine_settings import OWNED, engine_settings, set_environment
+from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How sequences are sampled; `max_new_tokens` is the longest response, in tokens."""
-
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One sampled sequence.
-
-    Attributes:
-        ids: the sampled tokens.
-        logprobs: of each token at the sampling temperature, in nats.
-        finish_reason: `stop` or `length`.
-    """
-
-    ids: list[int]
-    logprobs: list[float]
-    text: str
-    finish_reason: str
 
 
 class Engine:
@@ -88,27 +63,37 @@ class Engine:
         """Steps of vLLM so far: a sign of progress."""
         return self._loop.steps
 
-    def generate(
+    def stream(
         self,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         sampling: Sampling,
         used: Sequence[int] | None = None,
-    ) -> list[Generation]:
-        """Samples one sequence for each prompt (token ids) and seed; returns when all are finished.
+    ) -> Iterator[tuple[int, Generation]]:
+        """Samples one sequence for each prompt (token ids) and seed; yields (number of the prompt,
+        generation) in the order in which they finish. The caller must take all of them.
 
         Args:
             used: tokens of each prompt that belong to the response, and count for sampling.max_new_tokens.
 
         Raises:
-            Exception: vLLM's own error. It refused one of the sequences, or the engine is broken.
+            Exception: vLLM's own error. It refused one of the sequences, which is said when the others have
+                finished, or the engine is broken.
         """
         lengths = used if used is not None else [0] * len(prompts)
         requests = [
             ({"prompt_token_ids": list(ids)}, _sampling_params(sampling, seed, length))
             for ids, seed, length in zip(prompts, seeds, lengths, strict=True)
         ]
-        return [_generation(output) for output in self._loop.sample(requests)]
+        for number, output in self._loop.stream(requests):
+            yield number, self._generation(output, requests[number][1])
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Generation]:
+        """As `stream`, in the order of the prompts, when all have finished."""
+        generations = dict(self.stream(prompts, seeds, sampling))
+        return [generations[number] for number in range(len(prompts))]
 
     def score_probe(self) -> tuple[float, ...]:
         """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`)."""
@@ -122,8 +107,12 @@ class Engine:
         return tuple(position[token].logprob for position, token in scored)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Token ids as text, as in a generation."""
+        """Token ids as text, without special tokens."""
         return self._llm.get_tokenizer().decode(ids, skip_special_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """A text as token ids, without special tokens around it."""
+        return self._llm.get_tokenizer().encode(text, add_special_tokens=False)
 
     def load(self, folder: Path) -> None:
         """Replaces the weights, or the adapter, by the safetensors files in `folder`.
@@ -141,6 +130,38 @@ class Engine:
             self._llm.reset_prefix_cache()
 
         self._loop.run(reload)
+
+    def _generation(self, output: Any, params: Any) -> Generation:
+        best = output.outputs[0]
+        ids = list(best.token_ids)
+        logprobs = list(best.logprobs.logprobs)
+        if best.logprobs.token_ids != ids:
+            raise RuntimeError("vLLM returned log-probs of other tokens than those that it sampled.")
+        stop = best.stop_reason if isinstance(best.stop_reason, str) else None
+        text = best.text
+        if not params.detokenize:
+            text = self._decode(output.prompt_token_ids, params, ids, best.finish_reason)
+        return Generation(ids, logprobs, text, best.finish_reason, stop)
+
+    def _decode(self, prompt_ids: Sequence[int], params: Any, ids: list[int], finish_reason: str) -> str:
+        """The text that vLLM would have given, in the thread that asks for it."""
+        from vllm.v1.engine import EngineCoreRequest
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        request = EngineCoreRequest(
+            request_id="",
+            prompt_token_ids=prompt_ids,
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        detokenizer = IncrementalDetokenizer.from_new_request(self._llm.get_tokenizer(), request)
+        detokenizer.update(ids, finish_reason == "stop")
+        return detokenizer.get_next_output_text(finished=True, delta=False)
 
     def close(self) -> None:
         """Ends the loop; the engine itself ends with the process."""
@@ -202,13 +223,9 @@ def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
         # token in the loop that steps the engine.
         output_kind=RequestOutputKind.FINAL_ONLY,
         flat_logprobs=True,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        # Whoever takes the sequence decodes it, in another thread than the one that steps the engine. Only
+        # texts to stop at have to be looked for after each step.
+        detokenize=bool(sampling.stop),
     )
-
-
-def _generation(output: Any) -> Generation:
-    best = output.outputs[0]
-    ids = list(best.token_ids)
-    logprobs = list(best.logprobs.logprobs)
-    if best.logprobs.token_ids != ids:
-        raise RuntimeError("vLLM returned log-probs of other tokens than those that it sampled.")
-    return Generation(ids, logprobs, best.text, best.finish_reason)

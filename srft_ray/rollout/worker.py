@@ -2,35 +2,35 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
-from algorithms import Group
+from algorithms import Completion, Group
 from srft_ray.config.evaluation import EvaluationSetSection
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection, VerifierSection
 from srft_ray.config.training import LoraSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
-from srft_ray.rollout.credit import RefillPolicy, assign_credit, judge_groups
+from srft_ray.rollout.credit import RefillPolicy, assign_credit, set_verdict
 from srft_ray.rollout.engine_life import EngineLife
+from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.history import CoordinatorHistory
-from srft_ray.rollout.judges import Judges
+from srft_ray.rollout.judges import Judge, Judges, make_environment
 from srft_ray.rollout.loaded_version import LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
-from srft_ray.rollout.vllm_engine import Engine, Generation, Sampling
+from srft_ray.rollout.turns import converse
+from srft_ray.rollout.vllm_engine import Engine
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
-from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, Heartbeat
+from srft_ray.sync.health import Heartbeat, send_heartbeats
 from srft_ray.sync.processes import Process
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import PolicyWeights
+from srft_ray.verify import Item, Verdict
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,13 @@ class RolloutWorker:
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(PolicyWeights(0), self._load_newest, settings.rollout.timeout_s)
         self.engine: Engine | None = None
+        self.environment: Judge | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
-        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
+        beats = (coordinator, self._heartbeat)
+        threading.Thread(target=send_heartbeats, args=beats, name="heartbeat", daemon=True).start()
         with self.life.ending_on_error():
             self.judges = Judges(settings.verifier, settings.verifier_function, settings.evaluation)
+            self.environment = make_environment(settings.rollout.environment, settings.verifier)
             self.transport = transport_class(settings.rollout.transport)(coordinator, settings.rollout)
             self.engine = Engine(
                 settings.model,
@@ -127,33 +130,55 @@ class RolloutWorker:
         asked = time.time()
         admission = self._wait_for_admission(groups[0])
         with self.life.ending_on_error():
-            self._sample(groups, requests, admission)
-            judge_groups(self.judges.of(groups[0].dataset), groups)
+            for rollout, verdict in self._sample(groups, requests, admission):
+                set_verdict(rollout, verdict.result())
+        judged = time.time()
         for group in groups:
             group.asked_at = asked
-            group.judged_at = time.time()
+            group.judged_at = judged
 
-    def _sample(self, groups: list[Group], requests: list[Request], admission: Admission) -> None:
-        """Samples the rollouts by one version, which the admission allows."""
+    def _sample(
+        self, groups: list[Group], requests: list[Request], admission: Admission
+    ) -> list[tuple[Completion, Future[Verdict]]]:
+        """Samples the rollouts by one version, which the admission allows.
+
+        Returns:
+            Each rollout with its verdict to come: a rollout is given to the judge when it ends.
+        """
+        judge = self.judges.of(groups[0].dataset)
+        judged = []
         with self.loaded.hold(admission.needed, admission.offered, admission.generation) as weights:
             started = time.time()
-            generations = self.engine.generate(
-                [request.prompt_ids for request in requests],
-                [request.seed for request in requests],
-                self._sampling(groups[0]),
-                [len(request.prefix) for request in requests],
-            )
+            for number, generation in self._generations(groups[0], requests):
+                request = requests[number]
+                group = request.group
+                text = self._text(request, generation)
+                rollout = request.completion(generation, text, weights.version)
+                group.completions.append(rollout)
+                judged.append((rollout, judge.submit(Item(text, group.reference, group.metadata))))
             probe = self._probe
-        for request, generation in zip(requests, generations, strict=True):
-            text = self._text(request, generation)
-            request.group.completions.append(request.completion(generation, text, weights.version))
+        finished = time.time()
         for group in groups:
+            # They were added in the order in which they ended.
             group.completions.sort(key=lambda completion: completion.sample)
             group.engine = self.life.process.engine[:8]
             group.weights_fingerprint = weights.fingerprint
             group.probe_logprobs = probe
             group.started_at = started
-            group.finished_at = time.time()
+            group.finished_at = finished
+        return judged
+
+    def _generations(self, group: Group, requests: list[Request]) -> Iterator[tuple[int, Generation]]:
+        """As the engine's `stream`; the requests are those of groups like `group`."""
+        if self.environment:
+            turns = self.settings.rollout.max_turns
+            return converse(self.engine, self.environment, requests, self._sampling(group), turns)
+        return self.engine.stream(
+            [request.prompt_ids for request in requests],
+            [request.seed for request in requests],
+            self._sampling(group),
+            [len(request.prefix) for request in requests],
+        )
 
     def _requests(self, group: Group) -> list[Request]:
         stage = self.reader.stage(group.step) if group.dataset == "train" else None
@@ -167,7 +192,8 @@ class RolloutWorker:
     def _sampling(self, group: Group) -> Sampling:
         is_training = group.dataset == "train"
         source = self.settings.rollout if is_training else self.settings.evaluation[group.dataset]
-        return Sampling(source.temperature, source.top_p, source.max_new_tokens)
+        stop = tuple(self.settings.rollout.stop)
+        return Sampling(source.temperature, source.top_p, source.max_new_tokens, stop)
 
     def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
@@ -188,23 +214,17 @@ class RolloutWorker:
         """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
         return self.engine.score_probe() if self.settings.max_staleness else ()
 
-    def _send_heartbeats(self) -> None:
-        """Says every second that the engine lives and what it does; one that hangs is killed from outside."""
+    def _heartbeat(self) -> Heartbeat:
         process = self.life.process
-        started = Process.this().started
-        while True:
-            steps = self.engine.steps if self.engine else 0
-            busy = self.loaded.in_flight + self.loaded.loading
-            heartbeat = Heartbeat(
-                process.engine,
-                process.node,
-                process.pid,
-                steps,
-                busy,
-                self.life.finished,
-                self.generation,
-                started,
-            )
-            with suppress(RayError):  # the coordinator is started again if it dies
-                ray.get(self.coordinator.heartbeat.remote(heartbeat))
-            time.sleep(HEARTBEAT_INTERVAL_S)
+        steps = self.engine.steps if self.engine else 0
+        steps += self.environment.answered if self.environment else 0
+        return Heartbeat(
+            process.engine,
+            process.node,
+            process.pid,
+            steps,
+            self.loaded.in_flight + self.loaded.loading,
+            self.life.finished,
+            self.generation,
+            Process.this().started,
+        )

@@ -25,6 +25,7 @@ from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
 from srft_ray.observe.timeline import write_newest_trace
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
+from srft_ray.run.device_memory import device_memory
 from srft_ray.run.directory import RECORD, archive, check_saved
 from srft_ray.run.identity import (
     Identity,
@@ -36,11 +37,12 @@ from srft_ray.run.identity import (
     write_owner,
 )
 from srft_ray.run.lock import claimed
+from srft_ray.run.memory_check import check_memory, model_shape
 from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.supervisor import stopping
 from srft_ray.run.until_done import train_until_done
-from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.coordinator import CALLS_AT_A_TIME, Coordinator
 from srft_ray.sync.health import HealthMonitor
 from srft_ray.train.checkpoint import CheckpointStore
 
@@ -102,6 +104,8 @@ def fit(
         if _is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
         with placed(resolved, resolved.needs_engines) as placement:
+            memory = device_memory(placement.device, bool(cluster_address(resolved.config.cluster)))
+            check_memory(resolved, placement, model_shape(resolved.config), memory)
             return _run(prepared, placement, listeners)
 
 
@@ -126,7 +130,7 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
     for choice in automatic_choices(resolved.config, placement):
         record_event(run_dir, "placement", choice)
-    coordinator = _start_coordinator(resolved)
+    coordinator = start_coordinator(resolved)
     truncate(run_dir, start)
     try:
         with (
@@ -168,16 +172,20 @@ def _identify(prepared: Prepared, device: str) -> Identity:
     return identity
 
 
-def _start_coordinator(resolved: Resolved) -> Any:
+def start_coordinator(resolved: Resolved) -> Any:
     """The actor that owns the versions; it outlives every restart of learners and engines."""
     rollout = resolved.config.rollout
     monitor = HealthMonitor(rollout.stall_timeout_s, partial(record_event, resolved.run_dir))
     # On the driver's node, whose end is the run's end.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Coordinator).options(
-        num_cpus=0, max_restarts=rollout.max_restarts, max_task_retries=-1, scheduling_strategy=here
+        num_cpus=0,
+        max_restarts=rollout.max_restarts,
+        max_task_retries=-1,
+        max_concurrency=CALLS_AT_A_TIME,
+        scheduling_strategy=here,
     )
-    return actor.remote(rollout.max_staleness, monitor)
+    return actor.remote(rollout.max_staleness, monitor, CALLS_AT_A_TIME // 2)
 
 
 def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Result:

@@ -108,7 +108,11 @@ def fingerprints(resolved: Resolved, train_file: str, dtype: str) -> dict[str, s
     """
     config = resolved.config
     found = {"data.path": file_fingerprint(Path(train_file)), "model.dtype (auto)": dtype}
-    plugins = {"verifier.path": config.verifier.path, "algorithm.path": config.algorithm.get("path")}
+    plugins = {
+        "verifier.path": config.verifier.path,
+        "algorithm.path": config.algorithm.get("path"),
+        "rollout.environment": config.rollout.environment,
+    }
     for key, named in plugins.items():
         if named:
             found[key] = file_fingerprint(Path(str(named).rpartition(":")[0]))

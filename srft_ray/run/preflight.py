@@ -25,6 +25,7 @@ from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.train.deepspeed_config import check_deepspeed_settings
 from srft_ray.train.lora import count_adapter_parameters
 from srft_ray.verify import resolve as resolve_verifier
+from srft_ray.verify.verifier import ENVIRONMENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
     config = resolved.config
     check_installation(config, resolved.verifier)
     check_trainable(config.model)
-    _check_reference(resolved, load_model_config(config.model))
+    _check_further_models(resolved, load_model_config(config.model))
     if config.learner.lora.rank:
         count_adapter_parameters(config.model, config.learner.lora)  # it refuses wrong targets
     store = open_store(config)
@@ -86,6 +87,8 @@ def check_installation(config: Config, verifier: Callable[..., Any] | None = Non
         _check_named_verifier(config.verifier)
     else:
         _check_python_verifier(verifier)
+    if config.rollout.environment:
+        resolve_verifier(ENVIRONMENT, config.rollout.environment)
     transport_class(config.rollout.transport)
     check_loggers(config.run.loggers)
     check_deepspeed(version("deepspeed"))
@@ -179,20 +182,26 @@ def evaluation_sizes(resolved: Resolved, evaluation: dict[str, PreparedData]) ->
     return sizes
 
 
-def _check_reference(resolved: Resolved, model: Any) -> None:
-    path = resolved.config.learner.reference
-    if path is None:
-        return
+def _check_further_models(resolved: Resolved, model: Any) -> None:
+    """The reference and the critic: what is set is used, and has the model's vocabulary."""
+    config, algorithm = resolved.config, resolved.algorithm
+    reference, critic = config.learner.reference, config.learner.critic
     require(
-        resolved.algorithm.uses_reference,
-        f"learner.reference is set, but no term of {resolved.algorithm.name} uses a reference: remove it.",
+        reference is None or algorithm.uses_reference,
+        f"learner.reference is set, but no term of {algorithm.name} uses a reference: remove it.",
     )
-    section = dataclasses.replace(resolved.config.model, path=path)
-    reference = load_model_config(section, key="learner.reference")
     require(
-        reference.vocab_size == model.vocab_size,
-        f"learner.reference {path} has another vocabulary than model.path.",
+        critic is None or algorithm.uses_critic,
+        f"learner.critic is set, but {algorithm.name} has no critic: remove it.",
     )
+    for key, path in {"learner.reference": reference, "learner.critic": critic}.items():
+        if path is None:
+            continue
+        further = load_model_config(dataclasses.replace(config.model, path=path), key=key)
+        require(
+            further.vocab_size == model.vocab_size,
+            f"{key} {path} has another vocabulary than model.path.",
+        )
 
 
 def _check_data(resolved: Resolved, counts: Counts) -> None:

@@ -152,7 +152,7 @@ class RunSupervisor:
             record_event(
                 self.run_dir,
                 "coordinator",
-                "the actor that holds the weights said nothing for "
+                "the actor that knows the published versions said nothing for "
                 f"rollout.stall_timeout_s={self.silence_s:g} s: it is killed",
             )
         self._coordinator = Process()  # of the next one it is not known yet

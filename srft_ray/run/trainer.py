@@ -13,7 +13,7 @@ from srft_ray.data.stream import execution_options
 from srft_ray.models import count_parameters, engine_dtype, resolve_dtype
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
-from srft_ray.run.placement import Placement, learner_resources
+from srft_ray.run.placement import Placement, learner_resources, recomputes_activations
 from srft_ray.run.preflight import Prepared
 from srft_ray.run.training_stream import StreamSource, TrainingStream
 from srft_ray.train.entry import train_loop
@@ -29,7 +29,7 @@ def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: P
     _set_deadlines(resolved)
     source = stream_source(prepared, coordinator, placement)
     dtype = resolve_dtype(resolved.config.model, placement.device)
-    job = _job(prepared, run_id, coordinator, dtype, placement.learner_threads)
+    job = _job(prepared, run_id, coordinator, dtype, placement)
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -89,9 +89,10 @@ def _set_deadlines(resolved: Resolved) -> None:
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
 
 
-def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads: int | None) -> Job:
+def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placement: Placement) -> Job:
     resolved = prepared.resolved
     config = resolved.config
+    recomputed = recomputes_activations(config.learner, placement)
     loggers = LoggerSettings(
         config.run.name, resolved.run_dir, tuple(config.run.loggers), dataclasses.asdict(config)
     )
@@ -101,7 +102,7 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads:
         config.run.seed,
         config.model,
         config.rollout,
-        config.learner,
+        dataclasses.replace(config.learner, activation_checkpointing=recomputed),
         config.trainer,
         resolved.algorithm,
         resolved.needs_engines,
@@ -110,7 +111,7 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, threads:
         coordinator,
         loggers,
         dtype,
-        threads,
+        placement.learner_threads,
         is_preempted,
         count_parameters(config.model),
         config.ledger.tokens,

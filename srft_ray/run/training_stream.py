@@ -22,13 +22,9 @@ from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
 from srft_ray.run.directory import choose_start
-from srft_ray.run.placement import Placement
+from srft_ray.run.placement import Placement, engine_memory_share
 from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
-
-# Shares of a GPU's memory for an engine's weights and KV cache, unless the config has one.
-MEMORY_ALONE = 0.85
-MEMORY_BESIDE_LEARNERS = 0.4
 
 
 @dataclass(frozen=True)
@@ -108,10 +104,8 @@ class StreamSource:
 
     def _rollout(self) -> RolloutSection:
         """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""
-        share = self.config.rollout.gpu_memory_utilization
-        if share is None:
-            share = MEMORY_BESIDE_LEARNERS if self.placement.colocated else MEMORY_ALONE
-        return replace(self.config.rollout, gpu_memory_utilization=share)
+        rollout = self.config.rollout
+        return replace(rollout, gpu_memory_utilization=engine_memory_share(rollout, self.placement))
 
 
 @dataclass(frozen=True)

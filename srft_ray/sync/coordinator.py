@@ -14,24 +14,28 @@ from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
-from srft_ray.sync.versions import LearnerStart, PolicyWeights, PublishedVersions
+from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
 
-# Ray runs at most 1,000 calls of an asynchronous actor at a time. Waiting admissions may take only a part of
-# them, and each only for a short time, so that publications, heartbeats and other admissions always get
-# through.
-MAX_WAITING_ADMISSIONS = 500
-ADMISSION_WAIT_S = 5.0
+# Ray runs at most `max_concurrency` calls of an asynchronous actor at a time, 1,000 unless it is told another
+# number. Waiting admissions may take only a part of them, and each only for a limited time, so that
+# publications, heartbeats and other admissions always get through. A group that may not wait here asks again
+# and again, so that with many engines many must be allowed to wait.
+CALLS_AT_A_TIME = 10_000  # of the coordinator of a run
+MAX_WAITING_ADMISSIONS = 500  # unless the actor is told another number
+ADMISSION_WAIT_S = 30.0
 
 
 class Coordinator:
     """Holds one object for each of its jobs and delegates to them; run it as a Ray actor.
 
-    It owns the weights because a Ray object dies with its owner, and learners come and go. If this actor
-    itself dies, Ray starts it again without its memory: it admits nobody, and the sending learner publishes
-    again from its copy.
+    It knows where the weights are; the learners hold them. If this actor dies, Ray starts it again without
+    its memory: it admits nobody, and the learners tell it again.
     """
 
-    def __init__(self, max_staleness: int, monitor: HealthMonitor | None = None) -> None:
+    def __init__(
+        self, max_staleness: int, monitor: HealthMonitor | None = None, max_waiting: int | None = None
+    ) -> None:
+        """`max_waiting`: admissions that may wait at a time, fewer than the actor's `max_concurrency`."""
         forgot = ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed
         self.versions = PublishedVersions(max_staleness, forgot)
         self.history = HistoryPieces()
@@ -40,14 +44,15 @@ class Coordinator:
         self.requests = LearnerRequests()
         self.presence = LearnerPresence(time.monotonic())
         self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
+        self._max_waiting = max_waiting or MAX_WAITING_ADMISSIONS
         self._waiting_admissions = 0
         self._groups_taken = 0  # by the learners since they started
         self._health_checks: asyncio.Task[None] | None = None
         if forgot:
             self.monitor.report(
                 "coordinator",
-                "the actor that holds the weights died and was started again; the learners publish to it "
-                "anew",
+                "the actor that knows the published versions died and was started again; the learners tell "
+                "it again",
             )
 
     # Versions
@@ -65,15 +70,23 @@ class Coordinator:
         """Where learners and stream begin; RuntimeError if `restart` was forgotten."""
         return self.versions.start
 
-    async def put_piece(self, generation: int, number: int, piece: object) -> None:
-        """Takes one piece of the next version's weights; this actor becomes its owner."""
-        self.versions.add_piece(generation, number, ray.put(piece))
+    async def publish(self, generation: int, share: WeightShare) -> None:
+        """Takes one rank's share of a version, which is the newest one when the shares of all ranks are
+        here."""
+        before = self.versions.newest
+        self.versions.publish(generation, share)
+        if self.versions.newest is not before:
+            self.deaths.published()
+            await self._notify()
 
-    async def publish(self, generation: int, weights: PolicyWeights, count: int) -> None:
-        """Makes the `count` pieces put so far the newest version; RuntimeError if some are missing."""
-        self.versions.publish(generation, weights, count)
-        self.deaths.published()
-        await self._notify()
+    async def has_share(self, generation: int, version: int, rank: int, wait_s: float = 0.0) -> bool:
+        """Whether a rank need not send its share of a version again; OutdatedLearners for earlier learners.
+
+        Waits at most `wait_s` until it has to: a call that is on its way when this actor dies is answered by
+        the next one, which has forgotten the share.
+        """
+        await self._wait_until(lambda: not self.versions.has(generation, version, rank), wait_s)
+        return self.versions.has(generation, version, rank)
 
     async def history_until(self, generation: int) -> int:
         """The step before which the history of prompts is here; OutdatedLearners for earlier learners."""
@@ -86,20 +99,23 @@ class Coordinator:
         self.versions.enter(generation)
         self.history.add(first, until, piece)
 
+    async def compact_history(self, generation: int, until: int, piece: object) -> None:
+        """Takes what is still shown of the steps before `until`, in the place of all that happened in
+        them."""
+        self.versions.enter(generation)
+        self.history.compact(until, piece)
+
     async def history_since(self, step: int) -> tuple[int, int, list[object]]:
         """(start of the learners, step before which the history is here, its pieces from `step` on)."""
         return self.versions.generation, self.history.until, self.history.since(step)
 
-    async def newest_version(self) -> int:
-        return self.versions.offered.version
-
-    async def weights(self) -> tuple[int, list[ray.ObjectRef]]:
-        """(version, its pieces); there are no pieces for the model that the engines started from."""
-        return self.versions.weights()
+    async def weights(self) -> Publication:
+        """The newest version, for an engine that loads it."""
+        return self.versions.read()
 
     async def admit(self, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S) -> Admission:
         """Whether a group of `step` may start; waits for it at most `wait_s` and ADMISSION_WAIT_S seconds."""
-        busy = self._waiting_admissions >= MAX_WAITING_ADMISSIONS
+        busy = self._waiting_admissions >= self._max_waiting
         if not busy and not self.versions.admits(step, exact):
             self._waiting_admissions += 1
             try:
@@ -116,12 +132,13 @@ class Coordinator:
 
     # Engines
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> None:
-        """An engine says that it lives, and what it does."""
+    async def heartbeat(self, heartbeat: Heartbeat) -> float:
+        """An engine says that it lives, and what it does; gives the seconds until it is to do so again."""
         self.monitor.heartbeat(heartbeat, time.monotonic())
         self.deaths.finished(heartbeat.engine, heartbeat.finished)
         if self._health_checks is None:
             self._health_checks = asyncio.create_task(self._check_health())
+        return self.monitor.interval_s
 
     async def engine_started(self, process: EngineProcess) -> EngineProcess | None:
         """A process of an engine starts; gives the one before it if nobody has told of its death."""
@@ -147,14 +164,17 @@ class Coordinator:
     async def request_stop(self, reason: str) -> None:
         """The learners are to finish or drop their step, write a checkpoint and leave; for good."""
         self.requests.stop(reason)
+        await self._notify()
 
     async def request_leave(self, reason: str, timeout_s: float) -> bool:
         """The same, to start again at once; waits until they have left. False: they did not in time."""
         self.requests.leave(reason)
+        await self._notify()
         return await self._wait_until(lambda: not self.requests.leaving, timeout_s)
 
-    async def leave_requested(self) -> str:
-        """Why the learners are to leave; empty if they are not."""
+    async def leave_requested(self, wait_s: float = 0.0) -> str:
+        """Why the learners are to leave; empty if they are not. Waits at most `wait_s` for a reason."""
+        await self._wait_until(lambda: bool(self.requests.leave_reason), wait_s)
         return self.requests.leave_reason
 
     async def learners_left(self) -> None:
@@ -189,9 +209,12 @@ class Coordinator:
 
     async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Whether the condition came true within so many seconds."""
+        if timeout_s <= 0:
+            return condition()
+        # Not `wait_for` of asyncio, which makes a task of each wait.
         with suppress(TimeoutError):
-            async with self._changed:
-                await asyncio.wait_for(self._changed.wait_for(condition), timeout_s)
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(condition)
         return condition()
 
     async def _check_health(self) -> None:

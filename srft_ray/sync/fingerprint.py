@@ -11,6 +11,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from srft_ray.models import is_local
+from srft_ray.sync.pieces import ONLY_RANK, Rank
+from srft_ray.sync.versions import fingerprint_of
 
 BLOCK_WORDS = 2**16  # 64-bit words of a tensor that are multiplied at a time, 512 KiB
 MODULUS = 2**64
@@ -22,33 +24,41 @@ class FingerprintedWeights:
 
     The fingerprint is the sum of `tensor_hash` over all tensors modulo 2^64, in hexadecimal; the order does
     not matter. Tensors are hashed on their own device, before anything is copied.
+
+    Attributes:
+        hashes: the sum so far over the tensors of this rank. Each tensor falls to the rank that has had the
+            fewest bytes, so that the ranks hash equally much, and the sums of all ranks are that of all
+            tensors.
     """
 
-    def __init__(self, weights: Iterable[tuple[str, Tensor]], active: bool = True) -> None:
-        """`active`: whether this rank computes the fingerprint; one of all ranks is enough."""
+    def __init__(self, weights: Iterable[tuple[str, Tensor]], rank: Rank = ONLY_RANK) -> None:
+        """`rank`: of those that go through the same weights; by default all tensors are its own."""
+        self.hashes = 0
         self._weights = iter(weights)
-        self._active = active
-        self._sum = 0
+        self._rank = rank
+        self._bytes = [0] * rank.count
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return self
 
     def __next__(self) -> tuple[str, Tensor]:
         name, tensor = next(self._weights)
-        if self._active:
-            self._sum = (self._sum + tensor_hash(name, tensor)) % MODULUS
+        owner = self._bytes.index(min(self._bytes))
+        self._bytes[owner] += tensor.nbytes
+        if owner == self._rank.number:
+            self.hashes += tensor_hash(name, tensor)
         return name, tensor
 
-    def exhaust(self) -> str:
-        """Goes through what nobody took, and returns the fingerprint of all tensors."""
+    def exhaust(self) -> int:
+        """Goes through what nobody took, and returns the sum over all tensors of this rank."""
         for _ in self:
             pass
-        return f"{self._sum:016x}"
+        return self.hashes
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """The fingerprint of all tensors, 16 hexadecimal digits."""
-    return FingerprintedWeights(weights).exhaust()
+    return fingerprint_of(FingerprintedWeights(weights).exhaust())
 
 
 def folder_fingerprint(folder: Path) -> str:

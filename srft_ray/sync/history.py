@@ -27,6 +27,13 @@ class HistoryPieces:
             self.until = until
             self._pieces.append((until, piece))
 
+    def compact(self, until: int, piece: Any) -> None:
+        """Replaces the pieces of the steps before `until` by one that shows the same, if one of them ends
+        there."""
+        if any(end == until for end, _ in self._pieces):
+            later = [(end, one) for end, one in self._pieces if end > until]
+            self._pieces = [(until, piece), *later]
+
     def since(self, step: int) -> list[Any]:
         """All pieces with steps from `step` on; the first may begin before it."""
         return [piece for until, piece in self._pieces if until > step]

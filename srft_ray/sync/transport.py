@@ -1,29 +1,28 @@
 """Weights from the learners to the engines: `publish` at the learners, `fetch` at an engine."""
 
-import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, OwnerDiedError, RayError
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.errors import UserError
 from srft_ray.plugins import load_object
 from srft_ray.sync.fingerprint import FingerprintedWeights
-from srft_ray.sync.versions import OutdatedLearners, PolicyWeights
+from srft_ray.sync.node_copy import node_copy
+from srft_ray.sync.pieces import Files, Rank, cut, write_files
+from srft_ray.sync.versions import OutdatedLearners, Publication, WeightShare
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
-FOLDER_PREFIX = "srft_ray_weights_"  # of a folder with weights; then comes the process that loads them
+REPUBLISHER = "republisher"  # name of the threads that check it
+REPUBLISH_WAIT_S = 30.0  # that the coordinator may take for the answer that it has
 
 
 class WeightTransport(Protocol):
@@ -33,7 +32,8 @@ class WeightTransport(Protocol):
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
         """Makes `weights` policy version `version`.
 
-        Every rank calls it and must exhaust `weights`, which is a collective; one of them is the sender.
+        Every rank calls it and must exhaust `weights`, which is a collective. One of them is the sender, for
+        what one rank does for all.
         Version 0 comes without weights: engines start from the model itself.
         """
 
@@ -42,85 +42,98 @@ class WeightTransport(Protocol):
 
 
 class ObjectStoreTransport:
-    """Through Ray's object store, which spreads the pieces between nodes, and shared memory.
+    """Through Ray's object store, which spreads the pieces between nodes, and shared memory, where the
+    engines of a node load them from one copy.
 
-    The coordinator's actor owns the pieces. If it dies, Ray starts it again without them: the sender keeps a
-    copy in its memory and publishes it again by itself, while the learners wait for rollouts.
+    Every rank puts an equal part of each tensor into the store of its node, and tells the coordinator where
+    it is. If the coordinator dies, Ray starts it again without that knowledge: each rank tells it again by
+    itself, while the learners wait for rollouts. Weights do not outlive their learners, whose next start
+    publishes others.
     """
 
     def __init__(self, coordinator: Any, config: RolloutSection, generation: int = 0) -> None:
         self.coordinator = coordinator
         self.generation = generation
+        self.rank = Rank.of_this_process()
         self.piece_bytes = config.transport_chunk_mb * 2**20
         self.timeout_s = config.timeout_s
         # What was published last, shared by the learner's thread and that of `_republish_loop`.
-        self._weights = PolicyWeights(0)
-        self._pieces: list[np.ndarray] = []
+        self._share = WeightShare(0)
         self._lock = threading.Lock()
         self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
-        # All ranks go through all tensors, because gathering one is a collective. All pieces are made before
-        # the first is sent: the copies must be of this version, whenever they have to be sent again.
         # What the learner gives is hashed already while it passes; what a subclass puts in its place is not.
         is_hashed = isinstance(weights, FingerprintedWeights)
-        sent = weights if is_hashed else FingerprintedWeights(weights, active=sender)
-        pieces = [_serialized(chunk) for chunk in chunks(sent, self.piece_bytes, lambda _: sender)]
-        if not sender:
-            return
+        sent = weights if is_hashed else FingerprintedWeights(weights, self.rank)
+        files = Files()
+        pieces = [ray.put(piece) for piece in cut(sent, self.rank, self.piece_bytes, files)]
         with self._lock:
-            self._weights = PolicyWeights(version, sent.exhaust() if pieces else "")
-            self._pieces = pieces
+            self._share = WeightShare(
+                version,
+                self.rank.number,
+                sent.exhaust(),
+                pieces,
+                self.rank.count if sender else 0,
+                files.headers() if sender else {},
+            )
             self._send()
         self._start_republisher()
 
     def _send(self) -> None:
-        """Gives the coordinator all pieces, all of them again if it dies meanwhile; called with the lock.
+        """Gives the coordinator this rank's share; called with the lock.
 
         Raises:
             OutdatedLearners: other learners have taken the place of these.
-            TimeoutError: the coordinator did not take them.
+            TimeoutError: the coordinator did not take it.
         """
-        insist(self._send_once, f"policy version {self._weights.version}", self.timeout_s)
+        insist(self._send_once, f"policy version {self._share.version}", self.timeout_s)
 
     def _send_once(self) -> None:
-        # First the pieces, then the version that they are: engines never see a part of a version.
-        for number, piece in enumerate(self._pieces):
-            ray.get(self.coordinator.put_piece.remote(self.generation, number, piece))
-        ray.get(self.coordinator.publish.remote(self.generation, self._weights, len(self._pieces)))
+        ray.get(self.coordinator.publish.remote(self.generation, self._share))
 
     def _start_republisher(self) -> None:
         if self._republisher is None:
-            self._republisher = threading.Thread(target=self._republish_loop, name="republisher", daemon=True)
+            self._republisher = threading.Thread(target=self._republish_loop, name=REPUBLISHER, daemon=True)
             self._republisher.start()
 
     def _republish_loop(self) -> None:
-        """Publishes again whenever the coordinator has forgotten the version."""
+        """Sends the share again whenever the coordinator has forgotten it."""
         while True:
             time.sleep(REPUBLISH_INTERVAL_S)
             try:
-                with self._lock:
-                    if ray.get(self.coordinator.newest_version.remote()) < self._weights.version:
-                        self._send()
+                # Hundreds of ranks that ask twice a second would keep the coordinator busy. Meanwhile the
+                # lock is free for the next publication.
+                if not self._is_known(REPUBLISH_WAIT_S):
+                    with self._lock:
+                        if not self._is_known():
+                            self._send()
             except OutdatedLearners:
                 return
             except (RayError, TimeoutError):
                 continue  # it is tried again; the learner finds out by itself that no rollouts come
 
+    def _is_known(self, wait_s: float = 0.0) -> bool:
+        """Whether the coordinator has the share; it may take `wait_s` to say that it has."""
+        about = self.generation, self._share.version, self.rank.number
+        return ray.get(self.coordinator.has_share.remote(*about, wait_s))
+
     def fetch(self, reload: Any) -> int:
         deadline = time.monotonic() + self.timeout_s
         while True:
-            version, refs = ray.get(self.coordinator.weights.remote())
+            newest: Publication = ray.get(self.coordinator.weights.remote())
             try:
-                if refs:
-                    _load(refs, reload)
-                    return version
+                if newest.pieces:
+                    # Equal fingerprints are equal tensors, whoever has written them.
+                    with node_copy(newest.weights.fingerprint, partial(_write, newest)) as folder:
+                        reload(folder)
+                    return newest.weights.version
                 problem = "it has not been published"
             except (OwnerDiedError, ObjectLostError) as error:
                 problem = type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"An engine could not fetch policy version {version} within "
+                    f"An engine could not fetch policy version {newest.weights.version} within "
                     f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
             time.sleep(RETRY_INTERVAL_S)
@@ -147,33 +160,9 @@ def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
             time.sleep(RETRY_INTERVAL_S)
 
 
-def _serialized(chunk: dict[str, Tensor]) -> np.ndarray:
-    """The tensors as the bytes of a safetensors file, which Ray moves without a copy."""
-    return np.frombuffer(to_safetensors(chunk), dtype=np.uint8)
-
-
-def _load(refs: list[Any], reload: Any) -> None:
-    """Calls `reload` with a folder in shared memory that holds the pieces as files."""
-    _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_", dir=_shared_memory()))
-    try:
-        for number, ref in enumerate(refs):
-            ray.get(ref).tofile(folder / f"model-{number:05d}.safetensors")
-        reload(folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _shared_memory() -> str:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
-
-
-def _remove_leftovers() -> None:
-    """Removes folders of engines on this machine that were killed while they loaded."""
-    for folder in Path(_shared_memory()).glob(f"{FOLDER_PREFIX}*"):
-        owner = folder.name.removeprefix(FOLDER_PREFIX).split("_")[0]
-        if not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def _write(version: Publication, folder: Path) -> None:
+    """Writes the version's files into the folder."""
+    write_files(version.headers, (ray.get(piece) for piece in version.pieces), folder)
 
 
 def transport_class(name: str) -> type[WeightTransport]:
@@ -187,26 +176,3 @@ def transport_class(name: str) -> type[WeightTransport]:
     if ":" not in name:
         raise UserError(f"rollout.transport is {name!r}: choose object_store or file.py:Class.")
     return load_object(name, "rollout.transport")
-
-
-def chunks(
-    tensors: Iterator[tuple[str, Tensor]], limit: int, keep: Callable[[int], bool]
-) -> Iterator[dict[str, Tensor]]:
-    """Copies tensors to the CPU and gathers them to chunks of about `limit` bytes, by name.
-
-    It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`.
-    Tied tensors come under each name: an engine that is not given its head keeps the old one without an
-    error.
-    """
-    chunk: dict[str, Tensor] = {}
-    size = 0
-    for number, (name, tensor) in enumerate(tensors):
-        if not keep(number):
-            continue
-        chunk[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        size += tensor.nbytes
-        if size >= limit:
-            yield chunk
-            chunk, size = {}, 0
-    if chunk:
-        yield chunk

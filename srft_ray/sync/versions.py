@@ -1,7 +1,7 @@
 """Published versions of the policy, and which rollouts may start with them. Staleness has this one owner."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 UNKNOWN = -1  # no version is published: nobody is admitted
@@ -40,6 +40,40 @@ class PolicyWeights:
     fingerprint: str = ""
 
 
+def fingerprint_of(hashes: int) -> str:
+    """The fingerprint of weights whose tensors have hashes of this sum, 16 hexadecimal digits."""
+    return f"{hashes % 2**64:016x}"
+
+
+@dataclass(frozen=True)
+class WeightShare:
+    """What one rank of the learners publishes of a version.
+
+    Attributes:
+        rank: its number.
+        hashes: the sum of the hashes of those tensors that fell to this rank (`sync.fingerprint`).
+        pieces: parts of tensors, or references to them; nobody looks into them here.
+        ranks: how many ranks publish the version; 0 unless this one is the sender, which speaks for all.
+        headers: the sender's, of the files that the pieces belong to (`sync.pieces`).
+    """
+
+    version: int
+    rank: int = 0
+    hashes: int = 0
+    pieces: Sequence[Any] = ()
+    ranks: int = 0
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A published version; there are no pieces for the model that the engines started from."""
+
+    weights: PolicyWeights
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+    pieces: Sequence[Any] = ()
+
+
 class PublishedVersions:
     """The newest version of the policy and the pieces of its weights; no Ray, no clock, no waiting.
 
@@ -52,13 +86,12 @@ class PublishedVersions:
         """`forgot`: another object held the versions of this run before, and its memory is lost."""
         self.max_staleness = max_staleness
         self.generation = 0
-        self.offered = PolicyWeights(UNKNOWN)
+        self.newest = Publication(PolicyWeights(UNKNOWN))
         self.unread = 0  # publications that were replaced before an engine asked for their weights
         self._read = False
         self._engines_are_new = not forgot
         self._start: LearnerStart | None = None
-        self._pieces: dict[int, Any] = {}
-        self._arriving: dict[int, Any] = {}
+        self._arriving: dict[int, dict[int, WeightShare]] = {}  # by version and rank
 
     def restart(self, step: int, now: float) -> LearnerStart:
         """The learners start (again) at the checkpoint of `step`, and have to publish its weights.
@@ -73,8 +106,14 @@ class PublishedVersions:
         self._engines_are_new = False
         self.generation = max(self.generation + 1, int(now))
         self._start = LearnerStart(step, self.generation, from_model)
-        self._replace(PolicyWeights(0 if from_model else UNKNOWN), {})
+        self._arriving = {}
+        self._replace(Publication(PolicyWeights(0 if from_model else UNKNOWN)))
         return self._start
+
+    @property
+    def offered(self) -> PolicyWeights:
+        """The newest version."""
+        return self.newest.weights
 
     @property
     def start(self) -> LearnerStart:
@@ -87,30 +126,33 @@ class PublishedVersions:
             raise RuntimeError("the coordinator was restarted while the learners started")
         return self._start
 
-    def add_piece(self, generation: int, number: int, piece: Any) -> None:
-        """Takes one piece of the next version's weights; a piece that comes again replaces the first.
+    def publish(self, generation: int, share: WeightShare) -> None:
+        """Takes one rank's share of a version, which is the newest one when the shares of all ranks are here.
+
+        A share that comes again is ignored.
 
         Raises:
             OutdatedLearners: it comes from an earlier start of the learners.
         """
-        self.enter(generation)
-        self._arriving[number] = piece
-
-    def publish(self, generation: int, weights: PolicyWeights, count: int) -> None:
-        """Makes the `count` pieces added so far the newest version.
-
-        Raises:
-            OutdatedLearners: it comes from an earlier start of the learners.
-            RuntimeError: some pieces were lost with a restart of the process.
-        """
-        self.enter(generation)
-        if set(self._arriving) != set(range(count)):
-            raise RuntimeError(
-                f"{len(self._arriving)} of {count} pieces of version {weights.version} are here"
-            )
-        if self._pieces and not self._read:
+        if self.has(generation, share.version, share.rank):
+            return
+        shares = self._arriving.setdefault(share.version, {})
+        shares[share.rank] = share
+        sender = next((one for one in shares.values() if one.ranks), None)
+        if sender is None or set(shares) != set(range(sender.ranks)):
+            return
+        if self.newest.pieces and not self._read:
             self.unread += 1
-        self._replace(weights, self._arriving)
+        self._replace(_whole(sender, [shares[rank] for rank in range(sender.ranks)]))
+
+    def has(self, generation: int, version: int, rank: int) -> bool:
+        """Whether a rank's share of a version is here, or the version is published.
+
+        Raises:
+            OutdatedLearners: learners of an earlier start ask.
+        """
+        self.enter(generation)
+        return self.offered.version >= version or rank in self._arriving.get(version, {})
 
     def needed(self, step: int, exact: bool) -> int:
         """The oldest version that a group of `step` may be sampled by; if `exact`, `step` itself."""
@@ -120,10 +162,10 @@ class PublishedVersions:
         """Whether a group of `step` may start now."""
         return self.offered.version >= self.needed(step, exact)
 
-    def weights(self) -> tuple[int, list[Any]]:
-        """(version, its pieces in order); there are no pieces for the model that the engines started from."""
+    def read(self) -> Publication:
+        """The newest version, for an engine that loads it."""
         self._read = True
-        return self.offered.version, [self._pieces[number] for number in sorted(self._pieces)]
+        return self.newest
 
     def enter(self, generation: int) -> None:
         """Raises OutdatedLearners for learners of an earlier start."""
@@ -134,9 +176,19 @@ class PublishedVersions:
         if generation > self.generation:  # the memory of its start is lost, the learners themselves are not
             self.generation = generation
             self._arriving = {}
+            self._replace(Publication(PolicyWeights(UNKNOWN)))
 
-    def _replace(self, weights: PolicyWeights, pieces: Mapping[int, Any]) -> None:
-        self.offered = weights
-        self._pieces = dict(pieces)
+    def _replace(self, newest: Publication) -> None:
+        self.newest = newest
         self._read = False
-        self._arriving = {}
+        # Shares of older versions may have come, from before a death of the process; they are of no use.
+        version = newest.weights.version
+        self._arriving = {later: shares for later, shares in self._arriving.items() if later > version}
+
+
+def _whole(sender: WeightShare, shares: Sequence[WeightShare]) -> Publication:
+    """The version that consists of the shares of all ranks."""
+    pieces = [piece for share in shares for piece in share.pieces]
+    hashes = sum(share.hashes for share in shares)
+    weights = PolicyWeights(sender.version, fingerprint_of(hashes) if pieces else "")
+    return Publication(weights, sender.headers, pieces)

@@ -109,6 +109,12 @@ def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]
     return [(group, completion) for group in groups for completion in group.trained]
 
 
+def scored_places(completion: Completion) -> list[int]:
+    """Where in the response the tokens stand that no environment wrote."""
+    observed = {place for first, end in completion.observed for place in range(first, end)}
+    return [place for place in range(len(completion.ids)) if place not in observed]
+
+
 def cut(
     sequences: Sequences,
     max_tokens: int,
@@ -157,9 +163,13 @@ def collate(
     responses_B = np.array([len(completion.ids) for completion in completions])
     offsets_T = np.arange(responses_B.max())
     mask_BT = offsets_T < responses_B[:, None]
+    for row, completion in enumerate(completions):
+        for first, end in completion.observed:
+            mask_BT[row, first:end] = False
     is_prefix_BT = offsets_T < np.array([c.prefix for c in completions])[:, None]
     is_demo_B = np.array([c.origin == "demo" for c in completions])
-    is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B
+    is_replay_B = np.array([c.origin == "replay" for c in completions])
+    is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B & ~is_replay_B
     sequences_N, offsets_N = mask_BT.nonzero()
     layout = packed or Layout.padded(prompts_B + responses_B)
     ids_BL, position_ids_BL = _token_ids(sequences, layout)
@@ -172,6 +182,7 @@ def collate(
         step=step - start,
         max_new_tokens=sequences[0][0].max_new_tokens,
         is_prefix_BT=torch.from_numpy(is_prefix_BT),
+        is_replay_B=torch.from_numpy(is_replay_B),
     )
     return MicroBatch(
         input_ids_BL=torch.from_numpy(ids_BL),

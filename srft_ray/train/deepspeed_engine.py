@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
-from srft_ray.train.batching import collate
+from srft_ray.train.batching import MicroBatch, collate
 from srft_ray.train.deepspeed_config import deepspeed_config
-from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState
+from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState, Prefixed
 from srft_ray.train.lora import Adapter
 from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.reference import ReferenceModel
@@ -29,6 +29,8 @@ from srft_ray.train.weight_gradients import widen_gradients
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 SECOND_UPDATES = "second|updates"  # in the state: the step count of the second optimizer
+CRITIC = "critic|"  # in the state: before the names of the critic's
+CRITIC_UPDATES = f"{CRITIC}updates"
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -49,7 +51,7 @@ class DeepSpeedEngine:
             widen_gradients(model)
         # DeepSpeed leaves the optimizer as it is only then: it keeps no gradient norm, and skips no update.
         self.is_plain = learner.zero_stage == 0 and dtype == torch.float32
-        self.policy = PolicyModel(model, learner.logit_chunk_mb)
+        self.policy = self._wrapped(model, learner)
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             self._trained.values(),
@@ -71,14 +73,19 @@ class DeepSpeedEngine:
             self.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
         self.device = self.engine.device
         self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
-        self._weights = ModelWeights(model, adapter, self.zero_stage)
+        self.tensors = ModelWeights(model, adapter, self.zero_stage)
         self.world_size = dist.get_world_size()
-        self.reference: ReferenceModel | None = None  # whose state belongs to that of training
+        # Their state belongs to that of training.
+        self.reference: ReferenceModel | None = None
+        self.critic: DeepSpeedEngine | None = None
         self.updates = 0  # Adam's step
         # Moments of updates of another kind, and their step; None before the first of them.
         self._second: list[dict[str, Tensor]] | None = None
         self._second_updates = 0
         self.weight_decay = learner.weight_decay  # of the updates to come
+
+    def _wrapped(self, model: nn.Module, learner: LearnerSection) -> nn.Module:
+        return PolicyModel(model, learner.logit_chunk_mb)
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Any, ...]:
         """(log-probs, entropies) of the scored tokens, each (N,); inputs as of `PolicyModel.forward`."""
@@ -127,6 +134,8 @@ class DeepSpeedEngine:
             for value in state.values():
                 value.zero_()
         self.updates = 0
+        if self.critic is not None:
+            self.critic.reset_optimizer()
 
     @contextmanager
     def second_optimizer(self) -> Iterator[None]:
@@ -156,15 +165,7 @@ class DeepSpeedEngine:
         Under ZeRO 3 each tensor is gathered from all ranks when it is asked for: every rank iterates to the
         end, also one that has no use for the tensors.
         """
-        return self._weights.merged()
-
-    def changed_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What training changes: all tensors, or those of the adapter; a collective as `weights`."""
-        return self._weights.changed()
-
-    def adapter_files(self) -> dict[str, bytes]:
-        """The adapter, if there is one, on rank 0: by file name in a checkpoint; a collective."""
-        return self._weights.adapter_files()
+        return self.tensors.merged()
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """What training needs besides the step, as `parameter|key` for each key of STATE.
@@ -179,6 +180,9 @@ class DeepSpeedEngine:
             yield from self._second_state()
         if self.reference is not None:
             yield from self.reference.state()
+        if self.critic is not None:
+            yield from ((CRITIC + name, value) for name, value in self.critic.state())
+            yield CRITIC_UPDATES, torch.tensor([float(self.critic.updates)])
 
     def _second_state(self) -> Iterator[tuple[str, Tensor]]:
         with self.second_optimizer():
@@ -204,6 +208,8 @@ class DeepSpeedEngine:
                 self._set_updates(int(saved[SECOND_UPDATES]))
         if self.reference is not None:
             self.reference.load(saved, self.device)
+        if self.critic is not None:
+            self.critic.load(Prefixed(saved, CRITIC), int(saved[CRITIC_UPDATES]))
 
     def _load_state(self, saved: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         """Sets what of STATE `names` has, from the tensors `parameter|name`."""
@@ -227,9 +233,13 @@ class DeepSpeedEngine:
     def _create_optimizer_state(self) -> None:
         """Adam and DeepSpeed make their tensors in their first update: one of rate 0, without tokens."""
         empty = collate([], 0, 0).to(self.device)
-        logprobs_N, *_ = self.forward(empty.input_ids_BL, empty.rows_N, empty.positions_N, 1.0, False)
-        self.backward(logprobs_N.sum() * 0.0, last=True)
+        self.backward(self._score(empty).sum() * 0.0, last=True)
         self.step(0.0)
+
+    def _score(self, micro_batch: MicroBatch) -> Tensor:
+        """What the model says of the scored tokens, with gradient; (N,)."""
+        inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N)
+        return self.forward(*inputs, 1.0, False)[0]
 
     def _set_updates(self, updates: int) -> None:
         self.updates = updates

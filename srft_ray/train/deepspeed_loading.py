@@ -39,7 +39,7 @@ def load_for_learner(
     tensor for each expert, is loaded whole.
     """
     if learner.zero_stage < 3:
-        return load_model(section, dtype, learner.activation_checkpointing, path)
+        return load_model(section, dtype, bool(learner.activation_checkpointing), path)
     folder = _folder(path or section.path)
     model = _without_data(section, dtype, folder)
     names = {name for name, _ in model.named_parameters()}
@@ -48,9 +48,9 @@ def load_for_learner(
         strict = getattr(model, "_keep_in_fp32_modules_strict", None)
         if strict or not names <= weights.keys():
             logger.warning("the weights of %s have other names in its files: it is loaded whole", folder)
-            return load_model(section, dtype, learner.activation_checkpointing, path)
+            return load_model(section, dtype, bool(learner.activation_checkpointing), path)
         _read(model, weights, reference_config(learner, dtype), dtype)
-    return prepared_for_training(model, learner.activation_checkpointing)
+    return prepared_for_training(model, bool(learner.activation_checkpointing))
 
 
 def _folder(path: str) -> Path:

@@ -1,6 +1,6 @@
 """What DeepSpeed keeps of a model, whole: its tensors, and weights and moments of a parameter in float32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -81,6 +81,20 @@ class ParameterState:
     def _mixed(self, parameter: nn.Parameter) -> bool:
         """Whether DeepSpeed keeps float32 weights and moments of its own: not in float32 with ZeRO 0."""
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+class Prefixed:
+    """Those tensors of a checkpoint whose names begin with a prefix, by the rest of their names."""
+
+    def __init__(self, saved: Mapping[str, Tensor], prefix: str) -> None:
+        self.saved = saved
+        self.prefix = prefix
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self.saved
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.saved[self.prefix + name]
 
 
 class ModelWeights:

@@ -7,14 +7,14 @@ import ray
 from srft_ray.errors import UserError
 from srft_ray.imports import large_imports
 from srft_ray.train.checkpoint import CheckpointFailed
-from srft_ray.train.job import Batches, Job
+from srft_ray.train.job import Batches, Job, blocks_of_this_learner
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """Runs one learner. An error that a restart would only repeat ends the run without one."""
     job: Job = settings["job"]
     # The stream starts first: engines start while this learner imports and loads.
-    batches = Batches(job.plan.block)
+    batches = Batches(blocks_of_this_learner(job.plan.block))
     with large_imports():
         from srft_ray.train.nonfinite import NonFiniteError
         from srft_ray.train.parity import ParityError

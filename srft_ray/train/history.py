@@ -12,7 +12,7 @@ import ray
 import torch.distributed as dist
 from ray.exceptions import RayError
 
-from algorithms import CORRECT_ABOVE, Group
+from algorithms import CORRECT_ABOVE, Completion, Group
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.data.history import VISIT, PromptHistory, history_of_bytes
 from srft_ray.sync.transport import insist
@@ -21,22 +21,34 @@ from srft_ray.train.checkpoint import CheckpointStore
 
 FILE = "history.npy"  # of a checkpoint
 CHECK_INTERVAL_S = 0.5  # between checks whether the coordinator still has the history
+# Engines that are not further behind get what is new in small pieces.
+STEPS_IN_PIECES = 32
 
 
-def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """(group_id, visit) of each group of which rollouts entered the update.
+def visits_of(groups: Sequence[Group]) -> list[tuple[int, tuple[int, ...]]]:
+    """(group_id, entry of dtype VISIT) of each group of which rollouts entered the update.
 
-    Only these are counted, so that the rows of the ledger determine the visit. A rollout that continues a
-    demonstration says nothing of what the policy can do by itself.
+    Only these are counted, so that the rows of the ledger determine the visit.
     """
     found = []
     for group in groups:
-        plain = [one for one in group.trained if one.origin == "rollout" and not one.prefix]
-        rewards = [completion.reward for completion in plain]
-        correct = sum(reward > CORRECT_ABOVE for reward in rewards)
-        if rewards:
-            found.append((group.group_id, (group.row, group.step, len(rewards), correct)))
+        rollouts = [completion for completion in group.trained if completion.origin == "rollout"]
+        if rollouts:
+            found.append((group.group_id, (group.row, *_visit(group.step, rollouts))))
     return found
+
+
+def _visit(step: int, rollouts: Sequence[Completion]) -> tuple[int, ...]:
+    """The fields of `Visit`. A rollout that continues a demonstration says nothing of what the policy can do
+    by itself, and is counted apart."""
+    plain = [rollout for rollout in rollouts if not rollout.prefix]
+    prefixed = [rollout for rollout in rollouts if rollout.prefix]
+    longest = max((rollout.prefix for rollout in prefixed), default=0)
+    return step, len(plain), _correct(plain), len(prefixed), _correct(prefixed), longest
+
+
+def _correct(rollouts: Sequence[Completion]) -> int:
+    return sum(rollout.reward > CORRECT_ABOVE for rollout in rollouts)
 
 
 class HistoryKeeper:
@@ -54,6 +66,7 @@ class HistoryKeeper:
         self.generation = generation
         self.timeout_s = rollout.timeout_s
         self.holds = rows > 0 and dist.get_rank() == 0
+        self._sent = 0  # visits that the coordinator holds
         self._sending = threading.Lock()
 
     def begin(self, store: CheckpointStore, step: int) -> None:
@@ -100,6 +113,15 @@ class HistoryKeeper:
             if first < until:
                 piece = self.history.between(first, until)
                 ray.get(self.coordinator.add_history.remote(self.generation, first, until, piece))
+                self._sent = len(piece) + (self._sent if first else 0)
+                self._compact(until - STEPS_IN_PIECES)
+
+    def _compact(self, until: int) -> None:
+        """Has the coordinator forget what is not shown of the steps before `until`, once that is most."""
+        if until > 0 and self._sent > 2 * len(self.history):
+            piece = self.history.between(0, until)
+            ray.get(self.coordinator.compact_history.remote(self.generation, until, piece))
+            self._sent = len(self.history)
 
     def _send_again(self) -> None:
         while True:

@@ -1,12 +1,13 @@
 """What the driver gives to each learner: its job, and the blocks of groups that it trains on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 
 from algorithms import Algorithm, Group
@@ -19,6 +20,7 @@ from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.train.checkpoint import CheckpointStore
 
 POLL_INTERVAL_S = 0.5  # between checks for a leave request while there is nothing to train on
+LEAVE_WAIT_S = 30.0  # that the coordinator may take for the answer whether a waiting learner is to leave
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,43 @@ class Job:
     history_rows: int = 0
 
 
+class LeaveQuestion:
+    """Whether a learner is to leave: the driver, a resize, or the loss of its machine asks it to."""
+
+    def __init__(self, coordinator: Any, is_preempted: Callable[[], bool]) -> None:
+        self._coordinator = coordinator
+        self._is_preempted = is_preempted
+        self._answer: ray.ObjectRef | None = None
+
+    def ask(self) -> bool:
+        return self._is_preempted() or bool(ray.get(self._coordinator.leave_requested.remote()))
+
+    def look(self) -> bool:
+        """The same for a learner that looks again and again: the coordinator answers when it has to.
+
+        Hundreds of learners that ask twice a second would keep it busy.
+        """
+        if self._is_preempted():
+            return True
+        self._answer = self._answer or self._coordinator.leave_requested.remote(LEAVE_WAIT_S)
+        if not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        reason = ray.get(self._answer)
+        self._answer = None
+        return bool(reason)
+
+
+def blocks_of_this_learner(block: int) -> Iterator[dict[str, Any]]:
+    """The learner's shard of the stream, in blocks of `block` groups."""
+    shard = ray.train.get_dataset_shard("train")
+    return iter(shard.iter_batches(batch_size=block, prefetch_batches=0, batch_format="numpy"))
+
+
 class Batches:
     """This learner's blocks; the stream's execution begins at once, not when the first block is asked for."""
 
-    def __init__(self, block: int) -> None:
-        shard = ray.train.get_dataset_shard("train")
-        self._batches = iter(shard.iter_batches(batch_size=block, prefetch_batches=0, batch_format="numpy"))
+    def __init__(self, blocks: Iterator[dict[str, Any]]) -> None:
+        self._batches = blocks
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: Future[dict[str, Any]] | None = self._thread.submit(next, self._batches)
 

@@ -16,6 +16,7 @@ from srft_ray.train import sequence_values
 from srft_ray.train.balance import exchange
 from srft_ray.train.batching import MicroBatch, collate, cut, trained_sequences
 from srft_ray.train.buffer import GroupBuffer
+from srft_ray.train.critic import Critic, NoCritic
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.loss import StepContext, add_loss, global_counts
 from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
@@ -39,6 +40,7 @@ class Learner:
         parity_threshold: float,
         reference: ReferenceModel | None = None,
         records_tokens: bool = False,
+        critic: Critic | None = None,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -46,6 +48,7 @@ class Learner:
         self.reference = engine.reference = reference
         self.records_tokens = records_tokens
         self.buffer = GroupBuffer()
+        self.critic = critic
 
     def step(
         self, groups: Sequence[Group], step: int, stage: Stage, temperature: float
@@ -75,11 +78,13 @@ class Learner:
             mini_batches.append(self._cut(chosen, step, stage.start, "teacher_kl" in algorithm.needs))
         context = StepContext(step, algorithm, temperature)
         records = sequence_values.gather(algorithm, groups, number)
-        sequence_values.attach(algorithm, records, list(chain(*mini_batches)))
+        every = list(chain(*mini_batches))
+        sequence_values.attach(algorithm, records, every)
+        critic = self.critic if self.critic and algorithm.uses_critic else NoCritic()
+        critic.begin(algorithm, every, step, self.engine.weight_decay)
         parity: dict[str, float] = {}
         # Parity, the mean entropy and π_old are those of the policy before its first update.
         if number > 1 or "mean_entropy" in algorithm.needs:
-            every = list(chain(*mini_batches))
             sums, parity_max = self._score(every, temperature, keep_as_old=number > 1)
             context = replace(context, mean_entropy=mean_rollout_entropy(sums))
             if sums["nonfinite"]:
@@ -92,8 +97,9 @@ class Learner:
             metrics, measured = self._update(context, micro_batches, lr, measures_parity=not parity)
             parity = parity or measured
             updates.append(metrics)
+            critic.update(algorithm, micro_batches)
         buffered = self._update_from_buffer(groups, step, stage, lr)
-        return {**step_metrics(updates), **parity, "lr": lr, **buffered}
+        return {**step_metrics(updates), **parity, "lr": lr, **buffered, **critic.metrics()}
 
     def _update_from_buffer(
         self, groups: Sequence[Group], step: int, stage: Stage, lr: float
@@ -191,7 +197,9 @@ class Learner:
                 record_tokens(algorithm, micro_batch, policy)
             loss = add_loss(algorithm, micro_batch, policy, counts, sums)
             is_finite = sums.observe(micro_batch, policy, loss)
-            self.engine.backward(poisoned(loss, policy, is_finite), last=index == len(micro_batches) - 1)
+            self.engine.backward(
+                poisoned(loss, policy.logprobs_BT, is_finite), last=index == len(micro_batches) - 1
+            )
         return all_reduce(sums), sums.parity_max
 
     def _forward(

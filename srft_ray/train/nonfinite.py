@@ -63,21 +63,21 @@ def all_finite(micro_batch: MicroBatch, policy: PolicyOutput) -> Tensor:
     """Whether what a loss is made of is finite: a bool scalar on the device."""
     values = (
         policy.logprobs_BT,
-        micro_batch.batch.advantages_B,
+        micro_batch.batch.advantages_BT,
         micro_batch.batch.rewards_B,
         micro_batch.batch.behavior_logprobs_BT,
     )
     return torch.stack([value.detach().isfinite().all() for value in values]).all()
 
 
-def poisoned(loss: Tensor, policy: PolicyOutput, is_finite: Tensor) -> Tensor:
-    """The loss as it is, or NaN with a gradient of NaN for every log-prob of the micro-batch; a scalar.
+def poisoned(loss: Tensor, outputs_BT: Tensor, is_finite: Tensor) -> Tensor:
+    """The loss as it is, or NaN with a gradient of NaN for every output of the micro-batch; a scalar.
 
-    It adds 0 or NaN times the sum of the log-probs. The loss alone is not enough: tokens that no term selects
-    have a gradient of zero whatever the loss is.
+    It adds 0 or NaN times the sum of the outputs, log-probs or values. The loss alone is not enough: tokens
+    that no term selects have a gradient of zero whatever the loss is.
     """
-    factor = torch.where(is_finite, 0.0, math.nan).to(policy.logprobs_BT.dtype)
-    return loss + factor * policy.logprobs_BT.sum()
+    factor = torch.where(is_finite, 0.0, math.nan).to(outputs_BT.dtype)
+    return loss + factor * outputs_BT.sum()
 
 
 def causes(
@@ -170,7 +170,7 @@ def first_nonfinite_tensor(tensors: Mapping[str, Tensor]) -> str | None:
 def _first_nonfinite(batch: Batch, policy: PolicyOutput) -> tuple[str, float] | None:
     inputs = {
         "reward": batch.rewards_B,
-        "advantage": batch.advantages_B,
+        "advantage": batch.advantages_BT,
         "engine's log-prob": batch.behavior_logprobs_BT,
         "log-prob": policy.logprobs_BT,
     }

@@ -7,9 +7,10 @@ import torch.distributed as dist
 
 from algorithms import Group
 from srft_ray.sync.probe import mean_difference
+from srft_ray.sync.versions import fingerprint_of
 from srft_ray.train.parity import ParityError
 
-SIGN = 2**63  # fingerprints are unsigned, the integers of a collective are not
+HALF = 2**32
 
 
 class ProvenanceError(ParityError):
@@ -35,12 +36,13 @@ class Provenance:
         self.fingerprints: dict[int, str] = {}
         self.probes: dict[int, tuple[float, ...]] = {}
 
-    def published(self, version: int, fingerprint: str, probe: tuple[float, ...] = ()) -> None:
-        """Records a publication with the fingerprint that rank 0 computed and this rank's log-probs of the
-        probe; a collective."""
-        value = torch.tensor(int(fingerprint or "0", 16) - SIGN, device=self.device)
-        dist.broadcast(value, 0)
-        self.fingerprints[version] = f"{int(value) + SIGN:016x}"
+    def published(self, version: int, hashes: int, probe: tuple[float, ...] = ()) -> None:
+        """Records a publication with this rank's sum of hashes and log-probs of the probe; a collective."""
+        # Two halves, whose sums over ranks fit into the integers of a collective.
+        halves = torch.tensor(divmod(hashes % 2**64, HALF), device=self.device)
+        dist.all_reduce(halves)
+        high, low = halves.tolist()
+        self.fingerprints[version] = fingerprint_of(high * HALF + low)
         self.probes[version] = probe
         for old in [known for known in self.fingerprints if known < version - self.max_staleness - 1]:
             del self.fingerprints[old]

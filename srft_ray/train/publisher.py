@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from algorithms import Group
 from srft_ray.sync.fingerprint import FingerprintedWeights, model_fingerprint
+from srft_ray.sync.pieces import Rank
 from srft_ray.sync.probe import probe_ids
 from srft_ray.sync.transport import transport_class
 from srft_ray.sync.versions import LearnerStart
@@ -37,14 +38,14 @@ class Publisher:
             return
         sender = dist.get_rank() == 0
         from_model = self.start.from_model and version == self.start.step
-        tensors = iter(()) if from_model else self.engine.changed_weights()
+        tensors = iter(()) if from_model else self.engine.tensors.changed()
         # The fingerprint is taken here and not in the transport, which may lose or confuse what it is given.
-        weights = FingerprintedWeights(tensors, active=sender)
+        weights = FingerprintedWeights(tensors, Rank.of_this_process())
         self.transport.publish(version, weights, sender=sender)
-        fingerprint = weights.exhaust()
+        hashes = weights.exhaust()
         if from_model and sender:
-            fingerprint = model_fingerprint(self.model.path)
-        self.provenance.published(version, fingerprint, self._score_probe())
+            hashes = int(model_fingerprint(self.model.path), 16)
+        self.provenance.published(version, hashes, self._score_probe())
 
     @torch.no_grad()
     def _score_probe(self) -> tuple[float, ...]:

@@ -5,51 +5,26 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from srft_ray.config.training import TrainerSection
 from srft_ray.observe.journal import record_event
-from srft_ray.sync.transport import chunks
 from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
+from srft_ray.train.checkpoint_share import BackgroundShare, Entries, Share, attempt
+from srft_ray.train.chunks import chunks
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-from srft_ray.train.nonfinite import first_nonfinite_tensor
 from srft_ray.train.retention import Retention
 from srft_ray.train.state_reader import STATE_PREFIX
 
 PIECE_BYTES = 2**30  # of the training state, about the size of one file
 WHOLE = 2**62  # more bytes than any model has
-
-Entries = dict[str, dict[str, Any]]  # of the manifest: size and checksum by file name
-
-
-@dataclass
-class Share:
-    """What one rank wrote of a checkpoint.
-
-    Attributes:
-        entries: of its files in the manifest.
-        error: why the storage refused a file.
-        nonfinite: name of a tensor that no checkpoint may hold.
-    """
-
-    entries: Entries = field(default_factory=dict)
-    error: str | None = None
-    nonfinite: str | None = None
-
-    def add(self, tensors: Mapping[str, Tensor], write: Callable[[], Entries]) -> None:
-        """Writes tensors, unless something failed before."""
-        self.nonfinite = self.nonfinite or first_nonfinite_tensor(tensors)
-        if not self.nonfinite and not self.error:
-            self.error = _attempt(lambda: self.entries.update(write()))
 
 
 class Saver:
@@ -87,10 +62,13 @@ class Saver:
             CheckpointFailed: too many failures in a row, the final checkpoint cannot be written, or a tensor
                 is not finite.
         """
-        # What an earlier attempt left goes first, so that the manifest names every file of the folder.
-        error = self._on_first_rank(lambda: self.store.discard(step))
-        if error is None:
-            error = self._write(step, about)
+        share = Share()
+        about = self.described(about)
+        error = self.start(step, share) or self.commit(step, share, about)
+        return self.account(step, error, final)
+
+    def account(self, step: int, error: str | None, final: bool) -> bool:
+        """Counts a success or failure of all ranks; returns and raises as `save`."""
         if error is None:
             self.failures = 0
             self.newest = step
@@ -133,15 +111,31 @@ class Saver:
                 "make room, and run the same command again."
             )
 
-    def _write(self, step: int, about: dict[str, Any]) -> str | None:
-        """Why it failed, equal on all ranks; None if the checkpoint is there.
+    def described(self, about: dict[str, Any]) -> dict[str, Any]:
+        """With what a manifest says of the training state as it is now."""
+        now = {"updates": self.engine.updates, "learners": self.world_size}
+        return {**about, **now, "zero_stage": self.engine.zero_stage}
+
+    def start(self, step: int, share: Share | BackgroundShare) -> str | None:
+        """Writes this rank's files, or has them written; why that cannot begin, equal on all ranks."""
+        # What an earlier attempt left goes first, so that the manifest names every file of the folder.
+        error = self._on_first_rank(lambda: self.store.discard(step))
+        if error is None:
+            self._write_files(step, share)
+        return error
+
+    def commit(self, step: int, own: Share, about: dict[str, Any]) -> str | None:
+        """Makes the shares of all ranks a checkpoint.
+
+        Returns:
+            Why it failed, equal on all ranks; None if the checkpoint is there.
 
         Raises:
             CheckpointFailed: a tensor is not finite; no retry would help.
         """
         # No marker before every rank has written all of its files.
-        shares = [Share()] * self.world_size
-        dist.all_gather_object(shares, self._write_files(step))
+        shares = [own] * self.world_size
+        dist.all_gather_object(shares, own)
         files: Entries = {}
         for share in shares:
             if share.nonfinite:
@@ -154,14 +148,7 @@ class Saver:
         error = next((share.error for share in shares if share.error), None)
         if error:
             return error
-        manifest = {
-            **about,
-            "updates": self.engine.updates,
-            "learners": self.world_size,
-            "zero_stage": self.engine.zero_stage,
-            "files": files,
-        }
-        error = self._on_first_rank(lambda: self.store.commit(step, manifest))
+        error = self._on_first_rank(lambda: self.store.commit(step, {**about, "files": files}))
         if error:
             return error
         # Older checkpoints go when the new one is there; if they cannot be removed, the new one is valid.
@@ -170,13 +157,12 @@ class Saver:
             self._record(f"old checkpoints could not be removed ({left})")
         return None
 
-    def _write_files(self, step: int) -> Share:
+    def _write_files(self, step: int, share: Share | BackgroundShare) -> None:
         """Writes this rank's share of the state, and on rank 0 the model.
 
         Gathering a tensor is a collective: every rank goes through all tensors, also after a write of its own
         has failed, so that no other rank waits for it for ever.
         """
-        share = Share()
         for files in self.more_files:
             for name, content in files().items():
                 share.add({}, partial(self._write_file, step, name, content))
@@ -189,9 +175,8 @@ class Saver:
                 share.add(weights, partial(self._write_hf, step, weights))
         else:
             self._write_hf_pieces(step, share)
-        return share
 
-    def _write_hf_pieces(self, step: int, share: Share) -> None:
+    def _write_hf_pieces(self, step: int, share: Share | BackgroundShare) -> None:
         """Writes a large model in pieces, so that rank 0 never holds all of it."""
         named = hf_files.without_tied(self.model, self.engine.weights())
         index = hf_files.Index()
@@ -229,19 +214,10 @@ class Saver:
 
     def _on_first_rank(self, action: Callable[[], object]) -> str | None:
         """Rank 0 acts; all ranks learn why it failed, or None."""
-        outcome = [_attempt(action) if self.rank == 0 else None]
+        outcome = [attempt(action) if self.rank == 0 else None]
         dist.broadcast_object_list(outcome, src=0)
         return outcome[0]
 
     def _record(self, message: str) -> None:
         if self.rank == 0:
             record_event(self.store.run_dir, "checkpoint", message)
-
-
-def _attempt(action: Callable[[], object]) -> str | None:
-    """Acts; returns why storage refused it, or None. Any other error is a bug and propagates."""
-    try:
-        action()
-        return None
-    except (OSError, SafetensorError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__

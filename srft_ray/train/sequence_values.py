@@ -31,7 +31,7 @@ def gather(algorithm: Algorithm, groups: Sequence[Group], updates: int) -> list[
             sample=completion.sample,
             origin=completion.origin,
             update=group.group_id % updates,
-            length=len(completion.ids),
+            length=completion.written,
             prefix=completion.prefix,
             reward=float(completion.reward),
             advantage=float(completion.advantage),

@@ -1,7 +1,7 @@
 """What a step measures: sums over the tokens of all ranks, and the metrics that are made of them.
 
 Sums are float64 scalars on the learner's device, by name: `loss/<term>`, `weight/<term>`, `selected/<term>`,
-`metrics/<figure>/<term>`, `entropy/<origin>` and `tokens/<origin>` (rollout or demo), `ratio/…`,
+`metrics/<figure>/<term>`, `entropy/<origin>` (rollout or demo), `tokens/<origin>` (or replay), `ratio/…`,
 `tokens/sampled`, `parity/…`, and `nonfinite` (micro-batches with a number that is not finite). They stay on
 the device until the step's one reduction, so that nothing waits for it.
 """
@@ -46,11 +46,11 @@ class Sums(defaultdict[str, Tensor]):
     def _add_entropies(self, micro_batch: MicroBatch, policy: PolicyOutput) -> None:
         batch = micro_batch.batch
         entropies_BT = policy.entropies_BT.detach()
-        is_demo_BT = batch.is_demo_B[:, None]
-        masks = {"demo": batch.mask_BT & is_demo_BT, "rollout": batch.mask_BT & ~is_demo_BT}
+        masks = {"demo": selections.demonstrations(batch), "rollout": selections.rollouts(batch)}
         for origin, mask_BT in masks.items():
             self[f"entropy/{origin}"] += (entropies_BT * mask_BT).sum()
             self[f"tokens/{origin}"] += mask_BT.sum()
+        self["tokens/replay"] += selections.replays(batch).sum()
 
     def _add_ratios(self, micro_batch: MicroBatch, logprobs_BT: Tensor, old_BT: Tensor) -> None:
         """KL(π_old‖π) is estimated by r - 1 - log r, with the ratio r = π / π_old of sampled tokens."""
@@ -102,7 +102,7 @@ def update_metrics(
     for key in ("ratio/mean", "ratio/kl_old"):
         if key in sums:
             metrics[key] = float(sums[key] / sums["tokens/sampled"].clamp(min=1))
-    metrics["tokens"] = float(sums["tokens/rollout"] + sums["tokens/demo"])
+    metrics["tokens"] = sum(float(sums[f"tokens/{origin}"]) for origin in ("rollout", "demo", "replay"))
     return metrics
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srft_ray.train.batching import MicroBatch
+from srft_ray.train.batching import MicroBatch, scored_places
 from srft_ray.train.logprobs import ReferenceLogits
 
 
@@ -40,8 +40,9 @@ def shown_demonstrations(micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Tenso
         if group.demonstrations:
             context = [*context, *group.demonstrations[0].ids, *context]
         contents.append(torch.tensor([*context, *completion.ids]))
-        rows += [row] * len(completion.ids)
-        positions += range(len(context), len(context) + len(completion.ids))
+        scored = scored_places(completion)
+        rows += [row] * len(scored)
+        positions += [len(context) + place for place in scored]
     input_ids_BL = torch.nn.utils.rnn.pad_sequence(contents, batch_first=True)
     made = (input_ids_BL, torch.tensor(rows), torch.tensor(positions))
     return tuple(tensor.to(device) for tensor in made)  # type: ignore[return-value]

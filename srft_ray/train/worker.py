@@ -15,10 +15,12 @@ from srft_ray.observe.cost import step_cost
 from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
+from srft_ray.train.checkpoints import Checkpoints
+from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.history import HistoryKeeper
-from srft_ray.train.job import Batches, Job
+from srft_ray.train.job import Batches, Job, LeaveQuestion
 from srft_ray.train.learner import Learner
 from srft_ray.train.lora import Adapter
 from srft_ray.train.model_checks import check_model
@@ -26,6 +28,7 @@ from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.reference import ReferenceModel
+from srft_ray.train.replay import ReplayPool
 from srft_ray.train.saving import Saver
 
 
@@ -52,16 +55,19 @@ class LearnerWorker:
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
+        self.leave = LeaveQuestion(job.coordinator, job.is_preempted)
         self.publisher = Publisher(job, self.start, self.engine, threshold)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
-        more = (self.history.content, self.learner.buffer.content, self.engine.adapter_files)
+        self.replays = ReplayPool(job.algorithm.replay_age)
+        files = (self.history, self.learner.buffer, self.replays)
+        more = (*(each.content for each in files), self.engine.tensors.adapter_files)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, more)
         self.timeline = Timeline(job.run_dir, self.rank)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.step = self._resume()
-        self.saved = self.step
+        self.checkpoints = Checkpoints(job, self.saver, self.recorder, self.timeline, self.step)
 
     def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
         settings = self.job.learner
@@ -70,7 +76,12 @@ class LearnerWorker:
             path = settings.reference or self.job.model.path
             frozen = load_for_learner(self.job.model, settings, dtype, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens)
+        critic = None
+        if self.job.algorithm.uses_critic:
+            path = settings.critic or self.job.model.path
+            layers = value_layers(load_for_learner(self.job.model, settings, dtype, path))
+            critic = Critic(CriticEngine(layers, settings, dtype), settings.critic_lr, self.engine)
+        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens, critic)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
@@ -84,6 +95,7 @@ class LearnerWorker:
         if step > 0:
             self.saver.load(step)
             self.learner.buffer.load(self.job.store, step)
+            self.replays.load(self.job.store, step)
             # The process may have died between the checkpoint and its record.
             self.recorder.checkpoint(step, self.job.store.address(step))
         self.history.begin(self.job.store, step)
@@ -104,11 +116,12 @@ class LearnerWorker:
         stop = self.job.plan.stream_stop(self.step)
         for segment in self.job.plan.segments(self.step, stop):
             share = segment.padded // self.world_size
-            groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self._asked_to_leave)
+            groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self.leave.look)
             # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
             # collective for one that has left.
             if self._leaving(groups is None):
                 return self.save(final=False)
+            self.checkpoints.settle(wait=False)
             # Rollouts of other weights are refused before they are trained on or counted.
             probe_difference = self.publisher.check(segment.step, groups)
             self.taken += segment.padded
@@ -121,17 +134,13 @@ class LearnerWorker:
         if stop < self.job.plan.steps:
             # The stream of a very long run ends here; the next start goes on from this checkpoint.
             return self.save(final=False)
-        if self.step > self.saved:
+        if self.step > self.checkpoints.saved:
             return self.save(final=True, finished=True)
         return self.saver.finish(self.step)
 
-    def _asked_to_leave(self) -> bool:
-        """Whether this rank is to leave: the driver, a resize, or the loss of its machine asks it to."""
-        return self.job.is_preempted() or bool(ray.get(self.job.coordinator.leave_requested.remote()))
-
     def _leaving(self, without_groups: bool) -> bool:
         """Whether any rank is to leave; a collective, all ranks get the same answer."""
-        leave = without_groups or self.job.is_preempted() or (self.rank == 0 and self._asked_to_leave())
+        leave = without_groups or self.job.is_preempted() or (self.rank == 0 and self.leave.ask())
         flag = torch.tensor(float(leave), device=self.engine.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
@@ -146,7 +155,9 @@ class LearnerWorker:
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.job.trainer.steps)
+        self.replays.attach(stage.algorithm, groups)
         learned_metrics = self._learn(step, groups, stage)
+        self.replays.add(step, groups)
         self.step = step + 1
         learned = time.perf_counter()
         # Weights that admit a group come after the history that chooses its prompt.
@@ -158,6 +169,7 @@ class LearnerWorker:
         record = {"step": step, "policy_version": step, **learned_metrics}
         record |= {"parity/probe_abs_logprob_diff": probe_difference} if self.publisher.probes else {}
         record |= metrics.group_metrics(groups, step, self.engine.device)
+        record |= self.replays.metrics(groups, self.engine.device)
         record |= {
             "time/rollout_wait": started - mark,
             "time/learner": learned - started,
@@ -174,8 +186,7 @@ class LearnerWorker:
             "publish": (learned, published),
         }
         self.timeline.step(step, phases | {"record": (published, time.perf_counter())}, groups)
-        if self._checkpoint_is_due():
-            self.save(final=False)
+        self.checkpoints.save_if_due(self.step)
 
     def _learn(self, step: int, groups: list[Group], stage: Stage) -> dict[str, float]:
         """Updates the policy, or skips a step that is not finite; returns its metrics, equal on all ranks.
@@ -203,30 +214,10 @@ class LearnerWorker:
         """Of the policy that is trained: that of sampling, or 1 where nothing is sampled."""
         return self.job.rollout.temperature if stage.algorithm.uses_rollouts else 1.0
 
-    def _checkpoint_is_due(self) -> bool:
-        """Whether a checkpoint follows the step just done; that of the last step is written by `run`."""
-        every = self.job.trainer.checkpoint_every
-        return every > 0 and self.step % every == 0 and self.step < self.job.trainer.steps
-
     def save(self, final: bool, finished: bool = False) -> None:
-        """Writes a checkpoint of the steps done so far unless there is one; a collective.
-
-        Args:
-            final: there will be no other checkpoint, so that a failure ends the run.
-            finished: the run is complete, its last evaluation included.
-        """
-        if self.step > self.saved:
-            about = {
-                "run_id": self.job.run_id,
-                "policy_version": self.step,
-                "position": self.job.plan.position(self.step),
-                "dtype": self.job.dtype,
-                "finished": finished,
-            }
-            with self.timeline.phase("checkpoint", self.step - 1):
-                if self.saver.save(self.step, final, about):
-                    self.saved = self.step
-                    self.recorder.checkpoint(self.step, self.job.store.address(self.step))
+        """Writes a checkpoint of the steps done so far unless there is one (`Checkpoints.save`)."""
+        self.checkpoints.save(self.step, final, finished)
 
     def close(self) -> None:
+        self.checkpoints.close()
         self.recorder.close()

@@ -21,6 +21,7 @@ BUILT_IN = {
     "code": "srft_ray.verify.code_verifier",
     "tasks": "srft_ray.verify.task_verifier",
 }
+ENVIRONMENT = "environment"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def resolve(name: str, path: str | None = None, function: Callable | None = None
     """The verifier to call with (response, reference, metadata).
 
     Args:
-        name: one of `BUILT_IN`, unless one of the others is given.
+        name: one of `BUILT_IN`, unless one of the others is given; `ENVIRONMENT` where `path` is one.
         path: the user's own, as "file.py:function".
         function: the user's own, as a Python callable.
 
@@ -82,6 +83,8 @@ def resolve(name: str, path: str | None = None, function: Callable | None = None
     if function is not None:
         label = getattr(function, "__qualname__", type(function).__name__)
         return _with_metadata(function, f"verifier: {label}")
+    if name == ENVIRONMENT:
+        return importlib.import_module("srft_ray.verify.environment").load(path)
     if path:
         return _with_metadata(load_object(path, "verifier.path", "function"), f"verifier.path: {path}")
     if name not in BUILT_IN:

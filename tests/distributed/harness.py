@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput, Schedule, SequenceRecord, Stage
 from srft_ray.config.schedule import updates_per_step, weight_decay
 from srft_ray.config.training import LearnerSection, LoraSection
-from tests.distributed import low_rank
+from tests.distributed import low_rank, one_page_critic
+from tests.distributed.one_page_critic import written
 
 ZERO = {  # settings of DeepSpeed that a user may add, by a name for tests
     "": {},
@@ -68,6 +69,7 @@ class Case:
             logit_chunk_mb=self.logit_chunk_mb,
             packing=self.packing,
             mini_batches=self.mini_batches,
+            critic_lr=self.lr / 2,
             lora=LoraSection(self.lora, alpha=4.0),
         )
 
@@ -104,27 +106,38 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
         for sample in range(rollouts):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
             prefix = algorithm.prefix(group, sample, step - stage.start, rng)
+            # An environment wrote two tokens in the middle of the longer ones.
+            observed = [(prefix + 2, prefix + 4)] if len(ids) > 6 else []
             if prefix:
                 ids = group.demonstrations[0].ids[:prefix] + ids
+            logprobs = [0.0] * prefix + [-rng.random() * 4 for _ in ids[prefix:]]
+            for first, end in observed:
+                logprobs[first:end] = [0.0] * (end - first)
             group.completions.append(
                 Completion(
                     sample,
                     "rollout",
                     "",
                     ids,
-                    [0.0] * prefix + [-rng.random() * 4 for _ in ids[prefix:]],
+                    logprobs,
                     step - 1,
                     reward=float(rng.random() < (0.4, 0.4, 0.0, 0.6)[group_id % 4]),
                     prefix=prefix,
+                    observed=observed,
                     finish_reason="length" if rng.random() < 0.2 else "stop",
                 )
             )
-        for completion, advantage in zip(group.completions, algorithm.advantages(group), strict=True):
-            completion.advantage = advantage
-        for completion in group.completions:
-            completion.trained = algorithm.trains_on(group, completion)
+        if algorithm.replay_age and group_id % 2:
+            group.completions.append(make_replay(step, rng))
+        algorithm.assign_credit(group)
         groups.append(group)
     return groups
+
+
+def make_replay(step: int, rng: random.Random) -> Completion:
+    """A correct rollout of an earlier step."""
+    ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
+    return Completion(9, "replay", "", ids, [-rng.random() * 4 for _ in ids], step - 3, reward=1.0)
 
 
 def load(path: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -156,17 +169,23 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
     """
     model, frozen = (m.double() for m in load(model_path))
     learner = case.learner()
+    values = one_page_critic.Values(frozen) if case.algorithm.uses_critic else None
     if case.lora:
         low_rank.parametrize(model, load(model_path)[0], learner.lora)
     for step in range(case.steps):
         stage, number = case.stage(step), case.updates(step)
         if step == stage.start:
             optimizer = torch.optim.AdamW(model.parameters(), **_adam(learner, stage))
+            if values:
+                adam = {**_adam(learner, stage), "lr": learner.critic_lr}
+                critic_optimizer = torch.optim.AdamW(values.parameters(), **adam)
         rate = stage.algorithm.reference_rate(step - stage.start)
         for name, own in frozen.named_parameters():
             own.data += rate * (low_rank.effective(model, name) - own.data)
         old = copy.deepcopy(model)
         groups = case.make_groups(stage, step)
+        if values:
+            values.give_credit(stage.algorithm, groups)
         if step == 0:
             waiting, second = [], torch.optim.AdamW(model.parameters(), **_adam(learner, stage))
         for index in range(number):
@@ -186,13 +205,21 @@ def reference(model_path: str, case: Case, norms: list[float] | None = None) -> 
             if norms is not None:
                 norms.append(float(norm))
             optimizer.step()
+            if values:
+                critic_optimizer.zero_grad()
+                own = [g for g in groups if g.group_id % number == index]
+                values.loss(stage.algorithm, own).backward()
+                torch.nn.utils.clip_grad_norm_(values.parameters(), learner.max_grad_norm)
+                critic_optimizer.step()
         waiting += [group for group in groups if stage.algorithm.buffers(group)]
         size = stage.algorithm.buffer_size
         if size and len(waiting) >= size:
             _buffered_update(model, second, case, stage, waiting[:size])
             waiting = waiting[size:]
-    found = {name: low_rank.effective(model, name) for name in frozen.state_dict()}
-    return {name: value.clone() for name, value in (found | low_rank.matrices(model)).items()}
+    found = {name: low_rank.effective(model, name) for name in frozen.state_dict()} | low_rank.matrices(model)
+    if values:
+        found |= {f"critic|{name}": value.detach() for name, value in values.state_dict().items()}
+    return {name: value.clone() for name, value in found.items()}
 
 
 def _adam(learner, stage):
@@ -227,7 +254,7 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         own = [(g, c) for g in everything for c in g.trained if c.origin == "rollout"]
         needs_mean = "mean_entropy" in stage.algorithm.needs
         mean = (
-            forward(old or model, own, case.temperature)[1].sum() / sum(len(c.ids) for _, c in own)
+            forward(old or model, own, case.temperature)[1].sum() / sum(int(written(c).sum()) for _, c in own)
             if needs_mean
             else None
         )
@@ -239,7 +266,7 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         torch.zeros(logprobs_BT.shape, dtype=kind) for kind in (torch.bool, torch.bool, torch.float64)
     )
     for row, c in enumerate(completions):
-        mask[row, : len(c.ids)] = True
+        mask[row, : len(c.ids)] = written(c)
         prefix[row, : c.prefix] = True
         if c.logprobs is not None:
             behavior[row, : len(c.ids)] = torch.tensor(c.logprobs, dtype=torch.float32).double()
@@ -252,7 +279,10 @@ def update_losses(model, old, frozen, case, stage, everything, groups, number):
         groups[0].step - stage.start,
         groups[0].max_new_tokens,
         prefix,
+        is_replay_B=torch.tensor([c.origin == "replay" for c in completions]),
     )
+    if stage.algorithm.uses_critic:
+        batch.token_advantages_BT = one_page_critic.padded([c.measured["advantages"] for c in completions])
     if "values" in stage.algorithm.needs:
         sums = {}
         for row, (group, c) in enumerate(pairs):
@@ -284,7 +314,7 @@ def _values(algorithm, everything, number, sums):
             c.sample,
             c.origin,
             g.group_id % number,
-            len(c.ids),
+            int(written(c).sum()),
             c.prefix,
             c.reward,
             c.advantage,
@@ -302,7 +332,8 @@ def _values(algorithm, everything, number, sums):
 
 
 def forward(model, pairs, temperature):
-    """(log-probs, entropies) of every response token, zeros behind its end; one sequence at a time."""
+    """(log-probs, entropies) of every response token, zeros where an environment wrote it and behind its end;
+    one sequence at a time."""
     longest = max(len(c.ids) for _, c in pairs)
     logprobs, entropies = [], []
     for group, c in pairs:
@@ -312,8 +343,9 @@ def forward(model, pairs, temperature):
             / temperature
         ).log_softmax(-1)
         padding = logp.new_zeros(longest - n)
-        logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)], padding]))
-        entropies.append(torch.cat([-(logp.exp() * logp).sum(-1), padding]))
+        own = written(c).to(logp.dtype)
+        logprobs.append(torch.cat([logp[torch.arange(n), torch.tensor(c.ids)] * own, padding]))
+        entropies.append(torch.cat([-(logp.exp() * logp).sum(-1) * own, padding]))
     return torch.stack(logprobs), torch.stack(entropies)
 
 
@@ -364,7 +396,8 @@ def _steps(rank, world, case, model, frozen):
         if case.algorithm.uses_reference
         else None
     )
-    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
+    critic = make_critic(frozen, case, engine) if case.algorithm.uses_critic else None
+    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known, critic=critic)
     for step in range(case.steps):
         stage = case.stage(step)
         groups = case.make_groups(stage, step)[rank::world]
@@ -372,8 +405,23 @@ def _steps(rank, world, case, model, frozen):
             metrics = learner.step(groups, step, stage, case.temperature)
     # In bfloat16 the weights of the forward pass are rounded; an update is seen in the float32 weights behind
     # them, and in Adam's first moment, which is a tenth of the gradient.
-    result = [engine.weights(), engine.changed_weights()] if case.dtype == torch.float32 else [engine.state()]
-    return {name: value.detach().clone() for tensors in result for name, value in tensors}, metrics
+    is_float32 = case.dtype == torch.float32
+    result = [*engine.weights(), *engine.tensors.changed()] if is_float32 else engine.state()
+    found = {name: value.detach().clone() for name, value in result}
+    if critic:
+        found |= {f"critic|{name}": value.detach().clone() for name, value in critic.engine.weights()}
+    return found, metrics
+
+
+def make_critic(model: torch.nn.Module, case: Case, policy):
+    """A critic that begins as the model, with a head that is not zero."""
+    from srft_ray.train.critic import Critic, CriticEngine, value_layers
+
+    layers = value_layers(copy.deepcopy(model))
+    with torch.no_grad():
+        layers["head"].weight.copy_(one_page_critic.head(layers["head"].weight.shape[-1]))
+    learner = case.learner()
+    return Critic(CriticEngine(layers.to(case.dtype), learner, case.dtype), learner.critic_lr, policy)
 
 
 @contextmanager

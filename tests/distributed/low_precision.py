@@ -97,12 +97,14 @@ def losses(model, frozen, case, stage, groups) -> torch.Tensor:
 
 
 def score(model, pairs, temperature, distribution):
-    """(log-probs, entropies) of every response token, zeros behind its end; one padded sequence at a time."""
+    """(log-probs, entropies) of every response token, zeros where an environment wrote it and behind its
+    end; one padded sequence at a time."""
     logprobs, entropies = [], []
     for group, c in pairs:
         logp = distribution(model, group, c, temperature)
-        logprobs.append(logp[torch.arange(len(c.ids)), torch.tensor(c.ids)])
-        entropies.append(-(logp.exp() * logp).sum(-1))
+        own = harness.written(c).to(logp.dtype)
+        logprobs.append(logp[torch.arange(len(c.ids)), torch.tensor(c.ids)] * own)
+        entropies.append(-(logp.exp() * logp).sum(-1) * own)
     return pad_sequence(logprobs, True), pad_sequence(entropies, True)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithms import SRFT, T1, ReLIFTBuffered
+from algorithms import PPO, SRFT, T1, ReLIFTBuffered
 from srft_ray.config.load import make_config
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import CheckpointStore
 from tests.distributed import low_rank
-from tests.distributed.harness import Case, difference, load, make_groups, padded_to, spawn
+from tests.distributed.harness import Case, difference, load, make_critic, make_groups, padded_to, spawn
 
 STEPS, STOP = 9, 4
 
@@ -39,8 +39,9 @@ def train(rank, world, model_path, folder, case, first, last, stop, whole=True):
     known = None
     if case.algorithm.uses_reference:
         known = ReferenceModel(frozen, case.learner(), case.dtype, engine.device)
-    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known)
-    trainer, files = config_for(folder).trainer, (learner.buffer.content, engine.adapter_files)
+    critic = make_critic(frozen, case, engine) if case.algorithm.uses_critic else None
+    learner = Learner(engine, case.learner(), parity_threshold=1e9, reference=known, critic=critic)
+    trainer, files = config_for(folder).trainer, (learner.buffer.content, engine.tensors.adapter_files)
     saver = Saver(open_store(config_for(folder)), trainer, engine, model, make_tokenizer(), files)
     if first:
         saver.load(first)
@@ -132,6 +133,46 @@ def test_buffered_groups_and_their_optimizer_go_on(tmp_path, tiny_model, zero, o
     (folder / "buffer.json").write_text("[]")
     _, after = spawn(1, train, tiny_model, tmp_path, buffering(0), STOP, STEPS, None)
     assert difference(after, expected) > 1e-4
+
+
+def criticized(zero):
+    algorithm = PPO(discount=0.9, gae_lambda=0.8)
+    return Case(algorithm, zero_stage=zero, micro_batch_tokens=60, steps=STEPS, lr=0.003)
+
+
+@pytest.mark.parametrize(
+    ("zero", "others"), [(2, [(2, 2), (1, 0)]), pytest.param(3, [(2, 3), (1, 1)], marks=pytest.mark.full)]
+)
+def test_a_critic_and_its_optimizer_go_on(tmp_path, tiny_model, zero, others):
+    # The policy's parameters depend on the critic's in every step.
+    _, weights = spawn(2, train, tiny_model, tmp_path, criticized(zero), 0, STEPS, STOP)
+    expected = {name: value.double() for name, value in weights.items()}
+    for world, stage in others:
+        _, after = spawn(world, train, tiny_model, tmp_path, criticized(stage), STOP, STEPS, None)
+        worst = difference(after, expected)
+        print(f"a critic, 2 learners, ZeRO {zero} -> {world}, ZeRO {stage}: within {worst:.1e}")
+        assert worst <= (1e-5 if world == 1 else 0.0)
+
+
+def test_it_is_the_critic_that_matters(tmp_path, tiny_model):
+    """The comparison above can fail: with a critic that begins anew the parameters part."""
+    _, weights = spawn(1, train, tiny_model, tmp_path, criticized(0), 0, STEPS, STOP)
+    _, after = spawn(1, train_with_a_new_critic, tiny_model, tmp_path, criticized(0), STOP, STEPS, None)
+    assert difference(after, {name: value.double() for name, value in weights.items()}) > 1e-4
+
+
+def train_with_a_new_critic(*args):
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+
+    load_all = DeepSpeedEngine.load
+
+    def load_without_critic(self, saved, updates):
+        critic, self.critic = self.critic, None
+        load_all(self, saved, updates)
+        self.critic = critic
+
+    DeepSpeedEngine.load = load_without_critic
+    return train(*args, whole=False)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from algorithms import (
     GSPO,
     IWSFT,
     LUFFY,
+    PPO,
     REGISTRY,
     REINFORCEPP,
     SRFT,
@@ -84,6 +85,7 @@ OPTIONS = [  # what no registered algorithm has by default
     DPO(with_demonstrations=False, beta=1.0),
     REINFORCEPP(group_baseline=True),
     DGRO(value="soft"),
+    PPO(discount=0.9, gae_lambda=0.8, standardize=False, value_clip=None, entropy_coefficient=0.1),
     UFT(old="learner", correction="sequence_tis"),
     WeightedSFT(weighting="top_entropy", top_share=0.4),
     GSPO(old="behavior", clip_low=3.0, clip_high=3.0),
@@ -107,7 +109,7 @@ OPTIONS = [  # what no registered algorithm has by default
 
 def cases(algorithm: Algorithm, settings: list[dict]) -> list[Case]:
     lasting = isinstance(algorithm, TwoStage) or algorithm.reference_rate(1) or algorithm.buffer_size
-    two = 2 if lasting else 1
+    two = 2 if lasting or algorithm.uses_critic else 1
     return [Case(algorithm, **{"steps": two, **setting}) for setting in settings]
 
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from algorithms import C3PO, DPO, REINFORCEPP, SFTKL, SRFT, T1
+from algorithms import C3PO, DPO, PPO, REINFORCEPP, SFTKL, SRFT, T1, ExGRPO
 from tests.distributed.harness import Case, calibrated, difference, reference, run
 from tests.distributed.test_exact_update import TOLERANCE
 
@@ -195,6 +195,38 @@ def reference_that_stays(model):
         yield
 
 
+@contextmanager
+def advantages_of_a_rank(model):
+    """Each rank standardizes the advantages of its own tokens."""
+    from srft_ray.train import critic
+
+    with patch.object(critic, "all_reduce", lambda sums: {name: sums[name].double() for name in sums}):
+        yield
+
+
+@contextmanager
+def a_critic_that_does_not_learn(model):
+    from srft_ray.train.critic import CriticEngine
+
+    with patch.object(CriticEngine, "step", lambda self, lr: 0.0):
+        yield
+
+
+@contextmanager
+def replays_taken_for_rollouts(model):
+    from srft_ray.train import batching
+
+    collate = batching.collate
+
+    def forgetful(*args):
+        micro_batch = collate(*args)
+        micro_batch.batch.is_replay_B = None
+        return micro_batch
+
+    with patch.object(batching, "collate", forgetful):
+        yield
+
+
 FAULTS_OF = (  # with the algorithm in whose update they are seen
     (a_budget_for_each_rank, C3PO(token_budget=40)),
     (statistics_of_a_part, REINFORCEPP()),
@@ -202,6 +234,9 @@ FAULTS_OF = (  # with the algorithm in whose update they are seen
     (wrong_pair, DPO(beta=1.0)),
     (margins_that_stay_zero, DPO(beta=1.0)),
     (kl_without_gradient, SFTKL()),
+    (advantages_of_a_rank, PPO()),
+    (a_critic_that_does_not_learn, PPO()),
+    (replays_taken_for_rollouts, ExGRPO()),
     (reference_that_stays, T1(anchor_every=1, kl_coefficient=0.5, kl_estimator="k2")),
 )
 FAULTS = (

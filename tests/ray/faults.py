@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -138,13 +139,16 @@ class Watched:
             (record["step"] + 1 for record in read_json_lines(self.run_dir / "metrics.jsonl")), default=0
         )
 
-    def wait_for_step(self, steps: int, timeout_s: float = 600) -> None:
+    def wait_for_step(self, steps: int) -> None:
         """Until so many steps are done."""
+        self.wait_until(lambda: self.done() >= steps)
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 600) -> None:
         deadline = time.monotonic() + timeout_s
-        while self.done() < steps:
+        while not condition():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, (
-                f"{self.done()} of {steps} steps after {timeout_s} s; {self.events()}"
+                f"{self.done()} steps are done after {timeout_s} s; {self.events()}"
             )
             time.sleep(0.02)
 

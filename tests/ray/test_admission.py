@@ -9,13 +9,13 @@ import ray
 from srft_ray.sync.admission import wait_for_admission
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import Heartbeat
-from srft_ray.sync.versions import PolicyWeights
+from srft_ray.sync.versions import WeightShare
 
 WAITING = 2500  # more than the 1,000 calls that Ray runs at a time in an asynchronous actor
 
 
 def publish(coordinator, start):
-    return coordinator.publish.remote(start.generation, PolicyWeights(1, "ab"), 0)
+    return coordinator.publish.remote(start.generation, WeightShare(1, ranks=1))
 
 
 @pytest.mark.full

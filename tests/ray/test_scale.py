@@ -68,3 +68,32 @@ def test_scale_refuses_what_it_cannot_run(tmp_path: Path):
     code, _, error = finish(start(*words))
     assert code == 2 and "9 engines" in error and len(error.splitlines()) == 1, error
     assert not list(tmp_path.glob("quickstart-scale/e*"))
+
+
+def test_simulated_engines_ask_the_real_coordinator(tmp_path: Path):
+    steps = 5
+    words = (
+        "scale",
+        ROOT / "examples/quickstart.yaml",
+        "--simulate",
+        *("--engines", 8, "--learners", 2, "--steps", steps, "--compress", 2, "--stream", 2),
+        *("--generation-seconds", 1, "--learner-seconds", 0.5),
+        f"run.dir={tmp_path}",
+    )
+    code, out, error = finish(start(*words), timeout=100)
+    assert code == 0, error
+    folder = tmp_path / "quickstart-scale"
+    assert out.strip() == (folder / "simulated.md").read_text().strip()
+    content = json.loads((folder / "simulated.json").read_text())
+    [found], [pool] = content["simulated"], content["stream"]
+    assert pool["actors"] == 2 and pool["cpu_s"] > 0 and 0 < pool["block_s"] < 1
+    assert found["engines"] == 8 and found["learners"] == 2 and found["stated_s"] == 0.75
+    assert found["step_s"] > 0.75 and found["overhead_s"] == pytest.approx(found["step_s"] - 0.75)
+    # One admission for each block, and one publication for each step.
+    calls, steps_per_s = found["calls_per_s"], found["calls_per_s"]["engine_metrics"]
+    assert calls["publish"] == pytest.approx(steps_per_s, rel=0.4)
+    assert calls["admit"] == pytest.approx(found["blocks_per_step"] * steps_per_s, rel=0.5)
+    assert 4 < calls["heartbeat"] <= 10
+    assert 0 < found["core_share"] < 1 and len(found["memory_mb"]) == steps
+    assert {"admit", "heartbeat", "publish"} <= set(found["latencies_ms"])
+    assert not (folder / "e8-l2-s0" / "events.jsonl").exists()

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.async_gain import simulate
 from srft_ray.commands.pipeline_model import StepTimes
 from srft_ray.sync.coordinator import Coordinator
-from srft_ray.sync.versions import PolicyWeights
+from srft_ray.sync.versions import WeightShare
 
 DRAWN = [
     (2.0, 2.0, 0.0),
@@ -81,7 +81,7 @@ def test_the_simulation_is_what_the_coordinator_admits(staleness: int, phases: t
         for step in range(8):
             assert await ready.get() == step
             await asyncio.sleep(learner + publish)
-            await coordinator.publish(start.generation, PolicyWeights(step + 1), 0)
+            await coordinator.publish(start.generation, WeightShare(step + 1, ranks=1))
             published.append(asyncio.get_running_loop().time())
         await task
         return published

@@ -284,6 +284,10 @@ CASES: dict[str, tuple[Change, str]] = {
         "model.dtype=float16 cannot be trained, because its gradients overflow: set bfloat16 or float32",
     ),
     "model without weights": (model_without("*.safetensors"), "no weights in safetensors format"),
+    "a critic that nothing uses": (
+        lambda folder, model: {"learner": {"critic": str(model)}},
+        "learner.critic is set, but srft has no critic: remove it.",
+    ),
     "model without tokenizer": (model_without("tokenizer*"), "The tokenizer of {tmp}/m has no vocabulary"),
     "tokenizer without eos": (
         model_without_eos,

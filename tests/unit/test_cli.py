@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from srft_ray.commands import cli
+from srft_ray.commands import cli, scale_cli
 from srft_ray.commands.arguments import EVALUATION_OPTIONS, evaluation_config
 from srft_ray.errors import RunFailed, UserError
 
@@ -97,7 +97,7 @@ def test_overrides_may_stand_before_and_after_options(tmp_path: Path, monkeypatc
         seen.append((options.config, options.steps, sorted(options.overrides)))
         return 0
 
-    monkeypatch.setattr(cli, "scale", command)
+    monkeypatch.setattr(scale_cli, "scale", command)
     assert cli.main(["scale", "c.yaml", "a.b=1", "--steps", "9", "c.d=2"]) == 0
     assert seen == [("c.yaml", 9, ["a.b=1", "c.d=2"])]
     for words in (["scale", "c.yaml", "--stepz", "9"], ["scale", "c.yaml", "--steps", "9", "word"], []):

@@ -12,6 +12,8 @@ from srft_ray.sync.fingerprint import (
     model_fingerprint,
     tensor_hash,
 )
+from srft_ray.sync.pieces import Rank
+from srft_ray.sync.versions import fingerprint_of
 
 
 def tensors():
@@ -64,7 +66,17 @@ def test_places_names_shapes_and_types_count():
 def test_what_the_consumer_leaves_out_is_in_the_fingerprint():
     weights = FingerprintedWeights(tensors().items())
     next(weights)
-    assert weights.exhaust() == fingerprint(tensors().items())
+    assert fingerprint_of(weights.exhaust()) == fingerprint(tensors().items())
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_the_sums_of_all_ranks_are_the_fingerprint(ranks):
+    parts = [
+        FingerprintedWeights(tensors().items(), Rank(number, ranks)).exhaust() for number in range(ranks)
+    ]
+    assert fingerprint_of(sum(parts)) == fingerprint(tensors().items())
+    # Each tensor is hashed once.
+    assert sum(part > 0 for part in parts) == min(ranks, 3), "one is empty"
 
 
 def test_files_have_the_fingerprint_of_their_tensors(tmp_path):

@@ -3,7 +3,9 @@
 import time
 
 import pytest
+from ray.exceptions import RayError
 
+from srft_ray.sync import health
 from srft_ray.sync.health import HealthMonitor, Heartbeat
 
 
@@ -76,3 +78,62 @@ def test_engines_of_an_earlier_start_are_not_heard(monitor):
     monitor.heartbeat(heartbeat("old", generation=1), now=1.0)
     monitor.heartbeat(heartbeat("new", generation=2), now=1.0)
     assert set(monitor.engines) == {"new"}
+
+
+def test_of_more_engines_each_sends_fewer_heartbeats(monitor):
+    """200 a second in all, but each engine twice in the time after which it does not count as alive."""
+    monitor.timeout_s = 300.0
+    found = {}
+    for number in range(3000):
+        monitor.heartbeat(heartbeat(str(number)), now=0.0)
+        found[number + 1] = monitor.interval_s
+    assert [found[engines] for engines in (1, 200, 300, 1000, 3000)] == [1.0, 1.0, 1.5, 5.0, 5.0]
+    # Deadlines of an engine are many times longer.
+    monitor.timeout_s = 40.0
+    assert monitor.interval_s == 2.0
+    monitor.timeout_s = 10.0
+    assert monitor.interval_s == 1.0
+
+
+def test_an_engine_speaks_again_when_the_coordinator_wants_it(monkeypatch):
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    class Coordinator:
+        answers = iter([2.5, RayError("it died"), 1.0])
+
+        class heartbeat:
+            @staticmethod
+            def remote(sent: Heartbeat) -> object:
+                return next(Coordinator.answers)
+
+    def get(answer: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(health.time, "sleep", sleep)
+    monkeypatch.setattr(health.ray, "get", get)
+    with pytest.raises(KeyboardInterrupt):
+        health.send_heartbeats(Coordinator, heartbeat)
+    assert pauses == [2.5, 2.5, 1.0]
+
+
+def test_finished_groups_are_the_sum_over_engines_and_their_processes(monitor):
+    for engine, pid, finished in (
+        ("a", 1, 4),
+        ("b", 2, 1),
+        ("a", 1, 6),
+        ("a", 3, 0),
+        ("b", 2, 2),
+        ("a", 3, 5),
+    ):
+        monitor.heartbeat(heartbeat(engine, pid=pid, finished=finished), now=0.0)
+        assert monitor.finished == sum(health.finished for health in monitor.engines.values())
+    assert monitor.finished == 6 + 5 + 2
+    monitor.restart(generation=0)
+    assert monitor.finished == 0

@@ -38,7 +38,8 @@ ROWS, SIZE, STEPS = 12, 4, 14
 
 
 def visits(*items):
-    return np.array(list(items), VISIT)
+    """Entries of the first fields of VISIT; the others, of rollouts with a prefix, are 0."""
+    return np.array([(*item, *[0] * (len(VISIT) - len(item))) for item in items], VISIT)
 
 
 def test_a_view_ends_before_its_step_and_shows_the_newest_visits():
@@ -321,9 +322,9 @@ def test_only_what_entered_the_update_is_a_visit():
     completions.append(Completion(3, "demo", "", [1]))
     completions.append(Completion(4, "rollout", "", [1, 2], reward=1.0, prefix=1))
     assert train_history.visits_of([Group(5, 7, "p", [1], "1", completions=completions, row=2)]) == [
-        (7, (2, 5, 2, 2))
+        (7, (2, 5, 2, 2, 1, 1, 1))
     ]
-    for completion in completions[:3]:
+    for completion in completions:
         completion.trained = False
     assert not train_history.visits_of([Group(5, 7, "p", [1], "1", completions=completions, row=2)])
 

@@ -9,7 +9,7 @@ import pytest
 from algorithms import SFT, Completion, Group, Stage
 from srft_ray.config.training import TrainerSection
 from srft_ray.observe.journal import read_json_lines
-from srft_ray.rollout.credit import judge_groups
+from srft_ray.rollout.credit import set_verdict
 from srft_ray.train.nonfinite import Cause, NonFiniteError, describe, dump
 from srft_ray.train.worker import LearnerWorker
 from srft_ray.verify import Verdict
@@ -83,5 +83,6 @@ def test_storage_that_refuses_does_not_hide_the_cause(tmp_path):
 def test_a_reward_that_is_not_finite_in_float32_is_an_error(reward):
     group = Group(0, 0, "", [1], "6", completions=[rollout(), rollout()])
     verdicts = [Verdict("match", reward, "6"), Verdict("match", 3e38, "6")]
-    judge_groups(SimpleNamespace(verify=lambda items: verdicts), [group])
+    for completion, verdict in zip(group.completions, verdicts, strict=True):
+        set_verdict(completion, verdict)
     assert [(c.verdict, c.reward) for c in group.completions] == [("error", 0.0), ("match", 3e38)]

@@ -1,11 +1,12 @@
 """The plan of the stream: which groups each step holds, and blocks that no two steps or learners share."""
 
+import math
 import pickle
 from typing import Any
 
 import pytest
 
-from algorithms import SRFT, Schedule, TwoStage
+from algorithms import DAPO, SFT, SRFT, Algorithm, Schedule, TwoStage
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
 from srft_ray.data.plan import Segment, StepSize, StreamPlan, make_plan
@@ -115,10 +116,35 @@ def test_blocks_divide_every_learners_share(groups: int, learners: Any, engines:
 
 @pytest.mark.parametrize(
     ("groups", "learners", "engines", "block"),
-    [(16, 1, 1, 16), (16, 2, 2, 8), (16, 4, 1, 4), (16, 1, 3, 4), (12, [2, 3], 1, 2), (4, 1, 9, 1)],
+    [
+        (16, 1, 1, 16),
+        (16, 2, 2, 8),
+        (16, 4, 1, 4),
+        (16, 1, 3, 2),
+        (12, [2, 3], 1, 2),
+        (4, 1, 9, 1),
+        (1023, 1, 2, 93),
+    ],
 )
-def test_the_largest_block_that_keeps_every_engine_busy(groups: int, learners: Any, engines: int, block: int):
+def test_the_largest_block_that_the_engines_share_evenly(
+    groups: int, learners: Any, engines: int, block: int
+):
     assert plan(None, engines, learners, steps=1, groups_per_step=groups).block == block
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("groups", [8, 16, 24, 64, 96, 1000])
+def test_no_engine_has_much_more_than_the_others(groups: int, engines: int):
+    stream = plan(None, engines, 2, steps=1, groups_per_step=groups)
+    most = math.ceil(groups // stream.block / engines) * stream.block
+    assert most <= 1.1 * math.ceil(groups / engines)
+
+
+@pytest.mark.parametrize(("algorithm", "block"), [(DAPO(), 2), (DAPO(max_refills=0), 8), (SFT(), 8)])
+def test_an_engine_has_several_blocks_if_groups_are_refilled(algorithm: Algorithm, block: int):
+    one = Bounds(1, 1)
+    stream = make_plan(TrainerSection(steps=1, groups_per_step=8), algorithm, one, one, None, {})
+    assert stream.block == block
 
 
 def test_groups_per_task_is_taken_as_given():

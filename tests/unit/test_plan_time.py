@@ -68,6 +68,7 @@ def test_plan_says_seconds_or_what_to_state(
         "time          80.3 s per step with staleness 0, bound by generation "
         "(generation 80.3, learner 0.0, publish 0.0, overhead 0.0)" in said
     )
+    assert "coordinator: 2 calls/s, about 0% of a CPU core" in said
     assert "best split of 3 devices: 2 engines and 1 learners, 80.3 s per step with staleness 1" in said
     assert main(["plan", str(path), "hardware.utilization=1.5"]) == 2
     assert "hardware.utilization must be at most 1, not 1.5." in capsys.readouterr().err

@@ -83,7 +83,7 @@ def one_rank(tmp_path):
 def test_the_ranks_agree_on_what_was_published():
     provenance = Provenance(1, 1e-3, torch.device("cpu"))
     for version, fingerprint in enumerate(("0" * 16, "f" * 16, "8" + "0" * 15, "7" + "f" * 15)):
-        provenance.published(version, fingerprint)
+        provenance.published(version, int(fingerprint, 16))
     assert provenance.fingerprints == {1: "f" * 16, 2: "8" + "0" * 15, 3: "7" + "f" * 15}
     provenance.check(3, [group(3, "7" + "f" * 15)])
     with pytest.raises(ProvenanceError, match=r"^Step 3: engine abcd1234 .* No update was applied\.$"):

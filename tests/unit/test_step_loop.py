@@ -42,6 +42,18 @@ class FakeEngine:
         return outputs
 
 
+class CountedEngine(FakeEngine):
+    """Does as many steps as it is allowed."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed = threading.Semaphore(0)
+
+    def step(self):
+        assert self.allowed.acquire(timeout=DEADLINE_S)
+        return super().step()
+
+
 @pytest.fixture
 def engine():
     return FakeEngine()
@@ -58,6 +70,35 @@ def test_outputs_come_in_the_order_of_the_requests(engine):
     outputs = loop.sample([("a", 3), ("b", 1), ("c", 2)])
     assert [output.prompt for output in outputs] == ["a", "b", "c"]
     assert loop.steps == 3
+    loop.close()
+
+
+def test_a_stream_gives_each_output_when_it_ends(engine):
+    loop = StepLoop(engine)
+    outputs = loop.stream([("a", 3), ("b", 1), ("c", 2), ("d", 1)])
+    assert [(number, output.prompt) for number, output in outputs] == [(1, "b"), (3, "d"), (2, "c"), (0, "a")]
+    loop.close()
+
+
+def test_a_stream_gives_an_output_while_others_run():
+    engine = CountedEngine()
+    loop = StepLoop(engine)
+    outputs = loop.stream([("a", 2), ("b", 1)])
+    engine.allowed.release()
+    assert next(outputs)[0] == 1
+    # The other one cannot have ended: it needs a second step.
+    engine.allowed.release()
+    assert next(outputs)[0] == 0
+    loop.close()
+
+
+def test_a_stream_says_at_its_end_what_was_refused(engine):
+    loop = StepLoop(engine)
+    seen = []
+    with pytest.raises(Refused, match="out of vocabulary"):
+        for number, _ in loop.stream([("a", 2), ("bad", 1), ("b", 1)]):
+            seen.append(number)
+    assert seen == [2, 0]
     loop.close()
 
 

@@ -8,14 +8,24 @@ import torch
 from safetensors.torch import load_file
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync import coordinator as coordinator_module
+from srft_ray.sync import node_copy
 from srft_ray.sync import transport as transport_module
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.fingerprint import FingerprintedWeights, fingerprint, folder_fingerprint
+from srft_ray.sync.pieces import Rank
 from srft_ray.sync.transport import ObjectStoreTransport
-from srft_ray.sync.versions import OutdatedLearners, PolicyWeights
+from srft_ray.sync.versions import OutdatedLearners, PolicyWeights, fingerprint_of
 
 WEIGHTS = {"embed": torch.arange(12.0).view(3, 4), "norm": torch.ones(4)}
+MIXED = {
+    "scalar": torch.tensor(3, dtype=torch.int64),
+    "odd": torch.randn(7).to(torch.bfloat16),
+    "matrix": torch.randn(300, 200).T,
+    "none": torch.zeros(0, 4),
+    "flag": torch.tensor([True, False, True]),
+    "half": torch.randn(5, 3).half(),
+    "head": torch.randn(300, 200),
+}
 
 
 class Handle:
@@ -35,16 +45,24 @@ class Handle:
 
 
 @pytest.fixture
-def handle(monkeypatch):
-    monkeypatch.setattr(coordinator_module.ray, "put", lambda value: value)
+def handle(monkeypatch, tmp_path):
+    # Tests that run at the same time have the same weights.
+    monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(transport_module.ray, "put", lambda value: value)
     monkeypatch.setattr(transport_module.ray, "get", lambda value: value)
     # The thread that publishes again is stepped by hand.
     monkeypatch.setattr(ObjectStoreTransport, "_start_republisher", lambda self: None)
     return Handle()
 
 
-def make_transport(handle, generation=0):
-    return ObjectStoreTransport(handle, RolloutSection(transport_chunk_mb=1, timeout_s=0.1), generation)
+def make_transport(handle, generation=0, rank=None):
+    made = ObjectStoreTransport(handle, RolloutSection(transport_chunk_mb=1, timeout_s=0.1), generation)
+    made.rank = rank or made.rank
+    return made
+
+
+def newest(handle):
+    return handle.coordinator.versions.offered.version
 
 
 def fetch(handle):
@@ -65,11 +83,25 @@ def test_the_engine_has_the_fingerprint_that_was_published(handle):
     weights = FingerprintedWeights(WEIGHTS.items())
     learner.publish(3, weights, sender=True)
     expected = fingerprint(WEIGHTS.items())
-    assert weights.exhaust() == expected
+    assert fingerprint_of(weights.exhaust()) == expected
     assert handle.admit.remote(3).offered == PolicyWeights(3, expected)
     version, found, tensors = fetch(handle)
     assert (version, found) == (3, expected)
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_two_engines_of_a_node_load_from_one_folder(handle):
+    make_transport(handle, handle.restart.remote(3).generation).publish(3, iter(WEIGHTS.items()), True)
+    folders = []
+
+    def reload(folder):
+        folders.append(folder)
+        if len(folders) == 1:
+            make_transport(handle).fetch(reload)
+        assert folder_fingerprint(folder) == fingerprint(WEIGHTS.items())
+
+    make_transport(handle).fetch(reload)
+    assert len(folders) == 2 and folders[0] == folders[1] and not folders[0].exists()
 
 
 def test_a_transport_that_replaces_the_weights_cannot_replace_the_learners_fingerprint(handle):
@@ -77,14 +109,44 @@ def test_a_transport_that_replaces_the_weights_cannot_replace_the_learners_finge
     first = [(name, tensor + 1) for name, tensor in WEIGHTS.items()]
     weights = FingerprintedWeights(WEIGHTS.items())
     make_transport(handle, start.generation).publish(3, iter(first), sender=True)
-    assert weights.exhaust() == fingerprint(WEIGHTS.items()) != fetch(handle)[1] == fingerprint(first)
+    given = fingerprint_of(weights.exhaust())
+    assert given == fingerprint(WEIGHTS.items()) != fetch(handle)[1] == fingerprint(first)
 
 
-def test_only_the_sender_publishes_but_all_go_through_the_weights(handle):
-    start = handle.restart.remote(3)
-    weights = iter(WEIGHTS.items())
-    make_transport(handle, start.generation).publish(3, FingerprintedWeights(weights, active=False), False)
-    assert next(weights, None) is None and handle.newest_version.remote() == -1
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_rank_sends_an_equal_part_and_the_engine_has_all(handle, ranks):
+    generation = handle.restart.remote(3).generation
+    sent = []
+    for number in reversed(range(ranks)):
+        assert newest(handle) == -1
+        rank = Rank(number, ranks)
+        weights = FingerprintedWeights(MIXED.items(), rank)
+        learner = make_transport(handle, generation, rank)
+        learner.piece_bytes = 50_000
+        learner.publish(3, weights, sender=number == 0)
+        assert next(weights, None) is None
+        sent.append(sum(piece.nbytes for piece in learner._share.pieces))
+    total = sum(tensor.nbytes for tensor in MIXED.values())
+    assert sum(sent) == total
+    assert all(abs(count - total / ranks) <= len(MIXED) < 0.001 * total for count in sent)
+    version, found, tensors = fetch(handle)
+    assert (version, found) == (3, fingerprint(MIXED.items()))
+    assert tensors.keys() == MIXED.keys()
+    assert all(torch.equal(tensors[name], MIXED[name]) for name in MIXED)
+
+
+def test_each_rank_tells_a_coordinator_that_forgot(handle):
+    generation = handle.restart.remote(3).generation
+    learners = [make_transport(handle, generation, Rank(number, 2)) for number in range(2)]
+    for number, learner in enumerate(learners):
+        learner.publish(3, iter(MIXED.items()), sender=number == 0)
+    assert newest(handle) == 3
+    handle.forget()
+    for number, learner in enumerate(learners):
+        assert newest(handle) == -1 and not handle.has_share.remote(generation, 3, number)
+        learner._send()
+        learner._send()
+    assert fetch(handle)[:2] == (3, fingerprint(MIXED.items()))
 
 
 def test_learners_of_an_earlier_start_cannot_publish(handle):
@@ -101,7 +163,7 @@ def test_a_coordinator_that_forgot_is_given_the_weights_again(handle, monkeypatc
     learner = make_transport(handle, start.generation)
     learner.publish(3, iter(WEIGHTS.items()), sender=True)
     handle.forget()
-    assert handle.newest_version.remote() == -1
+    assert newest(handle) == -1
 
     class Enough(Exception):
         """Ends the loop after its second round."""
@@ -113,9 +175,10 @@ def test_a_coordinator_that_forgot_is_given_the_weights_again(handle, monkeypatc
             raise Enough
 
     monkeypatch.setattr(transport_module.time, "sleep", pause)
+    monkeypatch.setattr(transport_module, "REPUBLISH_WAIT_S", 0.0)  # calls of this handle do not overlap
     with pytest.raises(Enough):
         learner._republish_loop()
-    assert handle.newest_version.remote() == 3 and fetch(handle)[1] == fingerprint(WEIGHTS.items())
+    assert newest(handle) == 3 and fetch(handle)[1] == fingerprint(WEIGHTS.items())
     # Learners that others have replaced end their loop instead.
     handle.restart.remote(2)
     rounds = iter([None, None])
@@ -123,15 +186,16 @@ def test_a_coordinator_that_forgot_is_given_the_weights_again(handle, monkeypatc
 
 
 def test_a_publication_that_nobody_takes_is_an_error(handle):
-    class Incomplete(Handle):
+    class Busy(Handle):
         def __getattr__(self, name):
-            if name == "put_piece":
-                return SimpleNamespace(remote=lambda *arguments: None)
-            return super().__getattr__(name)
+            def refuse(*arguments):
+                raise RuntimeError("no memory")
 
-    broken = Incomplete()
+            return SimpleNamespace(remote=refuse) if name == "publish" else super().__getattr__(name)
+
+    broken = Busy()
     learner = make_transport(broken, broken.restart.remote(3).generation)
     with pytest.raises(
-        TimeoutError, match=r"did not take policy version 3 within rollout.timeout_s=0 s: 0 of 1"
+        TimeoutError, match=r"did not take policy version 3 within rollout.timeout_s=0 s: no memory"
     ):
         learner.publish(3, iter(WEIGHTS.items()), sender=True)

@@ -86,8 +86,10 @@ def groups_of_step(files: Sequence[Path], step: int, max_new_tokens: int) -> lis
 
 
 def _completion(row: Mapping[str, Any]) -> Completion:
-    # Tokens of a prefix have no log-probs of the engine; learners take 0.
-    logprobs = row["logprobs"] and [value or 0.0 for value in row["logprobs"]]
+    # Tokens that the engine did not sample have no log-probs; learners take 0.
+    known = row["logprobs"] or ()
+    logprobs = row["logprobs"] and [value or 0.0 for value in known]
+    foreign = [place for place, value in enumerate(known) if value is None and place >= row["prefix"]]
     return Completion(
         row["sample"],
         row["origin"],
@@ -99,6 +101,7 @@ def _completion(row: Mapping[str, Any]) -> Completion:
         verdict=row["verdict"],
         advantage=row["advantage"],
         prefix=row["prefix"],
+        observed=[(place, place + 1) for place in foreign],
     )
 
 

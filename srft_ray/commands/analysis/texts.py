@@ -96,7 +96,7 @@ def _of_step(
 
 def _text(row: dict[str, Any], step: int) -> Text:
     kind = "demo"
-    if row["origin"] == "rollout":
+    if row["origin"] != "demo":
         kind = "right" if row["reward"] > CORRECT_ABOVE else "wrong"
     return Text(
         kind,

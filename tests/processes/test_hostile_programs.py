@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from srft_ray.verify import Item, VerifierPool
-from tests.distributed.test_hostile_verifiers import all_gone, check, folder, port
 from tests.hostile import ACTS, HOSTILE_FILE
+from tests.processes.test_hostile_verifiers import all_gone, check, folder, port
 
 pytestmark = pytest.mark.full
 __all__ = ["folder", "port"]  # fixtures

@@ -1,0 +1,147 @@
+"""Simulated engines: threads that ask the coordinator what `RolloutWorker` asks it, and sleep where vLLM
+would sample."""
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from algorithms import Completion, Group
+from srft_ray.commands.simulation.calls import CountedCoordinator
+from srft_ray.commands.simulation.job import SimulatedJob
+from srft_ray.data.blocks import as_block
+from srft_ray.rollout.loaded_version import LoadedVersion
+from srft_ray.sync.admission import wait_for_admission
+from srft_ray.sync.engine_deaths import EngineProcess
+from srft_ray.sync.fingerprint import folder_fingerprint
+from srft_ray.sync.health import Heartbeat, send_heartbeats
+from srft_ray.sync.transport import ObjectStoreTransport
+from srft_ray.sync.versions import PolicyWeights
+
+STEPS_PER_S = 50  # of vLLM, which an engine reports while it samples
+STACK_BYTES = 2**18  # of a thread
+
+Block = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """When a block of a step asked to start, and when it was admitted, in seconds since the epoch."""
+
+    step: int
+    needed: int
+    asked_at: float
+    admitted_at: float
+
+
+class SimulatedEngine:
+    """One engine with as many threads as Ray Data gives it blocks at a time."""
+
+    def __init__(
+        self, number: int, job: SimulatedJob, coordinator: Any, generation: int, out: "queue.Queue[Block]"
+    ) -> None:
+        """`out`: takes the finished blocks."""
+        self.job = job
+        self.coordinator = coordinator
+        self.generation = generation
+        self.out = out
+        self.transport = ObjectStoreTransport(coordinator, job.rollout)
+        self.loaded = LoadedVersion(PolicyWeights(0), self._load, job.rollout.timeout_s)
+        self.finished = 0
+        self.admitted: list[Admitted] = []
+        # No process has this number, so that nothing would be killed for a heartbeat that comes late.
+        node = ray.get_runtime_context().get_node_id()
+        self.process = EngineProcess(f"{number:032x}", node, -1 - number, "")
+        self._fingerprint = ""
+        self._blocks = iter(job.of_engine(number))
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        ray.get(self.coordinator.engine_started.remote(self.process))
+        self._in_thread(send_heartbeats, self.coordinator, self._heartbeat)
+        for _ in range(self.job.in_flight):
+            self._in_thread(self._work)
+
+    def _in_thread(self, target: Any, *arguments: Any) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+
+    def _work(self) -> None:
+        while (block := self._next()) is not None:
+            self.out.put((block, self._roll_out(block)))
+
+    def _next(self) -> int | None:
+        with self._lock:
+            return next(self._blocks, None)
+
+    def _roll_out(self, block: int) -> dict[str, Any]:
+        segment, first = self.job.place(block)
+        asked_at = time.time()
+        found = wait_for_admission(self.coordinator, segment.step, False, self.job.rollout.timeout_s)
+        self.admitted.append(Admitted(segment.step, found.needed, asked_at, time.time()))
+        with self.loaded.hold(found.needed, found.offered, found.generation) as weights:
+            time.sleep(self.job.generation_s)
+        size = self.job.plan.block
+        groups = [self._group(segment.step, first + place, weights) for place in range(size)]
+        self.finished += size
+        return as_block(groups)
+
+    def _group(self, step: int, group_id: int, weights: PolicyWeights) -> Group:
+        rollout = Completion(0, "rollout", "", [0], [0.0], weights.version)
+        group = Group(step, group_id, "", [], "", completions=[rollout], num_rollouts=1)
+        group.engine = self.process.engine[-8:]
+        group.weights_fingerprint = weights.fingerprint
+        return group
+
+    def _load(self) -> PolicyWeights:
+        version = self.transport.fetch(self._read)
+        return PolicyWeights(version, self._fingerprint)
+
+    def _read(self, folder: Path) -> None:
+        self._fingerprint = folder_fingerprint(folder)
+
+    def _heartbeat(self) -> Heartbeat:
+        process = self.process
+        busy = self.loaded.in_flight + self.loaded.loading
+        steps = int(STEPS_PER_S * time.monotonic()) if busy else 0
+        return Heartbeat(
+            process.engine, process.node, process.pid, steps, busy, self.finished, self.generation
+        )
+
+
+class EngineHost:
+    """A process with many simulated engines; run it as a Ray actor with several calls at a time."""
+
+    def __init__(self, numbers: range, job: SimulatedJob, coordinator: Any, generation: int) -> None:
+        threading.stack_size(STACK_BYTES)
+        self.coordinator = CountedCoordinator(coordinator)
+        self.out: queue.Queue[Block] = queue.Queue()
+        self.engines = [
+            SimulatedEngine(number, job, self.coordinator, generation, self.out) for number in numbers
+        ]
+        self.total = sum(len(job.of_engine(number)) for number in numbers)
+
+    def run(self) -> Iterator[list[Block]]:
+        """Starts the engines, and gives their blocks as they are finished."""
+        for engine in self.engines:
+            engine.start()
+        given = 0
+        while given < self.total:
+            found = [self.out.get()]
+            while not self.out.empty():
+                found.append(self.out.get())
+            given += len(found)
+            yield found
+
+    def counted(self) -> Counter[str]:
+        """Calls of the coordinator so far, by method."""
+        return self.coordinator.counted()
+
+    def admitted(self) -> list[Admitted]:
+        """All admissions so far."""
+        return [one for engine in self.engines for one in engine.admitted]

@@ -1,0 +1,151 @@
+"""One copy of published weights in the shared memory of a node, for all engines there that load them.
+
+A path belongs to whoever holds a lock on it, and any process removes what nobody holds. The locks are those
+of the file system (`flock`): the system releases them however their holder ends, and they hold between
+containers that share the memory but not the numbers of processes.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "srft_ray_weights_"  # of everything that is made here
+PART = ".part_"  # in the name of a folder that is not whole: it is being written, or removed
+
+
+@contextmanager
+def node_copy(key: str, write: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder with the files that `write(folder)` makes, for the length of the context.
+
+    The first process that asks for `key` writes them; others wait for it and use the same folder. If it is
+    killed or fails, the next one writes them anew. The last one that leaves removes the folder.
+
+    Args:
+        key: names the content of the files; who asks for the same key accepts the same files.
+
+    Raises:
+        Exception: what `write` raised in this process.
+    """
+    folder = _shared_memory() / f"{PREFIX}{os.getuid()}_{key}"
+    _remove_leftovers(folder)
+    descriptor = _hold(folder)
+    while descriptor is None:
+        descriptor = _written(folder, write)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+        _remove_if_free(folder)
+
+
+def _written(folder: Path, write: Callable[[Path], None]) -> int | None:
+    """Writes the folder unless another process did so meanwhile; the descriptor that holds it.
+
+    None if the other one has removed it again.
+    """
+    with _only_writer(folder):
+        if folder.exists():
+            return _hold(folder)
+        part, descriptor = _make_part(folder)
+        try:
+            write(part)
+            # Whoever finds the folder finds it whole.
+            part.rename(folder)
+        except BaseException:
+            os.close(descriptor)
+            shutil.rmtree(part)
+            raise
+        return descriptor
+
+
+def _make_part(folder: Path) -> tuple[Path, int]:
+    """A new folder beside `folder`, and the descriptor that holds it."""
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}{PART}", dir=folder.parent))
+        # Until it is held, another process may take it for a leftover and remove it.
+        descriptor = _hold(part)
+        if descriptor is not None:
+            return part, descriptor
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in this context for the same folder."""
+    path = folder.with_name(f"{folder.name}.lock")
+    descriptor = _open_lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Its holder removed it while this process waited, and a third one may have made it anew.
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+
+
+def _hold(folder: Path) -> int | None:
+    """A descriptor that keeps the folder where it is until it is closed; None if there is no such folder."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is_at(descriptor, folder):
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def _remove_leftovers(wanted: Path) -> None:
+    """Removes what processes left that were killed; `wanted` is whole if it is there, and stays."""
+    for path in _shared_memory().glob(f"{PREFIX}*"):
+        if path != wanted:
+            _remove_if_free(path)
+
+
+def _remove_if_free(path: Path) -> None:
+    """Removes a file or a folder unless a process holds it."""
+    # Another process was faster, or it belongs to another user.
+    with suppress(FileNotFoundError, PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                _remove(path)
+        except BlockingIOError:
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if not path.is_dir():
+        path.unlink()
+        return
+    # If this process is killed meanwhile, nobody is to take what is left for the whole.
+    if PART not in path.name:
+        path = path.rename(path.with_name(f"{path.name}{PART}{uuid.uuid4().hex}"))
+    shutil.rmtree(path)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the path still leads to what the descriptor was opened for."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _shared_memory() -> Path:
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
