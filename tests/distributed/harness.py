@@ -406,8 +406,9 @@ def _steps(rank, world, case, model, frozen):
     # In bfloat16 the weights of the forward pass are rounded; an update is seen in the float32 weights behind
     # them, and in Adam's first moment, which is a tenth of the gradient.
     is_float32 = case.dtype == torch.float32
-    result = [*engine.weights(), *engine.tensors.changed()] if is_float32 else engine.state()
-    found = {name: value.detach().clone() for name, value in result}
+    found = {n: value.detach().clone() for n, value in (engine.weights() if is_float32 else engine.state())}
+    if case.lora and is_float32:
+        found |= {name: value.detach().clone() for name, value in engine.tensors.changed()}
     if critic:
         found |= {f"critic|{name}": value.detach().clone() for name, value in critic.engine.weights()}
     return found, metrics

@@ -32,6 +32,8 @@ from tests.distributed.harness import Case, calibrated, difference, run
 from tests.distributed.low_precision import reference
 
 TOLERANCE = 1e-5
+# The reference has no critic; in float32 a critic is in the proof of `test_exact_update`.
+WITHOUT_CRITIC = [cls for cls in REGISTRY.values() if not cls.uses_critic]
 ALL = 10_000  # tokens that hold all sequences of an update
 SETTINGS = [
     {"zero_stage": 0, "micro_batch_tokens": ALL},
@@ -92,7 +94,7 @@ def test_update_is_the_sum_of_the_same_passes(world, tiny_model, capsys):
     """Each algorithm on one number of ranks with one of the settings, in turn; the full test has all."""
     chosen = [
         case(cls(), **SETTINGS[index % len(SETTINGS)])
-        for index, cls in enumerate(REGISTRY.values())
+        for index, cls in enumerate(WITHOUT_CRITIC)
         if (1, 2, 4)[index % 3] == world
     ]
     check(world, tiny_model, chosen, capsys)
@@ -108,7 +110,7 @@ def test_adapters(world, tiny_model, capsys):
 @pytest.mark.full
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_algorithm_with_every_setting(world, untied_model, capsys):
-    chosen = [case(cls(), **setting) for cls in REGISTRY.values() for setting in SETTINGS]
+    chosen = [case(cls(), **setting) for cls in WITHOUT_CRITIC for setting in SETTINGS]
     check(world, untied_model, chosen, capsys)
 
 
