@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from srft_ray.errors import UserError
 from srft_ray.models import load_model
 from srft_ray.rollout.adapter import adapter_folder
 from srft_ray.rollout.engine_settings import engine_settings
+from srft_ray.train.logprobs import chunked_logprobs
 from srft_ray.train.lora import Adapter, count_adapter_parameters
 from tests.conftest import base_config
 
@@ -163,3 +165,15 @@ def test_vllm_has_room_for_every_rank(rank, room, tmp_path, tiny_model):
     settings = engine_settings(config.model, config.rollout, "cpu", LoraSection(rank=rank))
     assert settings["max_lora_rank"] == room and settings["enable_lora"]
     assert "enable_lora" not in engine_settings(config.model, config.rollout, "cpu")
+
+
+def test_a_frozen_head_costs_no_gradient_of_its_weight():
+    head = torch.nn.Linear(8, 50, bias=False).requires_grad_(False)
+    hidden_NH, targets_N = torch.randn(30, 8, requires_grad=True), torch.arange(30)
+    chunked, _ = chunked_logprobs(head, hidden_NH, targets_N, 1.0, chunk_mb=0.001)
+    with patch("srft_ray.train.logprobs.matrix_product", side_effect=AssertionError):
+        chunked.sum().backward()
+    found, hidden_NH.grad = hidden_NH.grad, None
+    at_once, _ = chunked_logprobs(head, hidden_NH, targets_N, 1.0, chunk_mb=64)
+    at_once.sum().backward()
+    torch.testing.assert_close(found, hidden_NH.grad)
