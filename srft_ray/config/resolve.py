@@ -19,6 +19,7 @@ from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
 from srft_ray.errors import UserError, require
 
+MOST_ROLLOUTS = 255  # of a prompt in a step, that its history counts (`data.history.VISIT`)
 PYTHON_VERIFIER = "python:"  # begins `verifier.name` in the resolved config of a run with a Python callable
 
 
@@ -167,6 +168,11 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
         require(
             stage.algorithm.uses_rollouts or not stage.algorithm.uses_history,
             f"{name} chooses prompts by the history of their rollouts, and samples none: set uses_rollouts.",
+        )
+        require(
+            config.rollout.num_rollouts <= MOST_ROLLOUTS or not stage.algorithm.uses_history,
+            f"{name} uses the history of prompts, which counts at most {MOST_ROLLOUTS} rollouts: lower "
+            "rollout.num_rollouts.",
         )
         require(
             stage.algorithm.uses_history or not stage.algorithm.replay_age,

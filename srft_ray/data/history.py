@@ -18,16 +18,17 @@ import numpy as np
 from algorithms import Algorithm, Visit
 from srft_ray.data.store import shuffled
 
-# The fields behind the row are those of `Visit`, in its order.
+# The fields behind the row are those of `Visit`, in its order. There are millions of entries, of which every
+# actor has a copy.
 VISIT = np.dtype(
     [
         ("row", "<i4"),
         ("step", "<i4"),
         ("rollouts", "<u2"),
         ("correct", "<u2"),
-        ("prefixed", "<u2"),
-        ("prefixed_correct", "<u2"),
-        ("prefix", "<i4"),
+        ("prefixed", "<u1"),
+        ("prefixed_correct", "<u1"),
+        ("prefix", "<u2"),
     ]
 )
 VISITS_SHOWN = 4  # the newest visits of a prompt that are shown; older ones are removed

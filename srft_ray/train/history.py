@@ -20,6 +20,7 @@ from srft_ray.sync.versions import OutdatedLearners
 from srft_ray.train.checkpoint import CheckpointStore
 
 FILE = "history.npy"  # of a checkpoint
+LONGEST_PREFIX = np.iinfo(VISIT["prefix"]).max  # that is told apart from longer ones, in tokens
 CHECK_INTERVAL_S = 0.5  # between checks whether the coordinator still has the history
 # Engines that are not further behind get what is new in small pieces.
 STEPS_IN_PIECES = 32
@@ -44,7 +45,7 @@ def _visit(step: int, rollouts: Sequence[Completion]) -> tuple[int, ...]:
     plain = [rollout for rollout in rollouts if not rollout.prefix]
     prefixed = [rollout for rollout in rollouts if rollout.prefix]
     longest = max((rollout.prefix for rollout in prefixed), default=0)
-    return step, len(plain), _correct(plain), len(prefixed), _correct(prefixed), longest
+    return step, len(plain), _correct(plain), len(prefixed), _correct(prefixed), min(longest, LONGEST_PREFIX)
 
 
 def _correct(rollouts: Sequence[Completion]) -> int:

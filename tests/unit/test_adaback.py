@@ -7,8 +7,12 @@ import pytest
 
 from algorithms import Completion, Group, Visit
 from algorithms.adaback import AdaBack
+from srft_ray.config.load import make_config
+from srft_ray.config.resolve import resolve
 from srft_ray.data.history import VISIT, PromptHistory
+from srft_ray.errors import UserError
 from srft_ray.train.history import visits_of
+from tests.conftest import base_config
 
 LONGEST = 100  # tokens that may be given, of a demonstration of 102
 
@@ -84,6 +88,17 @@ def trained(given, needed):
         given.completions.append(Completion(sample, "rollout", "", [2], reward=reward, prefix=prefix))
         given.completions[0].trained = False
     return given
+
+
+def test_what_a_visit_holds_at_most(tmp_path, tiny_model):
+    most = (1, 2, 255, 255, 255, 255, 65_535)
+    assert np.array([most], VISIT)[0].item() == most and VISIT.itemsize == 16
+    rollouts = [Completion(n, "rollout", "", [2], prefix=70_000) for n in range(255)]
+    given = Group(3, 0, "p", [1], "1", completions=rollouts, row=0)
+    assert visits_of([given]) == [(0, (0, 3, 0, 0, 255, 255, 65_535))]
+    config = make_config(base_config(tmp_path, tiny_model, rollout={"num_rollouts": 256}))
+    with pytest.raises(UserError, match="counts at most 255 rollouts"):
+        resolve(config, AdaBack())
 
 
 def test_the_search_finds_the_shortest_prefix_that_helps_and_follows_the_policy():
