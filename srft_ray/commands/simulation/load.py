@@ -2,8 +2,8 @@
 
 from srft_ray.sync.health import heartbeat_interval_s
 
-# Seconds of CPU that the coordinator's process takes for a call, most of them in Ray: measured by
-# `srft-ray scale --simulate` on 2 virtual cores of an Intel Xeon.
+# Seconds of CPU that the coordinator's process takes for a call, most of them in Ray: an estimate from short
+# runs of `srft-ray scale --simulate` with up to 200 engines, on 2 virtual cores of an Intel Xeon.
 CALL_S = 0.5e-3
 
 
