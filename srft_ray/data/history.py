@@ -24,8 +24,8 @@ VISIT = np.dtype(
     [
         ("row", "<i4"),
         ("step", "<i4"),
-        ("rollouts", "<u2"),
-        ("correct", "<u2"),
+        ("rollouts", "<u1"),
+        ("correct", "<u1"),
         ("prefixed", "<u1"),
         ("prefixed_correct", "<u1"),
         ("prefix", "<u2"),

@@ -92,7 +92,7 @@ def trained(given, needed):
 
 def test_what_a_visit_holds_at_most(tmp_path, tiny_model):
     most = (1, 2, 255, 255, 255, 255, 65_535)
-    assert np.array([most], VISIT)[0].item() == most and VISIT.itemsize == 16
+    assert np.array([most], VISIT)[0].item() == most and VISIT.itemsize == 14
     rollouts = [Completion(n, "rollout", "", [2], prefix=70_000) for n in range(255)]
     given = Group(3, 0, "p", [1], "1", completions=rollouts, row=0)
     assert visits_of([given]) == [(0, (0, 3, 0, 0, 255, 255, 65_535))]
