@@ -136,6 +136,7 @@ def test_what_can_never_be_placed_is_refused(tmp_path, tiny_model):
     assert not (tmp_path / "runs/run").exists()
 
 
+@pytest.mark.full
 def test_gsm8k_example(tmp_path):
     """The example on rows of GSM8K's format, two learners and two engines, from another directory."""
     rows = [

@@ -95,6 +95,7 @@ def test_the_driver_dies_and_the_job_is_started_again(tmp_path, undisturbed):
     check_same(Run(tmp_path / "run"), undisturbed, STEPS)
 
 
+@pytest.mark.full
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_with_other_learners(tmp_path, undisturbed):
     run = Watched(tmp_path / "run", *words(tmp_path, "run", "trainer.checkpoint_every=0"))
     run.wait_for_step(5)

@@ -54,7 +54,7 @@ def test_an_engine_samples_with_the_adapter_that_it_loaded_last(tmp_path, tiny_m
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_run_with_adapters(tmp_path, tiny_model, staleness):
     """Engines hold what learners published, and a run that goes on from a checkpoint repeats its steps."""
     values = base_config(

@@ -168,6 +168,7 @@ def test_an_engine_loads_the_checkpoint_and_repeats_the_run(tmp_path, tiny_model
         )
 
 
+@pytest.mark.full
 def test_a_callback_that_raises_stops_the_run_in_order_and_it_can_be_continued(tmp_path, tiny_model):
     values = base_config(tmp_path, tiny_model, trainer={"steps": 30})
     bad, good = Told(raises_at=1), Told()
@@ -354,7 +355,7 @@ def test_an_engine_that_computes_with_other_weights_than_it_was_given_is_refused
         pytest.param("Silent", 0, "bfloat16", marks=pytest.mark.full),
         pytest.param("Silent", 1, "bfloat16", marks=pytest.mark.full),
         pytest.param("Silent", 2, "bfloat16", marks=pytest.mark.full),
-        ("Deaf", 0, "float32"),
+        pytest.param("Deaf", 0, "float32", marks=pytest.mark.full),
         pytest.param("Deaf", 1, "float32", marks=pytest.mark.full),
         pytest.param("Deaf", 1, "bfloat16", marks=pytest.mark.full),
     ],

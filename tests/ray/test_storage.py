@@ -36,6 +36,7 @@ def events(config):
     return [event["message"] for event in read_json_lines(config.run_dir / "events.jsonl")]
 
 
+@pytest.mark.full
 def test_checkpoints_that_cannot_be_written(tmp_path, tiny_model):
     """One fits (a checkpoint of the tiny model has about 1.4 MB), the second fails half-way, and the
     third."""
