@@ -35,8 +35,8 @@ LEDGER: dict[str, Entry] = {
     "policy_version": Entry("Optimizer steps behind the weights that sampled it; -1 for demonstrations."),
     "seed": Entry("Seed of its sampling; -1 for demonstrations."),
     "finish_reason": Entry(
-        "`stop`, `length` if it was truncated, or `turns` if it reached rollout.max_turns; `given` for "
-        "demonstrations."
+        "`stop`, `length` if it was truncated, `turns` if it reached rollout.max_turns, or `error` if the "
+        "environment failed; `given` for demonstrations."
     ),
     "prefix": Entry("How many leading tokens come from a demonstration.", "tokens"),
     "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),

@@ -49,7 +49,11 @@ def sequence_seed(run_seed: int, group: Group, sample: int) -> int:
     ended goes on as one run would have.
     """
     step = 0 if group.dataset == "train" else group.step
-    text = f"{run_seed}/{group.dataset}/{step}/{group.group_id}/{sample}"
+    return seed_of(f"{run_seed}/{group.dataset}/{step}/{group.group_id}/{sample}")
+
+
+def seed_of(text: str) -> int:
+    """A seed that belongs to the text, 0 to 2^31 - 1."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 

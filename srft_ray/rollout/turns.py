@@ -1,13 +1,12 @@
 """Responses of several turns: what the policy writes, and what an environment says in between."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.judges import Judge
-from srft_ray.rollout.requests import Request
+from srft_ray.rollout.requests import Request, seed_of
 from srft_ray.rollout.vllm_engine import Engine
 from srft_ray.verify import Item, Verdict
 from srft_ray.verify.environment import reply_of
@@ -31,10 +30,7 @@ class Conversation:
 
     def seed(self, turn: int) -> int:
         """That of the request for the first turn, and one of its own for each other turn."""
-        if turn == 0:
-            return self.request.seed
-        digest = hashlib.sha256(f"{self.request.seed}/{turn}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") >> 1
+        return seed_of(f"{self.request.seed}/{turn}") if turn else self.request.seed
 
     def write(self, generation: Generation) -> None:
         """Adds what the policy wrote in a turn."""
@@ -83,13 +79,13 @@ def converse(
                 yield place, conversation.generation()
             else:
                 asked[place] = environment.submit(_question(conversation))
-        active = sorted(asked)
-        for place in active:
-            _answer(conversations[place], asked[place].result(), engine, sampling, turn + 1 == max_turns)
-        for place in active:
-            if conversations[place].finish_reason:
-                yield place, conversations[place].generation()
-        active = [place for place in active if not conversations[place].finish_reason]
+        active = []
+        for place in sorted(asked):
+            conversation, verdict = conversations[place], asked[place].result()
+            if _goes_on(conversation, verdict, engine, sampling, turn + 1 == max_turns):
+                active.append(place)
+            else:
+                yield place, conversation.generation()
         if not active:
             return
 
@@ -102,26 +98,26 @@ def _sample_turn(
     return engine.stream(prompts, seeds, sampling, [conversation.used for conversation in conversations])
 
 
-def _answer(
+def _goes_on(
     conversation: Conversation, verdict: Verdict, engine: Engine, sampling: Sampling, is_last: bool
-) -> None:
-    """Adds what the environment said; an empty `finish_reason` says that another turn follows."""
+) -> bool:
+    """Adds what the environment said if another turn follows; else says why the response ends."""
     try:
         text = reply_of(verdict)
     except ValueError:
         conversation.finish_reason = "error"
-        return
+        return False
     if text is None:
-        return  # with the reason of the turn, `stop`
+        return False  # with the reason of the turn, `stop`
     if is_last:
         conversation.finish_reason = "turns"
-        return
+        return False
     ids = engine.encode(text)
     if conversation.used + len(ids) >= sampling.max_new_tokens:
         conversation.finish_reason = "length"
-        return
+        return False
     conversation.observe(text, ids)
-    conversation.finish_reason = ""
+    return True
 
 
 def _question(conversation: Conversation) -> Item:

@@ -58,7 +58,7 @@ class LearnerSetting:
     @property
     def of_critic(self) -> "LearnerSetting":
         """Of the critic's own states, which come beside those of the policy."""
-        return replace(self, reference=False, critic=False, second_moments=False, cuda=False)
+        return replace(self, reference=False, critic=False, second_moments=False)
 
     @property
     def alone(self) -> bool:
@@ -146,7 +146,7 @@ class LearnerMemory:
             moments=moments,
             gradients=gradients,
             reference=weights if setting.reference else 0,
-            critic=critic.states if critic else 0,
+            critic=critic.states - critic.context if critic else 0,
             buckets=_buckets(trained, setting),
             activations=setting.tokens * of_token,
             head=FLOAT32 * shape.vocabulary * (head_gradient + matrices * tokens),

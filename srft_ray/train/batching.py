@@ -109,12 +109,6 @@ def trained_sequences(groups: Sequence[Group]) -> list[tuple[Group, Completion]]
     return [(group, completion) for group in groups for completion in group.trained]
 
 
-def scored_places(completion: Completion) -> list[int]:
-    """Where in the response the tokens stand that no environment wrote."""
-    observed = {place for first, end in completion.observed for place in range(first, end)}
-    return [place for place in range(len(completion.ids)) if place not in observed]
-
-
 def cut(
     sequences: Sequences,
     max_tokens: int,

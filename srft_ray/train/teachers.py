@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srft_ray.train.batching import MicroBatch, scored_places
+from srft_ray.train.batching import MicroBatch
 from srft_ray.train.logprobs import ReferenceLogits
 
 
@@ -34,13 +34,14 @@ def shown_demonstrations(micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Tenso
     device = micro_batch.input_ids_BL.device
     if not micro_batch.sequences:
         return micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N
+    mask_BT = micro_batch.batch.mask_BT.cpu()
     rows, positions, contents = [], [], []
     for row, (group, completion) in enumerate(micro_batch.sequences):
         context = list(group.prompt_ids)
         if group.demonstrations:
             context = [*context, *group.demonstrations[0].ids, *context]
         contents.append(torch.tensor([*context, *completion.ids]))
-        scored = scored_places(completion)
+        scored = mask_BT[row].nonzero()[:, 0].tolist()
         rows += [row] * len(scored)
         positions += [len(context) + place for place in scored]
     input_ids_BL = torch.nn.utils.rnn.pad_sequence(contents, batch_first=True)
