@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from multiprocessing import set_forkserver_preload
 from unittest.mock import patch
 
 import torch
@@ -27,6 +28,9 @@ ZERO = {  # settings of DeepSpeed that a user may add, by a name for tests
     "parameters kept": {"param_persistence_threshold": 1000, "prefetch_bucket_size": 0},
     "secondary partition": {"zero_hpz_partition_size": 2},
 }
+
+# Ranks are forked from a process that has imported what takes seconds; it computes nothing itself.
+set_forkserver_preload(["srft_ray.train.worker"])
 
 
 @dataclass(frozen=True)
@@ -464,7 +468,8 @@ def spawn(world: int, function: Callable, *arguments):
         port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_in_group, (world, port, function, arguments, results), nprocs=world)
+        shared = world, port, function, arguments, results
+        mp.start_processes(_in_group, shared, nprocs=world, start_method="forkserver")
         return results[0]
 
 
