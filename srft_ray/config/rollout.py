@@ -93,7 +93,10 @@ class RolloutSection:
         above=0,
     )
     transport_chunk_mb: int = setting(
-        512, "Size of the pieces in which weights are sent, in MiB.", may_change=True, least=1
+        512,
+        "Size of the pieces in which weights are sent, in MiB. A learner keeps memory for one.",
+        may_change=True,
+        least=1,
     )
     resources: dict[str, float] = setting(
         dict, "Custom Ray resources that an engine reserves.", may_change=True

@@ -143,13 +143,16 @@ class Rounds:
         return await self._freeze() if self._key == key else None
 
     async def failed(self, name: str, problem: str) -> None:
-        """A member or a learner could not take part to the end."""
-        if self._round and self._round.name == name and not self._failed:
+        """A listener or a learner could not take part to the end."""
+        if self._invitation and self._invitation.round == name and not self._failed:
             self._failed = True
-            self._report(
-                f"policy version {self._round.version} did not reach all of {len(self._round.members)} nodes "
-                f"by the collective transport ({problem}); the others load it from the object store"
-            )
+            self._tell(problem)
+
+    def _tell(self, problem: str) -> None:
+        self._report(
+            f"policy version {self._key[1]} did not reach all nodes by the collective transport ({problem}); "
+            "those that lack it load it from the object store"
+        )
 
     @property
     def _is_complete(self) -> bool:
@@ -180,6 +183,8 @@ class Rounds:
             addresses = tuple(self._entries[rank].address for rank in sorted(self._entries))
             name, version = self._invitation.round, self._key[1]
             self._round = Round(name, version, self._group, members, addresses)
+            if late := self._invited - set(members):
+                self._tell(f"{len(late)} listeners were not ready within {READY_S:.0f} s")
             await self._notify()
         return self._round
 

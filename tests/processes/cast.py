@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync import broadcast, collective, listener, node_copy, transport
+from srft_ray.sync import broadcast, collective, listener, node_copy, rounds, transport
 from srft_ray.sync.collective import CollectiveTransport
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.fingerprint import FingerprintedWeights, folder_fingerprint
@@ -48,6 +48,7 @@ class Served:
     """A coordinator with a thread for each call, as other processes see an actor."""
 
     def __init__(self) -> None:
+        rounds.READY_S = 30.0  # on a machine that does other things
         self.reports: list[str] = []
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()

@@ -155,6 +155,8 @@ def test_who_is_ready_after_the_others_is_no_member():
         first, joined = await scene.round([entry(3)], a={"node": "A"})
         name = (await waiting).invitation.round
         assert first == joined and first.members == ("a",)
+        [report] = scene.reports
+        assert "(1 listeners were not ready within" in report
         assert await scene.coordinator.join_round(name, "slow", "") is None
         assert await scene.coordinator.join_round("a round that is forgotten", "slow", "") is None
 
@@ -224,3 +226,18 @@ def test_a_round_that_failed_is_reported_once():
 
     [report] = asyncio.run(scene())
     assert report.startswith("policy version 3 did not reach") and "(connection closed)" in report
+
+
+def test_a_listener_that_fails_before_it_is_ready_is_reported():
+    async def scene():
+        scene = Scene()
+        waiting = asyncio.create_task(scene.coordinator.next_round(Waiting("full", "A"), WAIT_S))
+        await asyncio.sleep(0.01)
+        entered = scene.enter(entry(3))
+        name = (await waiting).invitation.round
+        await scene.coordinator.round_failed(name, "no space left")
+        await entered
+        return scene.reports, scene.coordinator.rounds.reached
+
+    reports, reached = asyncio.run(scene())
+    assert "(no space left)" in reports[0] and reached == 0
