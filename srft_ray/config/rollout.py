@@ -74,11 +74,29 @@ class RolloutSection:
     )
     transport: str = setting(
         "object_store",
-        "How weights reach the engines: `object_store`, or a class of your own, `file.py:Class`.",
+        "How weights reach the engines: `object_store`; `collective`, by which learners besides send them to "
+        "all nodes at the same time, before engines ask for them; or a class of your own, `file.py:Class`.",
         may_change=True,
     )
+    transport_backend: str = setting(
+        "auto",
+        "What the collective transport sends with: `gloo`, `nccl`, or `auto`, which is nccl where learners "
+        "and engines have GPUs of their own, and else gloo.",
+        may_change=True,
+        choices=("auto", "gloo", "nccl"),
+    )
+    transport_deadline_s: float = setting(
+        60.0,
+        "Seconds that the collective transport may take for a publication. Nodes that do not have the "
+        "weights then load them from the object store.",
+        may_change=True,
+        above=0,
+    )
     transport_chunk_mb: int = setting(
-        512, "Size of the pieces in which weights are sent, in MiB.", may_change=True, least=1
+        512,
+        "Size of the pieces in which weights are sent, in MiB. A learner keeps memory for one.",
+        may_change=True,
+        least=1,
     )
     resources: dict[str, float] = setting(
         dict, "Custom Ray resources that an engine reserves.", may_change=True

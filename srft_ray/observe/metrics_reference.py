@@ -116,6 +116,11 @@ METRICS: Table = {
         "Versions, since the start of the coordinator, that were replaced before any engine asked for their "
         "weights."
     ),
+    "publications/nodes_reached": Entry(
+        "Nodes to whose shared memory the collective transport brought the newest weights before their "
+        "engines asked for them; 0 if that failed, or with another transport.",
+        "nodes",
+    ),
     "queue/depth": Entry("Groups that are ready and not yet taken by a learner.", "groups"),
 }
 

@@ -28,7 +28,7 @@ from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import Heartbeat, send_heartbeats
 from srft_ray.sync.processes import Process
-from srft_ray.sync.transport import transport_class
+from srft_ray.sync.transports import transport_class
 from srft_ray.sync.versions import PolicyWeights
 from srft_ray.verify import Item, Verdict
 

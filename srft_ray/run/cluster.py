@@ -12,6 +12,7 @@ from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import ClusterSection, Config
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, resolve_device
 from srft_ray.run.shared_storage import check_shared, shared_paths
+from srft_ray.run.transport_backend import with_backend
 
 WORKER_ENVIRONMENT = {
     # With it a result is seen one turn of Ray Data's loop (0.1 s) later.
@@ -83,6 +84,7 @@ def placed(resolved: Resolved, engines: bool) -> Iterator[Placement]:
         gpus = ray.cluster_resources().get("GPU", 0.0)
         placement = choose_placement(resolved, device, engines, gpus, os.cpu_count() if ours else None)
         check_placement(resolved, placement, engines)
+        with_backend(config.rollout, placement)
         check_shared(shared_paths(config))
         yield placement
     finally:

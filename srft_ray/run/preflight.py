@@ -20,7 +20,7 @@ from srft_ray.models import check_trainable, load_model_config
 from srft_ray.observe.loggers import check_loggers
 from srft_ray.rollout.vllm_engine import check_engine_arguments
 from srft_ray.run.directory import check_run_directory
-from srft_ray.sync.transport import transport_class
+from srft_ray.sync.transports import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.train.deepspeed_config import check_deepspeed_settings
 from srft_ray.train.lora import count_adapter_parameters

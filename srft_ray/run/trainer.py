@@ -16,6 +16,7 @@ from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
 from srft_ray.run.placement import Placement, learner_resources, recomputes_activations
 from srft_ray.run.preflight import Prepared
 from srft_ray.run.training_stream import StreamSource, TrainingStream
+from srft_ray.run.transport_backend import with_backend
 from srft_ray.train.entry import train_loop
 from srft_ray.train.job import Job
 
@@ -101,7 +102,7 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placemen
         run_id,
         config.run.seed,
         config.model,
-        config.rollout,
+        with_backend(config.rollout, placement),
         dataclasses.replace(config.learner, activation_checkpointing=recomputed),
         config.trainer,
         resolved.algorithm,

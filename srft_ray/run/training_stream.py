@@ -23,6 +23,7 @@ from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
 from srft_ray.run.directory import choose_start
 from srft_ray.run.placement import Placement, engine_memory_share
+from srft_ray.run.transport_backend import with_backend
 from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
 
@@ -104,7 +105,7 @@ class StreamSource:
 
     def _rollout(self) -> RolloutSection:
         """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""
-        rollout = self.config.rollout
+        rollout = with_backend(self.config.rollout, self.placement)
         return replace(rollout, gpu_memory_utilization=engine_memory_share(rollout, self.placement))
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import ray
 
@@ -14,6 +15,7 @@ from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
+from srft_ray.sync.rounds import Entry, Notice, Round, Rounds, Waiting
 from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
 
 # Ray runs at most `max_concurrency` calls of an asynchronous actor at a time, 1,000 unless it is told another
@@ -40,6 +42,7 @@ class Coordinator:
         self.versions = PublishedVersions(max_staleness, forgot)
         self.history = HistoryPieces()
         self.monitor = monitor or HealthMonitor(math.inf, print)
+        self.rounds = Rounds(partial(self.monitor.report, "transport"))
         self.deaths = EngineDeaths(self.monitor.report)
         self.requests = LearnerRequests()
         self.presence = LearnerPresence(time.monotonic())
@@ -63,6 +66,7 @@ class Coordinator:
         self.history.restart()
         self.requests.restart()
         self.monitor.restart(start.generation)
+        await self.rounds.close()
         await self._notify()
         return start
 
@@ -130,6 +134,22 @@ class Coordinator:
         progress = (generation, offered.version, self._groups_taken, self.monitor.finished)
         return Admission(admitted, offered, generation, needed, busy, progress)
 
+    # Rounds of the collective transport
+
+    async def enter_round(self, generation: int, entry: Entry, wait_s: float) -> Round | None:
+        """As `Rounds.enter`; OutdatedLearners for earlier learners."""
+        self.versions.enter(generation)
+        return await self.rounds.enter(generation, entry, wait_s)
+
+    async def next_round(self, waiting: Waiting, wait_s: float) -> Notice:
+        return await self.rounds.next(waiting, wait_s)
+
+    async def join_round(self, name: str, listener: str, group: str) -> Round | None:
+        return await self.rounds.join(name, listener, group)
+
+    async def round_failed(self, name: str, problem: str) -> None:
+        await self.rounds.failed(name, problem)
+
     # Engines
 
     async def heartbeat(self, heartbeat: Heartbeat) -> float:
@@ -153,11 +173,14 @@ class Coordinator:
         return self.deaths.problem
 
     async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
-        """Living engines, groups that wait for the learners, who have taken `groups_taken`, and versions that
-        no engine has loaded."""
+        """Living engines, groups that wait for the learners, who have taken `groups_taken`, and what became
+        of publications."""
         self._groups_taken = groups_taken
-        unread = {"publications/unread": float(self.versions.unread)}
-        return self.monitor.metrics(groups_taken, time.monotonic()) | unread
+        publications = {
+            "publications/unread": float(self.versions.unread),
+            "publications/nodes_reached": float(self.rounds.reached),
+        }
+        return self.monitor.metrics(groups_taken, time.monotonic()) | publications
 
     # Learners
 
@@ -179,6 +202,7 @@ class Coordinator:
 
     async def learners_left(self) -> None:
         self.requests.left()
+        await self.rounds.close()
         await self._notify()
 
     async def set_learners_present(self, present: bool, controller: Process) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -92,10 +93,17 @@ def tensor_hash(name: str, tensor: Tensor) -> int:
     total = 0
     for number, start in enumerate(range(0, words_N.numel(), BLOCK_WORDS)):
         block_N = words_N[start : start + BLOCK_WORDS]
-        factors_N = _factors(block_N.device)[: block_N.numel()]
-        total += _odd(number) * int((block_N * factors_N).sum())
+        total += _odd(number) * _dot(block_N, _factors(block_N.device)[: block_N.numel()])
     about = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|{total % MODULUS}"
     return int.from_bytes(hashlib.blake2b(about.encode(), digest_size=8).digest(), "little")
+
+
+def _dot(one_N: Tensor, other_N: Tensor) -> int:
+    """The sum of the products modulo 2^64."""
+    if one_N.device.type == "cpu":
+        # One pass, five times as fast as the two of torch; integers overflow without an error in both.
+        return int(np.dot(one_N.numpy(), other_N.numpy()))
+    return int((one_N * other_N).sum())
 
 
 def _words(tensor: Tensor) -> Tensor:

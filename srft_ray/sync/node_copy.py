@@ -7,6 +7,7 @@ containers that share the memory but not the numbers of processes.
 
 import fcntl
 import os
+import platform
 import shutil
 import tempfile
 import uuid
@@ -42,6 +43,14 @@ def node_copy(key: str, write: Callable[[Path], None]) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         _remove_if_free(folder)
+
+
+def memory_id() -> str:
+    """Names the shared memory of this process: equal for processes that find each other's copies there."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    machine = boot.read_text().strip() if boot.exists() else platform.node()
+    found = os.stat(_shared_memory())
+    return f"{machine}:{found.st_dev}:{found.st_ino}"
 
 
 def _written(folder: Path, write: Callable[[Path], None]) -> int | None:

@@ -6,6 +6,7 @@ tensors, in JSON. Their bytes follow, one after the other.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,20 +59,34 @@ ONLY_RANK = Rank()
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a part of a tensor belongs.
+
+    Attributes:
+        start: its first byte behind the file's header.
+        size: of the part, in bytes.
+    """
+
+    file: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Piece:
     """Parts of tensors.
 
     Attributes:
-        places: the (file, first byte behind the header) of each part.
-        parts: the bytes of each part, uint8.
+        places: of the parts.
+        data: the bytes of all parts, one after the other, uint8.
     """
 
-    places: list[tuple[str, int]]
-    parts: list[np.ndarray]
+    places: list[Place]
+    data: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return self.data.nbytes
 
 
 class Files:
@@ -102,37 +117,96 @@ def _header(entries: Mapping[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def cut(weights: Iterable[tuple[str, Tensor]], rank: Rank, limit: int, files: Files) -> Iterator[Piece]:
-    """Copies what `rank` sends of each tensor to the CPU, in pieces of about `limit` bytes.
+class PieceBuffer:
+    """Memory that `cut` copies into, again for each piece: new memory costs more than the copy."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes of a piece; a part of a tensor that is larger makes a larger piece."""
+        self.limit = limit
+        self._bytes_N = torch.empty(0, dtype=torch.uint8)
+        self._places: list[Place] = []
+        self._size = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return self._size == 0
+
+    def has_room(self, size: int) -> bool:
+        return self.is_empty or self._size + size <= self.limit
+
+    def add(self, file: str, start: int, bytes_N: Tensor) -> None:
+        """Copies a part of a tensor; there must be room."""
+        size = bytes_N.numel()
+        end = self._size + size
+        if end > self._bytes_N.numel():
+            pinned = bytes_N.is_cuda  # memory that a GPU writes without a copy in between
+            self._bytes_N = torch.empty(max(self.limit, end), dtype=torch.uint8, pin_memory=pinned)
+        self._bytes_N[self._size : end].copy_(bytes_N)
+        self._places.append(Place(file, start, size))
+        self._size = end
+
+    def take(self) -> Piece:
+        """What was added since the last call. Its bytes stay what they are until something is added."""
+        piece = Piece(self._places, self._bytes_N[: self._size].numpy())
+        self._places, self._size = [], 0
+        return piece
+
+
+def cut(
+    weights: Iterable[tuple[str, Tensor]], rank: Rank, buffer: PieceBuffer, files: Files
+) -> Iterator[Piece]:
+    """Copies what `rank` sends of each tensor to the CPU, in pieces of about the buffer's limit.
 
     It goes through all tensors, which is a collective, and gives each a place in `files`. Tied tensors come
-    under each name: an engine that is not given its head keeps the old one without an error.
+    under each name: an engine that is not given its head keeps the old one without an error. A piece is to be
+    used before the next one is asked for.
     """
-    piece, size = Piece([], []), 0
     for name, tensor in weights:
         file, place = files.add(name, tensor)
         start, stop = rank.bounds(tensor.nbytes)
-        bytes_N = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[start:stop]
-        piece.places.append((file, place + start))
-        piece.parts.append(bytes_N.to("cpu", copy=True).numpy())
-        size += stop - start
-        if size >= limit:
-            yield piece
-            piece, size = Piece([], []), 0
-    if size:
-        yield piece
+        if not buffer.has_room(stop - start):
+            yield buffer.take()
+        if stop > start:
+            bytes_N = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[start:stop]
+            buffer.add(file, place + start, bytes_N)
+    if not buffer.is_empty:
+        yield buffer.take()
+
+
+class FileWriter:
+    """Puts the files of a version together, in a folder; a context. Several threads may write."""
+
+    def __init__(self, headers: Mapping[str, bytes], folder: Path) -> None:
+        self._headers = headers
+        self._opened = {file: os.open(folder / file, os.O_WRONLY | os.O_CREAT, 0o600) for file in headers}
+        for file, header in headers.items():
+            _write_all(self._opened[file], np.frombuffer(header, np.uint8), 0)
+
+    def __enter__(self) -> "FileWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in self._opened.values():
+            os.close(descriptor)
+
+    def write(self, places: Iterable[Place], data: np.ndarray) -> None:
+        """`data`: the bytes of all places, one after the other."""
+        begin = 0
+        for place in places:
+            part = data[begin : begin + place.size]
+            _write_all(self._opened[place.file], part, len(self._headers[place.file]) + place.start)
+            begin += place.size
+
+
+def _write_all(descriptor: int, data: np.ndarray, start: int) -> None:
+    """Writes the bytes from `start` on; the system takes at most 2 GiB at a time."""
+    done = 0
+    while done < data.nbytes:
+        done += os.pwrite(descriptor, data[done:], start + done)
 
 
 def write_files(headers: Mapping[str, bytes], pieces: Iterable[Piece], folder: Path) -> None:
     """Puts the files together; each byte of each tensor comes in one of the pieces."""
-    opened = {file: (folder / file).open("wb") for file in headers}
-    try:
-        for file, header in headers.items():
-            opened[file].write(header)
+    with FileWriter(headers, folder) as writer:
         for piece in pieces:
-            for (file, place), part in zip(piece.places, piece.parts, strict=True):
-                opened[file].seek(len(headers[file]) + place)
-                opened[file].write(part)
-    finally:
-        for file in opened.values():
-            file.close()
+            writer.write(piece.places, piece.data)

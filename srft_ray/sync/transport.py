@@ -12,11 +12,9 @@ from ray.exceptions import ObjectLostError, OwnerDiedError, RayError
 from torch import Tensor
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.errors import UserError
-from srft_ray.plugins import load_object
 from srft_ray.sync.fingerprint import FingerprintedWeights
 from srft_ray.sync.node_copy import node_copy
-from srft_ray.sync.pieces import Files, Rank, cut, write_files
+from srft_ray.sync.pieces import Files, PieceBuffer, Place, Rank, cut, write_files
 from srft_ray.sync.versions import OutdatedLearners, Publication, WeightShare
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
@@ -60,25 +58,41 @@ class ObjectStoreTransport:
         # What was published last, shared by the learner's thread and that of `_republish_loop`.
         self._share = WeightShare(0)
         self._lock = threading.Lock()
+        self._buffer: PieceBuffer | None = None
+        self._places: list[list[Place]] = []  # of each piece of the newest share
         self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
+        share = self._put(version, weights, sender)
+        self._deliver(share)
+        with self._lock:
+            self._share = share
+            self._send()
+        self._start_republisher()
+
+    def _put(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> WeightShare:
+        """Puts this rank's share of the weights into the store."""
         # What the learner gives is hashed already while it passes; what a subclass puts in its place is not.
         is_hashed = isinstance(weights, FingerprintedWeights)
         sent = weights if is_hashed else FingerprintedWeights(weights, self.rank)
+        if self._buffer is None:
+            self._buffer = PieceBuffer(self.piece_bytes)
         files = Files()
-        pieces = [ray.put(piece) for piece in cut(sent, self.rank, self.piece_bytes, files)]
-        with self._lock:
-            self._share = WeightShare(
-                version,
-                self.rank.number,
-                sent.exhaust(),
-                pieces,
-                self.rank.count if sender else 0,
-                files.headers() if sender else {},
-            )
-            self._send()
-        self._start_republisher()
+        pieces, self._places = [], []
+        for piece in cut(sent, self.rank, self._buffer, files):
+            pieces.append(ray.put(piece))
+            self._places.append(piece.places)
+        return WeightShare(
+            version,
+            self.rank.number,
+            sent.exhaust(),
+            pieces,
+            self.rank.count if sender else 0,
+            files.headers() if sender else {},
+        )
+
+    def _deliver(self, share: WeightShare) -> None:
+        """What is done with a share before engines are told of it: nothing, they fetch it."""
 
     def _send(self) -> None:
         """Gives the coordinator this rank's share; called with the lock.
@@ -163,16 +177,3 @@ def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
 def _write(version: Publication, folder: Path) -> None:
     """Writes the version's files into the folder."""
     write_files(version.headers, (ray.get(piece) for piece in version.pieces), folder)
-
-
-def transport_class(name: str) -> type[WeightTransport]:
-    """The transport that rollout.transport names: `object_store`, or a class as `file.py:Class`.
-
-    Raises:
-        UserError: neither of the two, or the class cannot be loaded.
-    """
-    if name == "object_store":
-        return ObjectStoreTransport
-    if ":" not in name:
-        raise UserError(f"rollout.transport is {name!r}: choose object_store or file.py:Class.")
-    return load_object(name, "rollout.transport")

@@ -9,7 +9,7 @@ from algorithms import Group
 from srft_ray.sync.fingerprint import FingerprintedWeights, model_fingerprint
 from srft_ray.sync.pieces import Rank
 from srft_ray.sync.probe import probe_ids
-from srft_ray.sync.transport import transport_class
+from srft_ray.sync.transports import transport_class
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.job import Job

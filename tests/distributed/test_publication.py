@@ -1,5 +1,6 @@
 """Publication by several ranks of the real engine: each sends its part, and together they are the weights."""
 
+import copy
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ def publish(rank: int, world: int, path: str, zero_stage: int) -> dict[str, obje
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.publisher import Publisher
 
-    transport.ray = SimpleNamespace(put=lambda value: value, get=lambda value: value)
+    transport.ray = SimpleNamespace(put=copy.deepcopy, get=lambda value: value)
     shares = []
     coordinator = SimpleNamespace(
         publish=SimpleNamespace(remote=lambda generation, share: shares.append(share)),

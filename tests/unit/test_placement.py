@@ -11,6 +11,7 @@ from srft_ray.errors import UserError
 from srft_ray.run import placement as module
 from srft_ray.run.cluster import automatic_choices
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, fits
+from srft_ray.run.transport_backend import with_backend
 
 CPUS = 64.0
 
@@ -168,3 +169,19 @@ def test_on_a_cluster_a_learner_has_a_thread_for_each_begun_cpu(cpus: float, thr
     run = resolved()
     run.config.learner.cpus_per_worker = cpus
     assert choose_placement(run, "cpu", True).learner_threads == threads
+
+
+@pytest.mark.parametrize(
+    ("device", "colocated", "backend"),
+    [("cpu", False, "gloo"), ("cuda", True, "gloo"), ("cuda", False, "nccl")],
+)
+def test_weights_are_sent_by_nccl_between_gpus(device: str, colocated: bool, backend: str):
+    rollout = resolved().config.rollout
+    placement = Placement(device, colocated)
+    assert with_backend(rollout, placement).transport_backend == backend
+    rollout.transport_backend = "nccl"
+    if backend == "nccl":
+        assert with_backend(rollout, placement).transport_backend == "nccl"
+    else:
+        with pytest.raises(UserError, match="transport_backend=nccl needs GPUs of their own"):
+            with_backend(rollout, placement)

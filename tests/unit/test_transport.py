@@ -1,6 +1,7 @@
 """Weights on their way from the learners through the coordinator to an engine, without Ray's processes."""
 
 import asyncio
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +49,7 @@ class Handle:
 def handle(monkeypatch, tmp_path):
     # Tests that run at the same time have the same weights.
     monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(transport_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(transport_module.ray, "put", copy.deepcopy)
     monkeypatch.setattr(transport_module.ray, "get", lambda value: value)
     # The thread that publishes again is stepped by hand.
     monkeypatch.setattr(ObjectStoreTransport, "_start_republisher", lambda self: None)

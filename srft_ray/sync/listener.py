@@ -1,0 +1,133 @@
+"""The engines' side of the collective transport: a thread of an engine's actor, which receives versions for
+its node while the engine samples."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray.exceptions import RayError
+
+from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, receive
+from srft_ray.sync.node_copy import memory_id, node_copy
+from srft_ray.sync.pieces import FileWriter, Place
+from srft_ray.sync.rounds import Invitation, Notice, Round, Waiting
+
+LISTEN_S = 5.0  # that the coordinator may hold a question of a listener
+RETRY_INTERVAL_S = 0.5  # before it is asked again after an error
+# Learners whose shares are received at the same time. Operations of several NCCL groups on one GPU could wait
+# for each other if nodes started them in different orders.
+LEARNERS_AT_A_TIME = {"gloo": 8, "nccl": 1}
+
+
+class NotMember(Exception):
+    """A round went on without this listener."""
+
+
+class Listener:
+    """Keeps the newest copy of the weights that it received, for the engines of its node to load."""
+
+    def __init__(self, coordinator: Any, backend: str, deadline_s: float) -> None:
+        self.name = uuid.uuid4().hex
+        self.coordinator = coordinator
+        self.backend = backend
+        self.deadline_s = deadline_s
+        self._held = ExitStack()
+        self._holds = ""
+        self._group_name = ""
+        self._groups: list[BroadcastGroup] = []
+        self._stores: list[dist.Store] = []
+
+    def start(self) -> None:
+        threading.Thread(target=self._listen, name="weight-listener", daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self.step()
+            except RayError:
+                time.sleep(RETRY_INTERVAL_S)  # Ray starts the coordinator again
+
+    def step(self) -> None:
+        """Waits for a notice of the coordinator for some seconds, and does what it says."""
+        waiting = Waiting(self.name, memory_id(), self._holds)
+        notice: Notice = ray.get(self.coordinator.next_round.remote(waiting, LISTEN_S))
+        if notice.released:
+            self._holds = ""
+            self._held.close()
+        if notice.invitation:
+            self._take_part(notice.invitation)
+
+    def _take_part(self, invitation: Invitation) -> None:
+        """Receives a version. If that fails, whoever wants it takes it from the object store."""
+        write = partial(self._receive, invitation, Deadline(self.deadline_s))
+        try:
+            self._held.enter_context(node_copy(invitation.fingerprint, write))
+            self._holds = invitation.fingerprint
+        except NotMember:
+            pass
+        except (RuntimeError, OSError) as error:
+            # The others learn of it by the end of the connections, and not only by the deadline.
+            self.close()
+            problem = f"{type(error).__name__} at a listener: {error}"
+            ray.get(self.coordinator.round_failed.remote(invitation.round, problem))
+
+    def _receive(self, invitation: Invitation, deadline: Deadline, folder: Path) -> None:
+        """Raises NotMember, or RuntimeError or OSError if a learner or a listener dies or the deadline is
+        over."""
+        joined = self.coordinator.join_round.remote(invitation.round, self.name, self._group_name)
+        round: Round | None = ray.get(joined)
+        if round is None:
+            raise NotMember
+        self._connect(round, deadline)
+        with (
+            FileWriter(invitation.headers, folder) as writer,
+            ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,
+        ):
+            receive_share = partial(self._receive_share, round.name, writer, deadline)
+            # Whatever a thread raises is raised here.
+            list(pool.map(receive_share, range(len(self._groups))))
+
+    def _receive_share(self, name: str, writer: FileWriter, deadline: Deadline, rank: int) -> None:
+        """What one learner sends in the round of that name."""
+        store = self._stores[rank]
+        store.set_timeout(deadline.remaining)
+        plan = read_plan(store.get(name))
+        for places, data in receive(self._groups[rank], plan, deadline):
+            writer.write(places, data)
+
+    def _connect(self, round: Round, deadline: Deadline) -> None:
+        """Makes the groups of the round unless they are those of the round before."""
+        if round.group == self._group_name:
+            return
+        self.close()
+        rank = 1 + round.members.index(self.name)
+        for host, port in round.addresses:
+            store = dist.TCPStore(host, port, is_master=False, timeout=deadline.remaining)
+            self._stores.append(store)
+            size = 1 + len(round.members)
+            self._groups.append(make_group(self.backend, store, round.group, rank, size, deadline))
+        self._group_name = round.group
+
+    def close(self) -> None:
+        """Leaves the groups."""
+        for group in self._groups:
+            group.close()
+        self._group_name, self._groups, self._stores = "", [], []
+
+
+def write_plan(plan: Sequence[Sequence[Place]]) -> str:
+    """The places of the pieces that a learner is about to send."""
+    return json.dumps([[(place.file, place.start, place.size) for place in places] for places in plan])
+
+
+def read_plan(text: bytes) -> list[list[Place]]:
+    return [[Place(*place) for place in places] for places in json.loads(text)]

@@ -1,0 +1,228 @@
+"""Who takes part when learners send a version to the engines' nodes themselves: one round for each version.
+
+A round begins when every rank of the learners has entered it. On each node one listener, a thread of an
+engine's actor, is invited. Those that say in time that they are ready are the members, which are told to all
+and do not change any more. Whoever is late, dead or not there yet takes the version from the object store.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from srft_ray.sync.versions import fingerprint_of
+
+READY_S = 5.0  # that an invited listener has to get ready
+GRACE_S = 1.0  # between two calls of a listener, in which it counts as one that waits
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a rank of the learners tells before it sends its share of a version.
+
+    Attributes:
+        hashes: the sum of the hashes of those tensors that fell to this rank (`sync.fingerprint`).
+        address: host and port of the store through which this rank's group is made.
+        group: name of the groups that it is in since the round before; empty if it is in none.
+        headers: of the version's files, of the rank that has them (`sync.pieces`).
+    """
+
+    version: int
+    rank: int
+    ranks: int
+    hashes: int
+    address: tuple[str, int]
+    group: str = ""
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A listener that waits for a round.
+
+    Attributes:
+        listener: names it, and no other one of any start.
+        node: of its shared memory; listeners of one node need only one copy.
+        holds: fingerprint of the copy that it received and keeps for the engines of its node.
+    """
+
+    listener: str
+    node: str
+    holds: str = ""
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """To a listener, which is to get ready for the round."""
+
+    round: str
+    fingerprint: str
+    headers: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a listener is told: an invitation, or that nobody will load any more what it holds."""
+
+    invitation: Invitation | None = None
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """The members of a round. Each rank of the learners has a group of its own with all of them.
+
+    Attributes:
+        group: names the groups; groups of this name that were made in an earlier round are used again.
+        members: the listeners; the first one is rank 1 of each group, behind the learner.
+        addresses: of the stores of the learners, by rank.
+    """
+
+    name: str
+    version: int
+    group: str
+    members: tuple[str, ...]
+    addresses: tuple[tuple[str, int], ...]
+
+
+class Rounds:
+    """The newest round, and who waits for the next one. It may be lost: what it forgot comes by the object
+    store."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        """`report` is given a sentence for each round that failed."""
+        self._report = report
+        self._changed = asyncio.Condition()
+        self._waiting: dict[str, tuple[Waiting, float]] = {}  # with the time until which it waits
+        self._group = ""  # of the newest round with members
+        self._members: tuple[str, ...] = ()
+        self._wanted = ""  # fingerprint of the version that engines load
+        self._reset((0, 0))
+
+    def _reset(self, key: tuple[int, int]) -> None:
+        """Begins the round of a (generation, version); none, if both are 0."""
+        self._key = key
+        self._entries: dict[int, Entry] = {}
+        self._invitation: Invitation | None = None
+        self._invited: set[str] = set()
+        self._ready: dict[str, str] = {}  # the group that each listener is in already
+        self._round: Round | None = None
+        self._given_up = False
+        self._failed = False
+
+    async def close(self) -> None:
+        """The learners have left or start again: what they sent will not be loaded any more."""
+        self._reset((0, 0))
+        self._wanted = ""
+        await self._notify()
+
+    @property
+    def reached(self) -> int:
+        """Nodes that received the newest version."""
+        return len(self._round.members) if self._round and not self._failed else 0
+
+    # Learners
+
+    async def enter(self, generation: int, entry: Entry, wait_s: float) -> Round | None:
+        """The round of a version, when its members are known; None if other ranks did not enter in time."""
+        key = (generation, entry.version)
+        if key != self._key:
+            self._reset(key)
+        self._entries[entry.rank] = entry
+        if self._is_complete and not self._invitation:
+            self._invite(time.monotonic())
+        await self._notify()
+        await self._wait_until(lambda: self._is_complete or self._given_up or self._key != key, wait_s)
+        if self._key != key or not self._is_complete or self._given_up:
+            # A rank that comes later must not wait for this one.
+            self._given_up = self._given_up or self._key == key
+            return None
+        await self._wait_until(lambda: self._round is not None or self._invited <= set(self._ready), READY_S)
+        return await self._freeze() if self._key == key else None
+
+    async def failed(self, name: str, problem: str) -> None:
+        """A listener or a learner could not take part to the end."""
+        if self._invitation and self._invitation.round == name and not self._failed:
+            self._failed = True
+            self._tell(problem)
+
+    def _tell(self, problem: str) -> None:
+        self._report(
+            f"policy version {self._key[1]} did not reach all nodes by the collective transport ({problem}); "
+            "those that lack it load it from the object store"
+        )
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all ranks have entered."""
+        return any(len(self._entries) == entry.ranks for entry in self._entries.values())
+
+    def _invite(self, now: float) -> None:
+        """One listener of each node; that of the round before if it waits, because it is in the group."""
+        self._waiting = {one.listener: (one, until) for one, until in self._waiting.values() if now <= until}
+        waiting = [one for one, _ in self._waiting.values()]
+        waiting.sort(key=lambda one: (one.listener not in self._members, one.listener))
+        chosen: dict[str, str] = {}
+        for one in waiting:
+            chosen.setdefault(one.node, one.listener)
+        self._invited = set(chosen.values())
+        headers = next((entry.headers for entry in self._entries.values() if entry.headers), {})
+        hashes = sum(entry.hashes for entry in self._entries.values())
+        self._wanted = fingerprint_of(hashes)
+        self._invitation = Invitation(uuid.uuid4().hex, self._wanted, headers)
+
+    async def _freeze(self) -> Round:
+        """The members are those that are ready now."""
+        if self._round is None:
+            members = tuple(sorted(self._ready))
+            groups = {entry.group for entry in self._entries.values()} | set(self._ready.values())
+            if members != self._members or groups != {self._group}:
+                self._group, self._members = uuid.uuid4().hex, members
+            addresses = tuple(self._entries[rank].address for rank in sorted(self._entries))
+            name, version = self._invitation.round, self._key[1]
+            self._round = Round(name, version, self._group, members, addresses)
+            if late := self._invited - set(members):
+                self._tell(f"{len(late)} listeners were not ready within {READY_S:.0f} s")
+            await self._notify()
+        return self._round
+
+    # Listeners
+
+    async def next(self, waiting: Waiting, wait_s: float) -> Notice:
+        """Waits for an invitation, or until what the listener holds is not needed any more."""
+        self._waiting[waiting.listener] = waiting, time.monotonic() + wait_s + GRACE_S
+        await self._wait_until(lambda: self._is_invited(waiting) or self._is_released(waiting), wait_s)
+        if self._is_invited(waiting):
+            self._waiting.pop(waiting.listener, None)
+            return Notice(self._invitation, released=True)
+        return Notice(released=self._is_released(waiting))
+
+    async def join(self, name: str, listener: str, group: str) -> Round | None:
+        """A listener is ready, and is in the groups of that name already; None if it is too late."""
+        if self._invitation is None or self._invitation.round != name:
+            return None
+        if self._round is None:
+            self._ready[listener] = group
+            await self._notify()
+        joined = self._key
+        await self._wait_until(lambda: self._round is not None or self._key != joined, READY_S)
+        made = self._round if self._key == joined else None
+        return made if made and listener in made.members else None
+
+    def _is_invited(self, waiting: Waiting) -> bool:
+        can_join = waiting.listener in self._invited and self._round is None
+        return can_join and waiting.listener not in self._ready
+
+    def _is_released(self, waiting: Waiting) -> bool:
+        return waiting.holds not in ("", self._wanted)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(condition)

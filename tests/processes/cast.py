@@ -1,0 +1,227 @@
+"""Learners and engines as real processes that exchange weights over gloo; a coordinator in the place of
+Ray's."""
+
+import asyncio
+import copy
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from srft_ray.config.rollout import RolloutSection
+from srft_ray.sync import broadcast, collective, listener, node_copy, rounds, transport
+from srft_ray.sync.collective import CollectiveTransport
+from srft_ray.sync.coordinator import Coordinator
+from srft_ray.sync.fingerprint import FingerprintedWeights, folder_fingerprint
+from srft_ray.sync.listener import Listener
+from srft_ray.sync.pieces import Rank
+
+TIMEOUT_S = 120
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.processes.cast"])
+LARGE = 3_000_017  # float32 numbers of one tensor: 12 MB
+
+
+def weights(version: int) -> dict[str, torch.Tensor]:
+    """Tensors of several types, the same in every process."""
+    generator = torch.Generator().manual_seed(version)
+    return {
+        "large": torch.randn(LARGE, generator=generator),
+        "odd": torch.randn(7, generator=generator).to(torch.bfloat16),
+        "none": torch.zeros(0, 4),
+        "flags": torch.tensor([True, False, True]),
+        "matrix": torch.randn(300, 200, generator=generator).T,
+    }
+
+
+class Served:
+    """A coordinator with a thread for each call, as other processes see an actor."""
+
+    def __init__(self) -> None:
+        rounds.READY_S = 30.0  # on a machine that does other things
+        self.reports: list[str] = []
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self.forget()
+
+    def forget(self) -> None:
+        self._coordinator = Coordinator(0)
+        self._coordinator.rounds._report = self.reports.append
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        called = getattr(self._coordinator, name)(*arguments)
+        return asyncio.run_coroutine_threadsafe(called, self._loop).result()
+
+    def waiting(self) -> int:
+        """Listeners that wait for a round."""
+        return len(self._coordinator.rounds._waiting)
+
+    def told(self) -> list[str]:
+        return self.reports
+
+
+class Manager(BaseManager):
+    pass
+
+
+Manager.register("Served", Served)
+
+
+class Handle:
+    """As that of an actor, whose calls are answered before they return."""
+
+    def __init__(self, served: Any) -> None:
+        self.served = served
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.served.call(name, arguments))
+
+
+def set_scene(memory: Path) -> None:
+    """Makes this process one that needs no Ray."""
+    torch.set_num_threads(1)
+    node_copy.SHARED_MEMORY = memory
+    broadcast.SLICE_BYTES = 1_000_003
+    address = SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    ray = SimpleNamespace(put=copy.deepcopy, get=lambda value, timeout=None: value, util=address)
+    for module in (transport, collective, listener):
+        module.ray = ray
+
+
+def section(deadline_s: float) -> RolloutSection:
+    return RolloutSection(
+        transport_backend="gloo",
+        transport_deadline_s=deadline_s,
+        transport_chunk_mb=1,
+        timeout_s=TIMEOUT_S,
+    )
+
+
+def learn(
+    served: Any, memory: Path, rank: Rank, generation: int, deadline_s: float, tell: Connection
+) -> None:
+    """A learner, which publishes the versions that it is told and tells how long it took."""
+    set_scene(memory)
+    publisher = CollectiveTransport(Handle(served), section(deadline_s), generation)
+    publisher.rank = rank
+    while True:
+        version = tell.recv()
+        passed = FingerprintedWeights(weights(version).items(), rank)
+        started = time.monotonic()
+        publisher.publish(version, passed, sender=rank.number == 0)
+        tell.send((time.monotonic() - started, passed.exhaust()))
+
+
+def engine(served: Any, memory: Path, deadline_s: float, dies: str, tell: Connection) -> None:
+    """An engine, which fetches when it is told to: (version, fingerprint, whether it used the store).
+
+    `dies`: when it is killed or stopped in its first round; empty for never.
+    """
+    memory.mkdir(exist_ok=True)
+    set_scene(memory)
+    _arrange_death(dies)
+    found: list[str] = []
+    from_store: list[object] = []
+    write = transport.write_files
+    transport.write_files = lambda *about: from_store.append(about) or write(*about)
+    fetcher = CollectiveTransport(Handle(served), section(deadline_s))
+    while True:
+        tell.recv()
+        from_store.clear()
+        found.clear()
+        version = fetcher.fetch(lambda folder: found.append(folder_fingerprint(folder)))
+        tell.send((version, found[0], bool(from_store)))
+
+
+def _arrange_death(dies: str) -> None:
+    """`Listener._connect` is called when a listener is a member of a round, before anything is sent."""
+    connect = Listener._connect
+    number = signal.SIGSTOP if "stopped" in dies else signal.SIGKILL
+
+    def connect_and_die(self: Listener, *about: Any) -> None:
+        if "before" in dies:
+            os.kill(os.getpid(), number)
+        connect(self, *about)
+        os.kill(os.getpid(), number)
+
+    if dies:
+        Listener._connect = connect_and_die
+
+
+class Actor:
+    """A process that is told to do something, and answers."""
+
+    def __init__(self, target: Any, *about: Any) -> None:
+        self.told, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=target, args=(*about, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, what: object = None) -> None:
+        self.told.send(what)
+
+    def answer(self) -> Any:
+        assert self.told.poll(TIMEOUT_S), "no answer"
+        return self.told.recv()
+
+
+class Cast:
+    """`nodes` names the shared memory of each engine."""
+
+    def __init__(
+        self, served: Any, folder: Path, ranks: int, nodes: str, deadline_s: float, dies: dict[int, str]
+    ) -> None:
+        self.served, self.folder, self.deadline_s = served, folder, deadline_s
+        self.generation = served.call("restart", (1,)).generation
+        self.engines: list[Actor] = []
+        for number, node in enumerate(nodes):
+            self.add_engine(node, dies.get(number, ""))
+        self.learners = [
+            Actor(learn, served, folder, Rank(rank, ranks), self.generation, deadline_s)
+            for rank in range(ranks)
+        ]
+
+    def add_engine(self, node: str, dies: str = "") -> None:
+        self.engines.append(Actor(engine, self.served, self.folder / node, self.deadline_s, dies))
+
+    def wait_for_listeners(self, number: int) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.served.waiting() != number:
+            assert time.monotonic() < deadline, self.served.waiting()
+            time.sleep(0.02)
+
+    def publish(self, version: int) -> float:
+        """The seconds of the slowest learner."""
+        for learner in self.learners:
+            learner.ask(version)
+        return max(learner.answer()[0] for learner in self.learners)
+
+    def fetch(self, *engines: int) -> list[tuple[int, str, bool]]:
+        chosen = [self.engines[number] for number in engines or range(len(self.engines))]
+        for one in chosen:
+            one.ask()
+        return [one.answer() for one in chosen]
+
+
+@contextmanager
+def cast(
+    folder: Path, ranks: int, nodes: str, deadline_s: float = 60.0, dies: dict[int, str] | None = None
+) -> Iterator[Cast]:
+    with Manager(ctx=CONTEXT) as manager:
+        made = Cast(manager.Served(), folder, ranks, nodes, deadline_s, dies or {})
+        try:
+            yield made
+        finally:
+            for actor in (*made.engines, *made.learners):
+                actor.process.kill()
+                actor.process.join()

@@ -1,0 +1,70 @@
+"""The collective transport between processes, over gloo: weights arrive, whoever is killed."""
+
+from pathlib import Path
+
+import pytest
+
+from srft_ray.sync.fingerprint import fingerprint
+from tests.processes.cast import cast, weights
+
+DEADLINE_S = 8.0
+SLACK_S = 8.0  # of a machine that does other things
+
+
+def expected(version: int, by_store: bool = False) -> tuple[int, str, bool]:
+    return version, fingerprint(weights(version).items()), by_store
+
+
+@pytest.mark.parametrize(("ranks", "nodes"), [(1, "A"), (2, "AB"), (2, "ABC")])
+def test_every_engine_has_the_weights_before_it_asks(tmp_path: Path, ranks: int, nodes: str):
+    with cast(tmp_path, ranks, nodes) as scene:
+        for version in (1, 2):
+            scene.wait_for_listeners(len(nodes))
+            scene.publish(version)
+            assert scene.fetch() == [expected(version)] * len(nodes)
+        assert not scene.served.told()
+
+
+def test_engines_of_one_node_have_one_copy_and_one_that_joins_takes_it(tmp_path: Path):
+    with cast(tmp_path, 1, "AA") as scene:
+        scene.wait_for_listeners(2)
+        scene.publish(1)
+        scene.add_engine("A")
+        scene.add_engine("B")
+        assert scene.fetch() == [expected(1)] * 3 + [expected(1, by_store=True)]
+        assert len(list((tmp_path / "A").glob("srft_ray_weights_*"))) == 1
+        # From now on the new node takes part.
+        scene.wait_for_listeners(4)
+        scene.publish(2)
+        assert scene.fetch() == [expected(2)] * 4
+
+
+@pytest.mark.parametrize("dies", ["killed before", "killed after", "stopped after"])
+def test_a_listener_that_dies_between_ready_and_broadcast_takes_nothing_from_the_others(
+    tmp_path: Path, dies: str
+):
+    """Before or after it has connected; or it hangs."""
+    with cast(tmp_path, 2, "ABC", DEADLINE_S, {1: dies}) as scene:
+        scene.wait_for_listeners(3)
+        seconds = scene.publish(1)
+        print(f"{dies}: published in {seconds:.1f} s")
+        assert seconds < DEADLINE_S + SLACK_S
+        assert [found[:2] for found in scene.fetch(0, 2)] == [expected(1)[:2]] * 2
+        assert any(by_store for *_, by_store in scene.fetch(0, 2))
+        [report] = scene.served.told()
+        assert report.startswith("policy version 1 did not reach all nodes")
+        # The next round is of those that live.
+        scene.wait_for_listeners(2)
+        scene.publish(2)
+        assert scene.fetch(0, 2) == [expected(2)] * 2
+
+
+def test_a_coordinator_that_forgot_costs_no_weights(tmp_path: Path):
+    with cast(tmp_path, 2, "AB", DEADLINE_S) as scene:
+        scene.wait_for_listeners(2)
+        scene.publish(1)
+        scene.served.forget()
+        assert [found[:2] for found in scene.fetch()] == [expected(1)[:2]] * 2
+        scene.wait_for_listeners(2)
+        scene.publish(2)
+        assert scene.fetch() == [expected(2)] * 2
