@@ -48,6 +48,9 @@ class Algorithm(Hooks):
         max_refills: how many groups without signal may be discarded for one place in a step.
         uses_critic: a second model gives tokens their advantages (`token_advantages`) and learns (`critic`).
         replay_age: how many steps a correct rollout may be replayed after its own; 0: none is.
+        old: whose log-probs π_old has: of the `learner` before the update, or of the policy that sampled
+            (`behavior`).
+        correction: a weight for the difference between these two (`weights.correction`).
     """
 
     name: ClassVar[str]
@@ -61,6 +64,8 @@ class Algorithm(Hooks):
     buffer_size: int = 0
     buffer_lr: float | None = None
     replay_age: int = 0
+    old: str = "learner"
+    correction: str = "none"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -149,6 +154,12 @@ class Algorithm(Hooks):
     def needs(self) -> frozenset[str]:
         """What the terms need, see `Term.needs`. Raises ValueError as `named_terms` does."""
         return frozenset(need for term in self.named_terms().values() for need in term.needs)
+
+    @property
+    def corrects_rollouts(self) -> bool:
+        """Whether the loss of rollouts has the log-probs of the policy that sampled them in it, and so takes
+        the difference to the one that is trained into account. rollout.in_flight needs that."""
+        return self.old == "behavior" or self.correction != "none"
 
     @property
     def uses_reference(self) -> bool:

@@ -34,6 +34,11 @@ class RLOO(GRPO):
             fixed = "clip_low, clip_high, dual_clip and standardize"
             raise ValueError(f"rloo has no clip and no std: leave {fixed} at their defaults")
 
+    @property
+    def corrects_rollouts(self) -> bool:
+        """Without a ratio, only a weight does."""
+        return self.correction != "none"
+
     def policy_term(self) -> Term:
         loss = losses.advantage_weighted(losses.log_prob)
         return dataclasses.replace(super().policy_term(), loss=loss, metrics={})

@@ -17,7 +17,10 @@ class Completion:
         ids: response token ids, the end-of-sequence token included unless the response was truncated.
         logprobs: the engine's log-probability of each id at the sampling temperature, in nats; None for
             demonstrations.
-        policy_version: optimizer steps behind the weights that generated it; -1 for demonstrations.
+        policy_version: optimizer steps behind the weights that generated it, the oldest if there are several;
+            -1 for demonstrations.
+        spans: (policy version, first of the tokens that it sampled), in order and from token 0 on; empty if
+            one version sampled all.
         verdict: match, mismatch, no_answer, timeout or error; `given` for demonstrations.
         answer: what the verifier extracted from the text.
         reason: how the verifier came to its verdict, in a few words; may be empty.
@@ -46,6 +49,14 @@ class Completion:
     observed: Sequence[tuple[int, int]] = ()
     trained: bool = True
     measured: dict[str, Any] = field(default_factory=dict)
+    spans: Sequence[tuple[int, int]] = ()
+
+    @property
+    def parts(self) -> list[tuple[int, int, int]]:
+        """(policy version, first token, end) of each span; one span if one version sampled all."""
+        spans = self.spans or [(self.policy_version, 0)]
+        ends = [first for _, first in spans[1:]] + [len(self.ids)]
+        return [(version, first, end) for (version, first), end in zip(spans, ends, strict=True)]
 
     @property
     def written(self) -> int:
@@ -117,9 +128,9 @@ class Group:
         attempt: how many groups without signal were discarded for this place in the step before this group.
         discarded_tokens: tokens that were sampled for the discarded groups.
         engine: the engine that sampled its rollouts; empty if nothing was sampled.
-        weights_fingerprint: of the weights that the engine held.
-        probe_logprobs: of a fixed sequence, as the engine computes them with these weights, in nats; empty
-            with rollout.max_staleness=0.
+        fingerprints: of the weights that the engine held while it sampled them, by policy version.
+        probes: log-probs of a fixed sequence, as the engine computed them with these weights, in nats, by
+            policy version; empty with rollout.max_staleness=0.
         row: number of the prompt among the prepared rows; -1 if it is not known.
         visits: the newest visits of the prompt, oldest first, if its algorithm uses the history.
         passed_over: how many prompts the algorithm did not keep for this place before it kept this one.
@@ -143,8 +154,8 @@ class Group:
     attempt: int = 0
     discarded_tokens: int = 0
     engine: str = ""
-    weights_fingerprint: str = ""
-    probe_logprobs: tuple[float, ...] = ()
+    fingerprints: dict[int, str] = field(default_factory=dict)
+    probes: dict[int, tuple[float, ...]] = field(default_factory=dict)
     row: int = -1
     visits: tuple[Visit, ...] = ()
     passed_over: int = 0

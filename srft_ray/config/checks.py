@@ -17,6 +17,7 @@ def check_values(config: Config) -> None:
             _check_section(name, section)
     _check_workers(config)
     _check_turns(config)
+    _check_updates_in_flight(config.rollout)
     _check_checkpoints(config.trainer, config.evaluation)
     _check_optimizer(config.learner)
     _check_adapters(config.learner.lora)
@@ -58,6 +59,14 @@ def _check_turns(config: Config) -> None:
         f"cluster.placement=colocated lets learners and engines take turns, but with "
         f"rollout.max_staleness={staleness} they work at the same time: set rollout.max_staleness=0 or "
         "cluster.placement=separate.",
+    )
+
+
+def _check_updates_in_flight(rollout: RolloutSection) -> None:
+    require(
+        rollout.max_staleness > 0 or not rollout.in_flight,
+        "rollout.in_flight has nothing to load with rollout.max_staleness=0, where engines wait for the "
+        "learners: set rollout.max_staleness=1 or rollout.in_flight=false.",
     )
 
 

@@ -145,6 +145,16 @@ def _make_paths_absolute(config: Config) -> None:
         config.algorithm["path"] = _absolute(config.algorithm["path"])
 
 
+def _check_correction(algorithm: Algorithm) -> None:
+    """Raises UserError for one that trains on rollouts as if the policy that is trained had sampled them."""
+    require(
+        algorithm.corrects_rollouts or not algorithm.uses_rollouts,
+        f"rollout.in_flight lets several policies sample a response, and {algorithm.name} does not correct "
+        "for their difference to the one that is trained: set rollout.in_flight=false, or, if the algorithm "
+        "has them, its settings old=behavior, or old=learner and correction=token_tis.",
+    )
+
+
 def _check_stages(config: Config, algorithm: Algorithm) -> None:
     """Raises UserError for a stage that its own settings and the run's do not allow."""
     steps = config.trainer.steps
@@ -165,6 +175,8 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{name} compares the rollouts of a prompt with each other: set rollout.num_rollouts to at least "
             f"{stage.algorithm.min_rollouts}.",
         )
+        if config.rollout.in_flight:
+            _check_correction(stage.algorithm)
         require(
             stage.algorithm.uses_rollouts or not stage.algorithm.uses_history,
             f"{name} chooses prompts by the history of their rollouts, and samples none: set uses_rollouts.",

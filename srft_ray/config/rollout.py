@@ -37,6 +37,12 @@ class RolloutSection:
         "on-policy; above 0, engines sample for later steps while learners train.",
         least=0,
     )
+    in_flight: bool = setting(
+        False,
+        "Engines load newer weights while sequences are in flight, which go on with them: the KV cache of "
+        "their tokens so far is computed anew, and the ledger says which version sampled which tokens. It "
+        "needs max_staleness above 0 and an algorithm with `old: behavior` or a `correction`.",
+    )
     dtype: str = setting(
         "auto",
         "Number format of the engines. `auto` is that of the learners (model.dtype).",

@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("prefix", pa.int32()),
         ("attempt", pa.int32()),
         ("row", pa.int64()),
+        ("spans", pa.list_(pa.struct([("version", pa.int64()), ("first", pa.int32())]))),
     ]
 )
 
@@ -110,6 +111,7 @@ def _row(group: Group, completion: Completion) -> dict[str, Any]:
         "prefix": completion.prefix,
         "attempt": group.attempt,
         "row": group.row,
+        "spans": [{"version": version, "first": first} for version, first in completion.spans] or None,
     }
 
 

@@ -32,7 +32,10 @@ LEDGER: dict[str, Entry] = {
     "answer": Entry("The answer as the verifier extracted it; null if it found none."),
     "reference": Entry("The reference answer."),
     "advantage": Entry("The credit of the sequence."),
-    "policy_version": Entry("Optimizer steps behind the weights that sampled it; -1 for demonstrations."),
+    "policy_version": Entry(
+        "Optimizer steps behind the weights that sampled it, the oldest if there are several; -1 for "
+        "demonstrations."
+    ),
     "seed": Entry("Seed of its sampling; -1 for demonstrations."),
     "finish_reason": Entry(
         "`stop`, `length` if it was truncated, `turns` if it reached rollout.max_turns, or `error` if the "
@@ -41,6 +44,10 @@ LEDGER: dict[str, Entry] = {
     "prefix": Entry("How many leading tokens come from a demonstration.", "tokens"),
     "attempt": Entry("Groups without signal that were discarded before this one took their place.", "groups"),
     "row": Entry("Number of the prompt among the prepared rows."),
+    "spans": Entry(
+        "With rollout.in_flight: the versions that sampled it, in order, each with its first token; null if "
+        "one version sampled all."
+    ),
 }
 
 TOKEN_LEDGER: dict[str, Entry] = {

@@ -24,6 +24,7 @@ def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> d
         "length/mean": sums["tokens"] / rollouts_or_1,
         "length/truncated": sums["truncated"] / rollouts_or_1,
         "staleness/mean": sums["staleness"] / rollouts_or_1,
+        "staleness/mixed": sums["mixed"] / rollouts_or_1,
         "groups/all_correct": sums["all_correct"],
         "groups/all_wrong": sums["all_wrong"],
         "groups/discarded": sums["discarded"],
@@ -43,6 +44,7 @@ def _rollout_sums(rollouts: Sequence[Completion], step: int) -> dict[str, float]
         "prefix": sum(rollout.prefix for rollout in rollouts),
         "truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "staleness": sum(step - rollout.policy_version for rollout in rollouts),
+        "mixed": sum(bool(rollout.spans) for rollout in rollouts),
         "unjudged": sum(rollout.verdict in ("timeout", "error") for rollout in rollouts),
     }
 

@@ -67,6 +67,9 @@ METRICS: Table = {
         "trained on it.",
         "steps",
     ),
+    "staleness/mixed": Entry(
+        "With rollout.in_flight: share of the rollouts that several versions sampled.", "0 to 1"
+    ),
     "groups/all_correct": Entry("Groups whose rollouts all have the same reward, above 0.5.", "groups"),
     "groups/all_wrong": Entry("Groups whose rollouts all have the same reward, at most 0.5.", "groups"),
     "groups/passed_over": Entry(

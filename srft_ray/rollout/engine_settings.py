@@ -6,6 +6,7 @@ from typing import Any
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LoraSection
+from srft_ray.errors import require
 
 MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
 # Arguments of vLLM that other settings decide, or that a run relies on.
@@ -23,6 +24,7 @@ OWNED = (
     "max_num_seqs",
     "model",
     "pipeline_parallel_size",
+    "scheduling_policy",
     "seed",
     "skip_tokenizer_init",
     "tensor_parallel_size",
@@ -31,6 +33,15 @@ OWNED = (
     "worker_extension_cls",
 )
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+
+
+def check_owned(given: dict[str, Any]) -> None:
+    """Raises UserError for an argument in `rollout.engine` that is not the user's."""
+    for name in given:
+        require(
+            name not in OWNED,
+            f"rollout.engine.{name} cannot be set: other keys of the model and rollout sections decide it.",
+        )
 
 
 def set_environment(rollout: RolloutSection, device: str) -> None:
@@ -63,6 +74,8 @@ def engine_settings(
         "disable_log_stats": True,
         "worker_extension_cls": "srft_ray.rollout.engine_process.EndWithActor",
     }
+    if rollout.in_flight:
+        settings["scheduling_policy"] = "priority"  # of the probe (`vllm_engine`)
     if lora:
         settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room(lora.rank)}
     if device != "cpu":

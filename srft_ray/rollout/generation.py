@@ -28,6 +28,7 @@ class Generation:
         finish_reason: `stop` or `length`; for several turns see `turns.converse`.
         stop: the text of `Sampling.stop` that ended it, if one did.
         observed: half-open spans of `ids` that an environment said.
+        loads: (number of the load that brought the engine's weights, first token sampled by them), in order.
     """
 
     ids: list[int]
@@ -36,3 +37,4 @@ class Generation:
     finish_reason: str
     stop: str | None = None
     observed: tuple[tuple[int, int], ...] = ()
+    loads: tuple[tuple[int, int], ...] = ()

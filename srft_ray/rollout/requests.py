@@ -23,8 +23,8 @@ class Request:
         """All tokens that the engine continues."""
         return [*self.group.prompt_ids, *self.prefix]
 
-    def completion(self, generation: Generation, text: str, version: int) -> Completion:
-        """The rollout that the engine generated with policy version `version`, not judged yet."""
+    def completion(self, generation: Generation, text: str) -> Completion:
+        """The rollout that the engine generated, without its policy version and not judged yet."""
         prefix = list(self.prefix)
         return Completion(
             self.sample,
@@ -32,11 +32,10 @@ class Request:
             text,
             prefix + generation.ids,
             [0.0] * len(prefix) + generation.logprobs,
-            version,
-            self.seed,
-            generation.finish_reason,
-            0.0,
-            "unjudged",
+            seed=self.seed,
+            finish_reason=generation.finish_reason,
+            reward=0.0,
+            verdict="unjudged",
             prefix=len(prefix),
             observed=[(first + len(prefix), end + len(prefix)) for first, end in generation.observed],
         )

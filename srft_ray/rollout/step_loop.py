@@ -48,18 +48,24 @@ class StepLoop:
         self._thread = threading.Thread(target=self._loop, name="vllm-step-loop", daemon=True)
         self._thread.start()
 
-    def stream(self, requests: Sequence[tuple[Any, Any]]) -> Iterator[tuple[int, Any]]:
+    def stream(
+        self, requests: Sequence[tuple[Any, Any]], before: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """Samples all requests, each a (prompt, parameters); yields (number of the request, finished output)
         in the order in which they finish. Take all of them: the engine finishes what nobody takes, too.
 
+        Args:
+            before: is run before the engine gets the requests, and no step comes between.
+
         Raises:
-            Exception: the engine's own error, for one of these requests or of the whole engine.
+            Exception: the engine's own error, for one of these requests or of the whole engine, or that of
+                `before`.
         """
         futures: list[Future[Any]] = [Future() for _ in requests]
         ended: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
         for number, future in enumerate(futures):
             future.add_done_callback(partial(_announce, ended, number))
-        self._submit(_Command(lambda: self._add(requests, futures), futures))
+        self._submit(_Command(lambda: self._add(requests, futures, before), futures))
         for _ in futures:
             number, future = ended.get()
             if future.exception() is None:
@@ -69,13 +75,15 @@ class StepLoop:
         for future in futures:
             future.result()
 
-    def sample(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
+    def sample(
+        self, requests: Sequence[tuple[Any, Any]], before: Callable[[], None] | None = None
+    ) -> list[Any]:
         """The finished outputs of all requests, in their order. As `stream`, when all have finished."""
-        outputs = dict(self.stream(requests))
+        outputs = dict(self.stream(requests, before))
         return [outputs[number] for number in range(len(requests))]
 
     def run(self, action: Callable[[], None]) -> None:
-        """Runs `action` in the loop's thread between two steps. No sequence may be in flight.
+        """Runs `action` in the loop's thread between two steps.
 
         Raises:
             Exception: what the action raised, or why the loop ended.
@@ -120,7 +128,19 @@ class StepLoop:
             if output.finished:
                 self._running.pop(output.request_id).set_result(output)
 
-    def _add(self, requests: Sequence[tuple[Any, Any]], futures: Sequence[Future[Any]]) -> None:
+    def _add(
+        self,
+        requests: Sequence[tuple[Any, Any]],
+        futures: Sequence[Future[Any]],
+        before: Callable[[], None] | None,
+    ) -> None:
+        if before is not None:
+            try:
+                before()
+            except Exception as error:
+                for future in futures:
+                    future.set_exception(error)
+                return
         for (prompt, params), future in zip(requests, futures, strict=True):
             self._requests += 1
             request_id = str(self._requests)

@@ -21,6 +21,7 @@ class Conversation:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     observed: list[tuple[int, int]] = field(default_factory=list)
+    loads: list[tuple[int, int]] = field(default_factory=list)
     finish_reason: str = ""
 
     @property
@@ -34,6 +35,7 @@ class Conversation:
 
     def write(self, generation: Generation) -> None:
         """Adds what the policy wrote in a turn."""
+        self.loads += [(load, len(self.ids) + first) for load, first in generation.loads]
         self.ids += generation.ids
         self.logprobs += generation.logprobs
         self.text += generation.text
@@ -50,7 +52,12 @@ class Conversation:
     def generation(self) -> Generation:
         """The whole response, as if it were of one turn."""
         return Generation(
-            self.ids, self.logprobs, self.text, self.finish_reason, observed=tuple(self.observed)
+            self.ids,
+            self.logprobs,
+            self.text,
+            self.finish_reason,
+            observed=tuple(self.observed),
+            loads=tuple(self.loads),
         )
 
 

@@ -6,7 +6,7 @@ parallelism its workers are processes of their own, which end with the actor (`e
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from srft_ray.config.training import LoraSection
 from srft_ray.errors import nearest, require
 from srft_ray.imports import large_imports
 from srft_ray.rollout.adapter import adapter_folder
-from srft_ray.rollout.engine_settings import OWNED, engine_settings, set_environment
+from srft_ray.rollout.engine_settings import OWNED, check_owned, engine_settings, set_environment
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
@@ -50,7 +50,10 @@ class Engine:
         settings = engine_settings(model, rollout, device, lora) | rollout.engine
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
+        self.loads = 0  # that `load` did, by which vLLM notes for each token which weights sampled it
+        self._llm.set_weight_version("0")
         self._lora = lora
+        self._in_flight = rollout.in_flight
         self._adapted = _Adapted(self._llm)
         self._loop = StepLoop(self._adapted)
         if threads:
@@ -62,6 +65,14 @@ class Engine:
     def steps(self) -> int:
         """Steps of vLLM so far: a sign of progress."""
         return self._loop.steps
+
+    @property
+    def updates_in_flight(self) -> bool:
+        """Whether `load` may be called while sequences are in flight, which then go on with the new weights.
+
+        Those that were begun before the first adapter was loaded would go on without any.
+        """
+        return self._in_flight and (self._lora is None or self.loads > 0)
 
     def stream(
         self,
@@ -95,14 +106,17 @@ class Engine:
         generations = dict(self.stream(prompts, seeds, sampling))
         return [generations[number] for number in range(len(prompts))]
 
-    def score_probe(self) -> tuple[float, ...]:
-        """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`)."""
+    def score_probe(self, before: Callable[[], None] | None = None) -> tuple[float, ...]:
+        """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`).
+
+        `before` is run before it, in the thread of the engine; no step comes between.
+        """
         from vllm import SamplingParams
 
         config = self._llm.model_config
         ids = probe_ids(config.get_vocab_size(), config.max_model_len)
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        [output] = self._loop.sample([({"prompt_token_ids": ids}, params)])
+        [output] = self._loop.sample([({"prompt_token_ids": ids}, params)], before)
         scored = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
         return tuple(position[token].logprob for position, token in scored)
 
@@ -114,22 +128,30 @@ class Engine:
         """A text as token ids, without special tokens around it."""
         return self._llm.get_tokenizer().encode(text, add_special_tokens=False)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, probes: bool = False) -> tuple[float, ...]:
         """Replaces the weights, or the adapter, by the safetensors files in `folder`.
 
-        No sequence may be in flight.
+        No sequence may be in flight, unless `updates_in_flight`. With `probes` gives what `score_probe` gives
+        then, before any sequence goes on; else nothing.
         """
+        reload = partial(self._reload, folder)
+        if not probes:
+            self._loop.run(reload)
+        return self.score_probe(reload) if probes else ()
 
-        def reload() -> None:
-            if self._lora:
-                with adapter_folder(folder, self._lora) as adapter:
-                    self._adapted.load(adapter)
-            else:
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-            # What the old weights computed for prompts must not be used again.
-            self._llm.reset_prefix_cache()
-
-        self._loop.run(reload)
+    def _reload(self, folder: Path) -> None:
+        # A core in a process of its own would go on with what is half replaced.
+        self._llm.sleep(level=0, mode="keep")
+        if self._lora:
+            with adapter_folder(folder, self._lora) as adapter:
+                self._adapted.load(adapter)
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        # What the old weights computed must not be used again, for prompts or for sequences in flight.
+        self._llm.reset_prefix_cache(reset_running_requests=True)
+        self.loads += 1
+        self._llm.set_weight_version(str(self.loads))
+        self._llm.wake_up(["scheduling"])
 
     def _generation(self, output: Any, params: Any) -> Generation:
         best = output.outputs[0]
@@ -141,7 +163,8 @@ class Engine:
         text = best.text
         if not params.detokenize:
             text = self._decode(output.prompt_token_ids, params, ids, best.finish_reason)
-        return Generation(ids, logprobs, text, best.finish_reason, stop)
+        loads = tuple((int(span.version), span.start) for span in best.weight_versions)
+        return Generation(ids, logprobs, text, best.finish_reason, stop, loads=loads)
 
     def _decode(self, prompt_ids: Sequence[int], params: Any, ids: list[int], finish_reason: str) -> str:
         """The text that vLLM would have given, in the thread that asks for it."""
@@ -179,12 +202,13 @@ class _Adapted:
         from vllm.lora.request import LoRARequest
 
         self._llm.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
-        self._request = LoRARequest(
-            "policy", 1, folder
-        )  # of the adapter that is there: nothing is read again
+        # Of the adapter that is there: nothing is read again.
+        self._request = LoRARequest("policy", 1, folder)
 
     def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
-        self._llm.add_request(request_id, prompt, params, lora_request=self._request)
+        # The probe scores a prompt. With updates in flight it comes before sequences, which wait for it.
+        priority = 0 if params.prompt_logprobs is None else -1
+        self._llm.add_request(request_id, prompt, params, lora_request=self._request, priority=priority)
 
     def step(self) -> Sequence[Any]:
         return self._llm.step()
@@ -197,11 +221,7 @@ def check_engine_arguments(given: dict[str, Any]) -> None:
     """
     if not given:
         return
-    for name in given:
-        require(
-            name not in OWNED,
-            f"rollout.engine.{name} cannot be set: other keys of the model and rollout sections decide it.",
-        )
+    check_owned(given)
     from vllm import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)} - set(OWNED)
@@ -219,8 +239,7 @@ def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
         top_p=sampling.top_p,
         seed=seed,
         logprobs=0,  # of the sampled token only
-        # One output for each sequence, and its log-probs as one list: otherwise vLLM makes objects for every
-        # token in the loop that steps the engine.
+        # One output for each sequence, with flat log-probs: otherwise vLLM makes objects for every token.
         output_kind=RequestOutputKind.FINAL_ONLY,
         flat_logprobs=True,
         stop=list(sampling.stop),

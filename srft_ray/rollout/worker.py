@@ -20,7 +20,7 @@ from srft_ray.rollout.engine_life import EngineLife
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.history import CoordinatorHistory
 from srft_ray.rollout.judges import Judge, Judges, make_environment
-from srft_ray.rollout.loaded_version import LoadedVersion
+from srft_ray.rollout.loaded_version import EngineWeights, LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.turns import converse
 from srft_ray.rollout.vllm_engine import Engine
@@ -75,7 +75,12 @@ class RolloutWorker:
         self.refills = RefillPolicy(reader)
         self.reader.history = self._make_history()
         self.life = EngineLife(coordinator)
-        self.loaded = LoadedVersion(PolicyWeights(0), self._load_newest, settings.rollout.timeout_s)
+        self.loaded = LoadedVersion(
+            EngineWeights(PolicyWeights(0)),
+            self._load_newest,
+            settings.rollout.timeout_s,
+            lambda: self.engine.updates_in_flight,
+        )
         self.engine: Engine | None = None
         self.environment: Judge | None = None
         # Heartbeats begin before the engine loads, so that one that hangs while it loads is noticed too.
@@ -95,8 +100,8 @@ class RolloutWorker:
                 settings.lora,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
-            self._probe = self._score_probe()
-        self.loaded.weights = PolicyWeights(0, self._fingerprint)
+            self._probe = self.engine.score_probe() if settings.max_staleness else ()
+        self.loaded.weights = self._engine_weights(0)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.refills.refill_without_rollouts(self.reader.read(block))
@@ -140,30 +145,34 @@ class RolloutWorker:
     def _sample(
         self, groups: list[Group], requests: list[Request], admission: Admission
     ) -> list[tuple[Completion, Future[Verdict]]]:
-        """Samples the rollouts by one version, which the admission allows.
+        """Samples the rollouts by versions that the admission allows.
 
         Returns:
             Each rollout with its verdict to come: a rollout is given to the judge when it ends.
         """
-        judge = self.judges.of(groups[0].dataset)
+        dataset = groups[0].dataset
+        judge = self.judges.of(dataset)
         judged = []
-        with self.loaded.hold(admission.needed, admission.offered, admission.generation) as weights:
+        loads = []
+        needed, offered, generation = admission.needed, admission.offered, admission.generation
+        with self.loaded.hold(needed, offered, generation, exact=dataset != "train") as held:
             started = time.time()
-            for number, generation in self._generations(groups[0], requests):
+            for number, response in self._generations(groups[0], requests):
                 request = requests[number]
                 group = request.group
-                text = self._text(request, generation)
-                rollout = request.completion(generation, text, weights.version)
+                text = self._text(request, response)
+                rollout = request.completion(response, text)
                 group.completions.append(rollout)
                 judged.append((rollout, judge.submit(Item(text, group.reference, group.metadata))))
-            probe = self._probe
+                loads.append(response.loads)
         finished = time.time()
+        for (rollout, _), own_loads in zip(judged, loads, strict=True):
+            held.sign(rollout, own_loads)
         for group in groups:
             # They were added in the order in which they ended.
             group.completions.sort(key=lambda completion: completion.sample)
             group.engine = self.life.process.engine[:8]
-            group.weights_fingerprint = weights.fingerprint
-            group.probe_logprobs = probe
+            held.prove(group)
             group.started_at = started
             group.finished_at = finished
         return judged
@@ -199,20 +208,19 @@ class RolloutWorker:
         exact = group.dataset != "train"  # an evaluation is of one version
         return wait_for_admission(self.coordinator, group.step, exact, self.settings.rollout.timeout_s)
 
-    def _load_newest(self) -> PolicyWeights:
+    def _load_newest(self) -> EngineWeights:
         """The version that the transport says it brought, with the fingerprint of what it gave to the
         engine."""
         version = self.transport.fetch(self._reload)
-        return PolicyWeights(version, self._fingerprint)
+        return self._engine_weights(version)
+
+    def _engine_weights(self, version: int) -> EngineWeights:
+        return EngineWeights(PolicyWeights(version, self._fingerprint), self.engine.loads, self._probe)
 
     def _reload(self, folder: Path) -> None:
-        self.engine.load(folder)
+        # Without staleness all rollouts are scored by the learners, and there is nothing more to show.
+        self._probe = self.engine.load(folder, probes=self.settings.max_staleness > 0)
         self._fingerprint = folder_fingerprint(folder)
-        self._probe = self._score_probe()
-
-    def _score_probe(self) -> tuple[float, ...]:
-        """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
-        return self.engine.score_probe() if self.settings.max_staleness else ()
 
     def _heartbeat(self) -> Heartbeat:
         process = self.life.process

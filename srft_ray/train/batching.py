@@ -163,7 +163,7 @@ def collate(
     is_prefix_BT = offsets_T < np.array([c.prefix for c in completions])[:, None]
     is_demo_B = np.array([c.origin == "demo" for c in completions])
     is_replay_B = np.array([c.origin == "replay" for c in completions])
-    is_fresh_B = np.array([c.policy_version == step for c in completions]) & ~is_demo_B & ~is_replay_B
+    is_of_step_BT = _sampled_by(completions, step, mask_BT.shape)
     sequences_N, offsets_N = mask_BT.nonzero()
     layout = packed or Layout.padded(prompts_B + responses_B)
     ids_BL, position_ids_BL = _token_ids(sequences, layout)
@@ -183,7 +183,7 @@ def collate(
         rows_N=torch.from_numpy(layout.rows_B[sequences_N]),
         positions_N=torch.from_numpy((layout.firsts_B + prompts_B)[sequences_N] + offsets_N),
         batch=batch,
-        fresh_BT=torch.from_numpy(mask_BT & is_fresh_B[:, None] & ~is_prefix_BT),
+        fresh_BT=torch.from_numpy(mask_BT & is_of_step_BT & ~is_prefix_BT),
         sequences=sequences,
         position_ids_BL=torch.from_numpy(position_ids_BL) if packed else None,
     )
@@ -205,6 +205,16 @@ def _token_ids(sequences: Sequences, layout: Layout) -> tuple[np.ndarray, np.nda
     for row, end in enumerate(filled_B):
         position_ids_BL[row, end:] = np.arange(layout.length - end)
     return ids_BL, position_ids_BL
+
+
+def _sampled_by(completions: Sequence[Completion], version: int, shape: tuple[int, int]) -> np.ndarray:
+    """Bool (B, T), tokens of the rollouts' spans by that policy version."""
+    sampled_BT = np.zeros(shape, dtype=bool)
+    for row, completion in enumerate(completions):
+        if completion.origin == "rollout":
+            for of_span, first, end in completion.parts:
+                sampled_BT[row, first:end] = of_span == version
+    return sampled_BT
 
 
 def _behavior_logprobs(completions: Sequence[Completion], shape: tuple[int, int]) -> np.ndarray:

@@ -73,15 +73,15 @@ class Provenance:
         """Why the group's rollouts must not be used; empty if they may."""
         oldest = step if group.dataset != "train" else max(0, step - self.max_staleness)
         sampled = f"engine {group.engine} sampled group {group.group_id} of {group.dataset}"
-        for version in sorted({rollout.policy_version for rollout in group.rollouts}):
+        for version in sampling_versions(group):
             if not oldest <= version <= step:
                 return (
                     f"{sampled} by policy version {version}, but only versions {oldest} to {step} are "
                     f"allowed (rollout.max_staleness={self.max_staleness})."
                 )
             published = self.fingerprints.get(version, "none")
-            if group.weights_fingerprint != published:
-                held = group.weights_fingerprint or "none"
+            held = group.fingerprints.get(version) or "none"
+            if held != published:
                 return (
                     f"{sampled} by weights of fingerprint {held} as policy version {version}, but the "
                     f"learners published version {version} with fingerprint {published}. The engines hold "
@@ -97,10 +97,17 @@ class Provenance:
         return ""
 
     def probe_difference(self, group: Group) -> float | None:
-        """Of the engine's log-probs of the probe from the learner's; None if they are not compared.
+        """Of the engine's log-probs of the probe from the learner's, the largest over the versions that
+        sampled the group; None if they are not compared."""
+        differences = [
+            mean_difference(expected, group.probes.get(version, ()))
+            for version in sampling_versions(group)
+            if (expected := self.probes.get(version, ()))
+        ]
+        # The largest of torch is NaN if one of them is.
+        return float(torch.tensor(differences, dtype=torch.float64).max()) if differences else None
 
-        A group has one version, because an engine keeps its weights until a block is finished.
-        """
-        versions = {rollout.policy_version for rollout in group.rollouts}
-        expected = self.probes.get(max(versions), ()) if versions else ()
-        return mean_difference(expected, group.probe_logprobs) if expected else None
+
+def sampling_versions(group: Group) -> list[int]:
+    """All versions that sampled tokens of the group's rollouts, oldest first."""
+    return sorted({version for rollout in group.rollouts for version, _, _ in rollout.parts})

@@ -10,7 +10,7 @@ from algorithms import Group
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.rollout.generation import Generation
 from srft_ray.rollout.judges import Judge
-from srft_ray.rollout.loaded_version import LoadedVersion
+from srft_ray.rollout.loaded_version import EngineWeights, LoadedVersion
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.rollout.worker import RolloutWorker
 from srft_ray.sync.admission import Admission
@@ -18,7 +18,7 @@ from srft_ray.sync.versions import PolicyWeights
 from srft_ray.verify import Item, Verdict, VerifierFailed
 from tests.unit.test_step_loop import DEADLINE_S, FakeEngine
 
-WEIGHTS = PolicyWeights(0, "model")
+WEIGHTS = EngineWeights(PolicyWeights(0, "model"))
 
 
 class Pool:

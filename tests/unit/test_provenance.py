@@ -19,8 +19,8 @@ def group(version, fingerprint, dataset="train", probe=()):
         completions=[rollout, demonstration],
         dataset=dataset,
         engine="abcd1234",
-        weights_fingerprint=fingerprint,
-        probe_logprobs=probe,
+        fingerprints={version: fingerprint},
+        probes={version: probe},
     )
 
 

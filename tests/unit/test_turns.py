@@ -85,7 +85,7 @@ def test_an_answer_is_added_and_the_response_goes_on():
 def test_the_rollout_names_what_the_environment_said():
     prefix = tuple(map(ord, "ab"))
     found, engine, asked, requests = talk([[f"c{STOP}", "d"]], lambda *_: "E", prefix=prefix)
-    rollout = requests[0].completion(found[0], found[0].text, version=5)
+    rollout = requests[0].completion(found[0], found[0].text)
     assert asked == [f"abc{STOP}"]
     assert rollout.text == f"abc{STOP}Ed" and rollout.prefix == 2
     assert rollout.observed == [(7, 8)] and rollout.ids[7] == ord("E")

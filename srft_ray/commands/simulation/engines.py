@@ -16,7 +16,7 @@ from algorithms import Completion, Group
 from srft_ray.commands.simulation.calls import CountedCoordinator
 from srft_ray.commands.simulation.job import SimulatedJob
 from srft_ray.data.blocks import as_block
-from srft_ray.rollout.loaded_version import LoadedVersion
+from srft_ray.rollout.loaded_version import EngineWeights, Held, LoadedVersion
 from srft_ray.sync.admission import wait_for_admission
 from srft_ray.sync.engine_deaths import EngineProcess
 from srft_ray.sync.fingerprint import folder_fingerprint
@@ -52,7 +52,7 @@ class SimulatedEngine:
         self.generation = generation
         self.out = out
         self.transport = ObjectStoreTransport(coordinator, job.rollout)
-        self.loaded = LoadedVersion(PolicyWeights(0), self._load, job.rollout.timeout_s)
+        self.loaded = LoadedVersion(EngineWeights(PolicyWeights(0)), self._load, job.rollout.timeout_s)
         self.finished = 0
         self.admitted: list[Admitted] = []
         # No process has this number, so that nothing would be killed for a heartbeat that comes late.
@@ -84,23 +84,24 @@ class SimulatedEngine:
         asked_at = time.time()
         found = wait_for_admission(self.coordinator, segment.step, False, self.job.rollout.timeout_s)
         self.admitted.append(Admitted(segment.step, found.needed, asked_at, time.time()))
-        with self.loaded.hold(found.needed, found.offered, found.generation) as weights:
+        with self.loaded.hold(found.needed, found.offered, found.generation) as held:
             time.sleep(self.job.generation_s)
         size = self.job.plan.block
-        groups = [self._group(segment.step, first + place, weights) for place in range(size)]
+        groups = [self._group(segment.step, first + place, held) for place in range(size)]
         self.finished += size
         return as_block(groups)
 
-    def _group(self, step: int, group_id: int, weights: PolicyWeights) -> Group:
-        rollout = Completion(0, "rollout", "", [0], [0.0], weights.version)
+    def _group(self, step: int, group_id: int, held: Held) -> Group:
+        rollout = Completion(0, "rollout", "", [0], [0.0])
+        held.sign(rollout, ())
         group = Group(step, group_id, "", [], "", completions=[rollout], num_rollouts=1)
         group.engine = self.process.engine[-8:]
-        group.weights_fingerprint = weights.fingerprint
+        held.prove(group)
         return group
 
-    def _load(self) -> PolicyWeights:
+    def _load(self) -> EngineWeights:
         version = self.transport.fetch(self._read)
-        return PolicyWeights(version, self._fingerprint)
+        return EngineWeights(PolicyWeights(version, self._fingerprint))
 
     def _read(self, folder: Path) -> None:
         self._fingerprint = folder_fingerprint(folder)
