@@ -117,13 +117,21 @@ def _completion(row: dict[str, Any], pieces: Any) -> list[str]:
         f"advantage {row['advantage']:+.4f}",
         f"verdict {row['verdict']}",
         f"answer {sanitize_text(row['answer'] or '–')}",
-        f"version {row['policy_version']}",
+        f"version {_versions(row)}",
         f"seed {row['seed']}",
         f"{len(row['response_ids'])} tokens",
         f"prefix {row['prefix']}",
         row["finish_reason"],
     ]
     return ["", ", ".join(facts), *_token_lines(row, pieces)]
+
+
+def _versions(row: dict[str, Any]) -> str:
+    """The version that sampled a completion, or each with its first token."""
+    spans = row.get("spans")
+    if not spans:
+        return str(row["policy_version"])
+    return " and ".join(f"{span['version']} from token {span['first']}" for span in spans)
 
 
 def _token_lines(row: dict[str, Any], pieces: Any) -> list[str]:

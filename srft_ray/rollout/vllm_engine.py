@@ -54,6 +54,7 @@ class Engine:
         self._llm.set_weight_version("0")
         self._lora = lora
         self._in_flight = rollout.in_flight
+        self._scored = ()  # the probe, by `load`
         self._adapted = _Adapted(self._llm)
         self._loop = StepLoop(self._adapted)
         if threads:
@@ -68,9 +69,9 @@ class Engine:
 
     @property
     def updates_in_flight(self) -> bool:
-        """Whether `load` may be called while sequences are in flight, which then go on with the new weights.
+        """Whether sequences in flight go on with what `load` brings.
 
-        Those that were begun before the first adapter was loaded would go on without any.
+        Those that were begun without an adapter would go on without one.
         """
         return self._in_flight and (self._lora is None or self.loads > 0)
 
@@ -106,11 +107,12 @@ class Engine:
         generations = dict(self.stream(prompts, seeds, sampling))
         return [generations[number] for number in range(len(prompts))]
 
-    def score_probe(self, before: Callable[[], None] | None = None) -> tuple[float, ...]:
-        """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`).
+    def score_probe(self) -> tuple[float, ...]:
+        """Log-probs in nats of the probe's tokens but the first, at temperature 1 (`sync.probe`)."""
+        scored, self._scored = self._scored, ()
+        return scored or self._score()
 
-        `before` is run before it, in the thread of the engine; no step comes between.
-        """
+    def _score(self, before: Callable[[], None] | None = None) -> tuple[float, ...]:
         from vllm import SamplingParams
 
         config = self._llm.model_config
@@ -128,16 +130,15 @@ class Engine:
         """A text as token ids, without special tokens around it."""
         return self._llm.get_tokenizer().encode(text, add_special_tokens=False)
 
-    def load(self, folder: Path, probes: bool = False) -> tuple[float, ...]:
+    def load(self, folder: Path) -> None:
         """Replaces the weights, or the adapter, by the safetensors files in `folder`.
 
-        No sequence may be in flight, unless `updates_in_flight`. With `probes` gives what `score_probe` gives
-        then, before any sequence goes on; else nothing.
+        No sequence may be in flight, unless `updates_in_flight`.
         """
-        reload = partial(self._reload, folder)
-        if not probes:
-            self._loop.run(reload)
-        return self.score_probe(reload) if probes else ()
+        if self._in_flight:  # the probe is scored now: once sequences go on, there may be no place for it
+            self._scored = self._score(partial(self._reload, folder))
+        else:
+            self._loop.run(partial(self._reload, folder))
 
     def _reload(self, folder: Path) -> None:
         # A core in a process of its own would go on with what is half replaced.
@@ -206,7 +207,7 @@ class _Adapted:
         self._request = LoRARequest("policy", 1, folder)
 
     def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
-        # The probe scores a prompt. With updates in flight it comes before sequences, which wait for it.
+        # Only the probe scores a prompt. With updates in flight it comes before all sequences.
         priority = 0 if params.prompt_logprobs is None else -1
         self._llm.add_request(request_id, prompt, params, lora_request=self._request, priority=priority)
 
@@ -244,7 +245,6 @@ def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:
         flat_logprobs=True,
         stop=list(sampling.stop),
         include_stop_str_in_output=True,
-        # Whoever takes the sequence decodes it, in another thread than the one that steps the engine. Only
-        # texts to stop at have to be looked for after each step.
+        # Whoever takes the sequence decodes it, in another thread. Only texts to stop at are looked for here.
         detokenize=bool(sampling.stop),
     )

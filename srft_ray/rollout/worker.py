@@ -100,7 +100,7 @@ class RolloutWorker:
                 settings.lora,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
-            self._probe = self.engine.score_probe() if settings.max_staleness else ()
+            self._probe = self._score_probe()
         self.loaded.weights = self._engine_weights(0)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
@@ -218,9 +218,13 @@ class RolloutWorker:
         return EngineWeights(PolicyWeights(version, self._fingerprint), self.engine.loads, self._probe)
 
     def _reload(self, folder: Path) -> None:
-        # Without staleness all rollouts are scored by the learners, and there is nothing more to show.
-        self._probe = self.engine.load(folder, probes=self.settings.max_staleness > 0)
+        self.engine.load(folder)
         self._fingerprint = folder_fingerprint(folder)
+        self._probe = self._score_probe()
+
+    def _score_probe(self) -> tuple[float, ...]:
+        """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""
+        return self.engine.score_probe() if self.settings.max_staleness else ()
 
     def _heartbeat(self) -> Heartbeat:
         process = self.life.process

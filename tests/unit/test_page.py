@@ -210,6 +210,14 @@ def test_a_page_that_cannot_be_written_is_an_event_and_no_failure(tmp_path):
         report([tmp_path])
 
 
+def test_a_trace_names_every_version_that_sampled_a_response(tmp_path):
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "config.yaml").write_text("model: {path: nowhere}\n")
+    rollout = Completion(0, "rollout", "", [1, 2, 3], [-1.0] * 3, 4, spans=[(4, 0), (5, 2)])
+    ledger.write(tmp_path, 5, 0, [Group(5, 9, "", [1], "", completions=[rollout])])
+    assert "version 4 from token 0 and 5 from token 2, seed" in trace(tmp_path)
+
+
 def test_one_group_is_traced_token_by_token(tmp_path):
     folder = write_run(tmp_path / "run", ["\x1b[31mred"], steps=2, groups=2)
     text = trace(folder, step=0, group=1)

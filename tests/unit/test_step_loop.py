@@ -168,6 +168,17 @@ def test_an_action_runs_in_the_loops_thread_and_its_error_is_its_callers(engine)
     loop.close()
 
 
+def test_an_action_before_requests_comes_without_a_step_between_and_its_error_is_its_callers(engine):
+    loop = StepLoop(engine)
+    seen = []
+    [output] = loop.sample([("a", 2)], lambda: seen.append((loop.steps, dict(engine.left))))
+    assert output.prompt == "a" and seen == [(0, {})] and loop.steps == 2
+    with pytest.raises(ZeroDivisionError):
+        loop.sample([("b", 1)], lambda: 1 / 0)
+    assert not engine.left and loop.sample([("c", 1)])[0].prompt == "c"
+    loop.close()
+
+
 def test_a_closed_engine_leaves_no_caller(engine, callers):
     loop = StepLoop(engine)
     engine.proceed.clear()
