@@ -136,7 +136,7 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
         ("rollout.engine.max_model_len=64", "rollout.engine.max_model_len cannot be set"),
         ("trainer.keep_best_mode=band", "keep_best_mode=band needs keep_best_band=[low, high], not []"),
         ("trainer.keep_best_band=[1,2]", "keep_best_band=[1.0, 2.0] needs trainer.keep_best_mode=band"),
-        ("rollout.transport=nccl", "rollout.transport is 'nccl': choose object_store, collective or file.py:Class"),
+        ("rollout.transport=nccl", "transport is 'nccl': choose object_store, collective or file.py:Class"),
         ("rollout.transport=nowhere.py:Mine", "nowhere.py does not exist"),
     ],
 )
