@@ -52,7 +52,7 @@ def differences(policy, rows, version):
                 logp_TV = policy(ids[None]).logits[0, begin - 1 : -1].log_softmax(-1)
             expected = logp_TV.gather(-1, ids[begin:, None])[:, 0]
             found.append((expected - torch.tensor(row["logprobs"][first:end])).abs())
-    return torch.cat(found) if found else torch.zeros(0)
+    return torch.cat(found)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -69,10 +69,13 @@ def test_every_span_of_a_run_is_of_the_version_that_it_names(tmp_path, tiny_mode
     run = Run(fit(make_config(values)).run_dir)
     run.check_exactly_once(6, 8)
     check_spans(run, max_staleness=1)
-    for version in range(6):
+    # A version that was replaced while no sequence was sampled has sampled nothing.
+    used = {version for row in run.rollouts for version, _, _ in spans_of(row)}
+    assert len(used) > 2
+    for version in used:
         policy = policy_of(run, tiny_model, version)
         gaps = differences(policy, run.rollouts, version)
-        assert gaps.numel() and gaps.max() <= 1e-4, (version, gaps.max())
+        assert gaps.max() <= 1e-4, (version, gaps.max())
         if version:  # the weights are really others
             before = policy_of(run, tiny_model, version - 1)
             assert differences(before, run.rollouts, version).max() > 1e-3
