@@ -80,12 +80,12 @@ class Provenance:
                     f"allowed (rollout.max_staleness={self.max_staleness})."
                 )
             published = self.fingerprints.get(version, "none")
-            held = group.fingerprints.get(version) or "none"
+            held = group.fingerprints.get(version, "")
             if held != published:
                 return (
-                    f"{sampled} by weights of fingerprint {held} as policy version {version}, but the "
-                    f"learners published version {version} with fingerprint {published}. The engines hold "
-                    f"other weights: the publication of version {version} did not reach them, or not whole."
+                    f"{sampled} by weights of fingerprint {held or 'none'} as policy version {version}, but "
+                    f"the learners published version {version} with fingerprint {published}. The engines "
+                    f"hold other weights: the publication of version {version} did not reach them, or not whole."
                 )
         difference = self.probe_difference(group)
         if difference is not None and not difference <= self.parity_threshold:
