@@ -85,7 +85,8 @@ class Provenance:
                 return (
                     f"{sampled} by weights of fingerprint {held or 'none'} as policy version {version}, but "
                     f"the learners published version {version} with fingerprint {published}. The engines "
-                    f"hold other weights: the publication of version {version} did not reach them, or not whole."
+                    f"hold other weights: the publication of version {version} did not reach them, or not "
+                    "whole."
                 )
         difference = self.probe_difference(group)
         if difference is not None and not difference <= self.parity_threshold:

@@ -178,14 +178,16 @@ class LearnerWorker:
         if self.rank == 0:
             engines = ray.get(self.job.coordinator.engine_metrics.remote(self.taken))
             record |= {"learners": self.world_size, **engines}
-        record["time/step"] = time.perf_counter() - mark
+        recorded = time.perf_counter()
+        record["time/step"] = recorded - mark
         self.recorder.step(record | metrics.utilization(record) | step_cost(record, self.job.parameters))
         phases = {
             "rollout wait": (mark, started),
             "update": (started, learned),
             "publish": (learned, published),
+            "record": (published, recorded),
         }
-        self.timeline.step(step, phases | {"record": (published, time.perf_counter())}, groups)
+        self.timeline.step(step, phases, groups)
         self.checkpoints.save_if_due(self.step)
 
     def _learn(self, step: int, groups: list[Group], stage: Stage) -> dict[str, float]:
