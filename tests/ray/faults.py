@@ -206,3 +206,18 @@ def check_same(run: Run, undisturbed: Run, steps: int, exact: bool = True) -> No
         assert all(
             torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-4) for name in weights[1]
         )
+
+
+def run_with_three_deaths(folder: Path, *more: str) -> Run:
+    """A run with these settings in which engine, learner and coordinator were killed; it has every sequence
+    once, and has left no process."""
+    run = Watched(folder / "run", *words(folder, "run", *more))
+    for step, kind in ((3, "engine"), (7, "learner"), (11, "coordinator")):
+        run.wait_for_step(step)
+        run.kill(kind)
+        run.wait_for_step(step + 2)
+    code, _, error = run.finish()
+    assert code == 0 and not run.left(), error
+    done = Run(run.run_dir)
+    done.check_exactly_once(STEPS, GROUPS)
+    return done

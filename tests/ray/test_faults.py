@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.ray.conftest import Run
-from tests.ray.faults import GROUPS, KINDS, STEPS, Watched, check_same, words
+from tests.ray.faults import GROUPS, KINDS, STEPS, Watched, check_same, run_with_three_deaths, words
 
 MOMENTS = (
     0.15,
@@ -153,15 +153,7 @@ def test_a_run_that_ended_or_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbe
 def test_asynchronous_runs_lose_and_repeat_nothing(tmp_path):
     """Which policy samples a repeated block may differ then; each sequence still enters once, within the
     bound."""
-    run = Watched(tmp_path / "run", *words(tmp_path, "run", "rollout.max_staleness=1"))
-    for step, kind in ((3, "engine"), (7, "learner"), (11, "coordinator")):
-        run.wait_for_step(step)
-        run.kill(kind)
-        run.wait_for_step(step + 2)
-    code, _, error = run.finish()
-    assert code == 0 and not run.left(), error
-    done = Run(run.run_dir)
-    done.check_exactly_once(STEPS, GROUPS)
+    done = run_with_three_deaths(tmp_path, "rollout.max_staleness=1")
     assert {row["step"] - row["policy_version"] for row in done.rollouts} <= {0, 1}
 
 

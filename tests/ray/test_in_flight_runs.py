@@ -8,7 +8,7 @@ from srft_ray.config.schema import ModelSection
 from srft_ray.models import load_model
 from tests.conftest import base_config
 from tests.ray.conftest import Run
-from tests.ray.faults import GROUPS, STEPS, Watched, words
+from tests.ray.faults import run_with_three_deaths
 
 pytestmark = pytest.mark.full
 IN_FLIGHT = {"in_flight": True, "max_staleness": 1}
@@ -88,13 +88,5 @@ def test_every_span_of_a_run_is_of_the_version_that_it_names(tmp_path, tiny_mode
 
 def test_runs_that_are_disturbed_lose_and_repeat_nothing(tmp_path):
     more = [f"rollout.{name}={value}".lower() for name, value in IN_FLIGHT.items()]
-    run = Watched(tmp_path / "run", *words(tmp_path, "run", *more, "algorithm={name: grpo}"))
-    for step, kind in ((3, "engine"), (7, "learner"), (11, "coordinator")):
-        run.wait_for_step(step)
-        run.kill(kind)
-        run.wait_for_step(step + 2)
-    code, _, error = run.finish()
-    assert code == 0 and not run.left(), error
-    done = Run(run.run_dir)
-    done.check_exactly_once(STEPS, GROUPS)
+    done = run_with_three_deaths(tmp_path, *more, "algorithm={name: grpo}")
     check_spans(done, max_staleness=1)
