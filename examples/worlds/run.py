@@ -1,6 +1,6 @@
 """Compare methods in worlds that tell them apart: `make worlds`. A command that was killed continues.
 
-python examples/worlds/run.py [--seeds 0,1,2,3,4] [--worlds strings,control] [--publish]
+python examples/worlds/run.py [--seeds 0,1,2,3,4] [--worlds strings,control] [--parallel 2] [--publish]
 """
 
 import argparse
@@ -60,10 +60,10 @@ def check_base() -> list[Finding]:
     return findings
 
 
-def run(world: World, seeds: Sequence[int]) -> Path:
+def run(world: World, seeds: Sequence[int], parallel: int) -> Path:
     """Trains what is not trained yet; returns the folder of the comparison."""
     config = load_config(world.config, list(world.overrides))
-    compare(config, [], seeds, read_variants(world.variants))
+    compare(config, [], seeds, read_variants(world.variants), parallel=parallel)
     return folder_of(config, "compare")
 
 
@@ -73,7 +73,7 @@ def main() -> int:
     os.chdir(ROOT)
     try:
         seeds = whole_numbers("--seeds", options.seeds, least=0)
-        parts = [run_world(name, seeds) for name in options.worlds.split(",")]
+        parts = [run_world(name, seeds, options.parallel) for name in options.worlds.split(",")]
     except (UserError, RunFailed) as error:
         print(f"worlds: {error}", file=sys.stderr)
         return 1
@@ -98,14 +98,14 @@ def comparison_file(name: str) -> Path:
     return RUNS / f"{name}-compare" / "compare.json"
 
 
-def run_world(name: str, seeds: Sequence[int]) -> str:
+def run_world(name: str, seeds: Sequence[int], parallel: int) -> str:
     """Runs one world; returns its part of the page."""
     gates = ""
     if name == "strings":
         gates = gate_table(check_base())
         print(gates, flush=True)
         write(RUNS / "strings-data")
-    folder = run(ALL[name], seeds)
+    folder = run(ALL[name], seeds, parallel)
     outcomes = json.loads(comparison_file(name).read_text())
     differences = json.loads((folder / "differences.json").read_text())
     return world_text(name, outcomes, differences, gates)
@@ -115,8 +115,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", default="0,1,2", help="values of run.seed (default %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="values of run.seed (default %(default)s)")
     parser.add_argument("--worlds", default=",".join(ALL), help="worlds to run (default %(default)s)")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at the same time (default %(default)s)")
     parser.add_argument("--publish", action="store_true", help="write the tables into README and docs/")
     return parser.parse_args()
 

@@ -12,13 +12,12 @@ from srft_ray.commands.compare_table import Outcome, cost, quality, table
 from srft_ray.commands.compare_tuning import Sweep, best_rates, try_rates, tuned, tuning_table
 from srft_ray.commands.compare_variants import Sections, check_variant, with_sections
 from srft_ray.commands.report import report
-from srft_ray.commands.variants import Variant, check, complete, derived_config, folder_of
+from srft_ray.commands.side_by_side import start_room, train_all
+from srft_ray.commands.variants import Variant, check, derived_config, folder_of
 from srft_ray.config.load import as_config
 from srft_ray.config.schema import Config
 from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters
-from srft_ray.run.cluster import start_ray
-from srft_ray.run.placement import Placement, demand
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ def compare(
     variants: Mapping[str, Sections] | None = None,
     sweep: Sweep | None = None,
     budgets: Sequence[float] = (),
+    parallel: int = 1,
 ) -> str:
     """Trains each algorithm and variant with each seed and returns Markdown tables.
 
@@ -53,6 +53,7 @@ def compare(
         variants: sections by label, as of `read_variants`: `{"slow": {"learner": {"lr": 1e-7}}}`.
         sweep: learning rates to choose from for each method, on seeds of its own; None for none.
         budgets: in 10^12 operations, at which the methods are compared; see `budget_table`.
+        parallel: runs at the same time, each in a process of its own.
 
     Raises:
         UserError: bad config or algorithm; it is raised before any run starts.
@@ -66,15 +67,13 @@ def compare(
         tuning = planned_runs(config, algorithms, sweep.seeds, variants)
     runs = [comparison.run for comparison in tuning or comparisons]
     check(runs)
-    # One Ray for all runs, large enough for the largest of them.
-    demands = [demand(run.resolved, Placement("cpu"), engines=True) for run in runs]
-    largest = max(demands, key=lambda needed: needed.cpus)
-    start_ray(config.cluster, largest.cpus, largest.custom)
+    start_room(config, runs, parallel)
     parameters = count_parameters(config.model)
-    tried = try_rates([(one.label, one.run) for one in tuning], sweep) if sweep else []
+    tried = try_rates([(one.label, one.run) for one in tuning], sweep, parallel) if sweep else []
     if tried:
         comparisons = _with_rates(comparisons, best_rates(tried))
         check([comparison.run for comparison in comparisons])
+    train_all([comparison.run for comparison in comparisons], parallel)
     outcomes = [outcome for comparison in comparisons for outcome in _outcomes(comparison, parameters)]
     found = {comparison.label: {} for comparison in comparisons}
     for comparison in comparisons:
@@ -193,9 +192,9 @@ def _seeded(config: Config, label: str, seed: int) -> Config:
 
 
 def _outcomes(comparison: Comparison, parameters: int) -> list[Outcome]:
-    """The outcomes before and after a run, which is trained first if it is not finished."""
+    """The outcomes before and after a run, which is finished."""
     config = comparison.run.config
-    run_dir = complete(comparison.run)
+    run_dir = config.run_dir
     summary = json.loads((run_dir / "summary.json").read_text())
     before = quality(config, summary["evaluations"], step=0)
     after = quality(config, summary["evaluations"], step=config.trainer.steps)

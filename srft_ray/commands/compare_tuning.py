@@ -5,9 +5,9 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from srft_ray.commands.variants import Variant, complete
+from srft_ray.commands.side_by_side import train_all
+from srft_ray.commands.variants import Variant
 from srft_ray.config.schema import Config
 from srft_ray.errors import require
 
@@ -64,24 +64,29 @@ def tuned(run: Variant, rate: float) -> Variant:
 def try_rates(
     planned: Sequence[tuple[str, Variant]],
     sweep: Sweep,
+    parallel: int,
 ) -> list[Tried]:
     """Trains every method with every learning rate and tuning seed, unless it is done, and scores it.
 
     Args:
         planned: label and run of every method and tuning seed.
+        parallel: runs at the same time.
     """
-    found = []
+    runs: dict[tuple[str, float], list[Variant]] = {}
     for label in dict.fromkeys(label for label, _ in planned):
         own = [run for name, run in planned if name == label]
         for rate in sweep.rates:
-            runs = [at_rate(run, label, rate) for run in own]
-            found.append(Tried(label, rate, tuple(score(complete(run), run.config) for run in runs)))
-    return found
+            runs[label, rate] = [at_rate(run, label, rate) for run in own]
+    train_all([run for of_rate in runs.values() for run in of_rate], parallel)
+    return [
+        Tried(label, rate, tuple(score(run.config) for run in of_rate))
+        for (label, rate), of_rate in runs.items()
+    ]
 
 
-def score(run_dir: Path, config: Config) -> float:
-    """The mean over the evaluation sets of avg@k after the last step, in percent."""
-    evaluations = json.loads((run_dir / "summary.json").read_text())["evaluations"]
+def score(config: Config) -> float:
+    """The mean over the evaluation sets of avg@k after the last step of a finished run, in percent."""
+    evaluations = json.loads((config.run_dir / "summary.json").read_text())["evaluations"]
     return statistics.fmean(one["avg"] for one in evaluations if one["step"] == config.trainer.steps)
 
 

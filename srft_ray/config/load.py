@@ -1,5 +1,6 @@
 """Reads a config: YAML plus `key=value` overrides, strict about keys, types and limits."""
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
@@ -64,10 +65,10 @@ def _override(text: str) -> tuple[str, DictConfig]:
 
 def _typed(parts: Iterable[tuple[str, DictConfig]]) -> Config:
     """Merges the parts, each with the place it comes from, into the schema; checks the result."""
-    merged = _SCHEMA
+    merged = copy.deepcopy(_SCHEMA)
     for where, part in parts:
         for section in part:  # one section at a time: OmegaConf does not always say which one does not fit
-            merged = _merge(merged, part, section, where)
+            _merge(merged, part, section, where)
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -81,9 +82,10 @@ def _typed(parts: Iterable[tuple[str, DictConfig]]) -> Config:
     return config
 
 
-def _merge(merged: DictConfig, part: DictConfig, section: Any, where: str) -> DictConfig:
+def _merge(merged: DictConfig, part: DictConfig, section: Any, where: str) -> None:
+    """Adds a section of the part in place; `OmegaConf.merge` would copy everything for each of them."""
     try:
-        return OmegaConf.merge(merged, OmegaConf.masked_copy(part, [section]))
+        merged.merge_with(OmegaConf.masked_copy(part, [section]))
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise UserError(_unknown_key(where, str(error.full_key))) from error
     except (OmegaConfBaseException, TypeError) as error:

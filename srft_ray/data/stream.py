@@ -12,27 +12,10 @@ from ray import cloudpickle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from srft_ray.config.settings import Bounds
+from srft_ray.data.late import LateProcess
 from srft_ray.data.plan import StreamPlan
-from srft_ray.imports import large_imports
 
 READERS = 2  # tasks at a time where blocks are only read
-
-
-class LateProcess:
-    """Turns positions into groups, by what is unpickled where it works.
-
-    Ray Data unpickles the arguments of an actor in each process that handles the stream, too. Bytes are light
-    there; what they hold imports torch and more.
-    """
-
-    def __init__(self, pickled: bytes) -> None:
-        """`pickled`: a function that gives a callable, by cloudpickle."""
-        with large_imports():
-            make = cloudpickle.loads(pickled)
-        self._process = make()
-
-    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        return self._process(block)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class Demand:
     cpus: float
     gpus: float
     custom: dict[str, float]
+
+    def times(self, runs: int) -> "Demand":
+        """Of so many runs at the same time."""
+        custom = {name: runs * number for name, number in self.custom.items()}
+        return Demand(runs * self.learners, runs * self.engines, runs * self.cpus, runs * self.gpus, custom)
 
     def __str__(self) -> str:
         others = {"GPUs": self.gpus, **self.custom}
@@ -184,15 +189,20 @@ def resolve_device(wanted: str) -> str:
 def check_placement(resolved: Resolved, placement: Placement, engines: bool) -> None:
     """Raises UserError if the cluster can never place what the run asks for."""
     needed = demand(resolved, placement, engines)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    _check_totals(needed, nodes)
+    check_totals(needed)
     if placement.device == "cuda":
-        _check_gpus(resolved, placement, needed, [node.get("GPU", 0.0) for node in nodes])
+        _check_gpus(resolved, placement, needed, [node.get("GPU", 0.0) for node in _nodes()])
 
 
-def _check_totals(needed: Demand, nodes: Iterable[Mapping[str, float]]) -> None:
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each living node of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def check_totals(needed: Demand) -> None:
+    """Raises UserError if the nodes of the cluster have too few resources in all."""
     present: Counter[str] = Counter()
-    for node in nodes:
+    for node in _nodes():
         present.update(node)
     asked = {"CPU": needed.cpus, "GPU": needed.gpus, **needed.custom}
     if all(number <= present[name] + ROUNDING for name, number in asked.items()):

@@ -5,10 +5,12 @@ What starts no Ray is called in the process of the test.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,8 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
         "sft,srft",
         "--seeds",
         "4",
+        "--parallel",
+        "2",
         f"run.dir={tmp_path}",
         "trainer.steps=2",
         "trainer.groups_per_step=4",
@@ -221,6 +225,8 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     )
     code, out, error = finish(start(*words))
     assert code == 0, error
+    printed = re.findall(r"^(s\w+)-seed4 \| (?=step [12]/2)", out, re.MULTILINE)
+    assert Counter(printed) == {"sft": 2, "srft": 2}, out
     table = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("|")]
     at_equal_steps, at_equal_operations = table[:5], table[5:]
     names = [row[0].strip() for row in at_equal_steps]

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from algorithms import GRPO, SFT, SRFT, Algorithm, Completion, Group
-from srft_ray.commands import compare as module
-from srft_ray.commands import variants
+from srft_ray.commands import side_by_side, variants
 from srft_ray.commands.compare import compare, labels, planned_runs
 from srft_ray.commands.compare_significance import differences, sentences
 from srft_ray.commands.compare_variants import read_variants
@@ -123,7 +122,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return Result(config.run_dir, config.trainer.steps, "", summary, "")
 
     monkeypatch.setattr(variants, "fit", fit)
-    monkeypatch.setattr(module, "start_ray", lambda *_: False)
+    monkeypatch.setattr(side_by_side, "start_ray", lambda *_: False)
     return calls
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from algorithms import Algorithm, Completion, Group
-from srft_ray.commands import cli, variants
-from srft_ray.commands import compare as module
+from srft_ray.commands import cli, side_by_side, variants
 from srft_ray.commands.compare import compare
 from srft_ray.commands.compare_budget import Reached, budget_table, within
 from srft_ray.commands.compare_significance import differences, sentences
@@ -107,7 +106,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
         return Result(config.run_dir, steps, "", summary, "")
 
     monkeypatch.setattr(variants, "fit", fit)
-    monkeypatch.setattr(module, "start_ray", lambda *_: False)
+    monkeypatch.setattr(side_by_side, "start_ray", lambda *_: False)
     return calls
 
 

@@ -4,6 +4,7 @@ dependency."""
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,13 @@ LIMITS = {
 }
 
 
-def imports_of(file: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+@cache
+def imports_of(file: Path) -> list[tuple[str, tuple[str, ...]]]:
     """(module, names) of every import statement, also of those inside functions and `if TYPE_CHECKING`."""
+    return list(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, ()) for alias in node.names)

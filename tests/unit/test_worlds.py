@@ -154,7 +154,7 @@ def test_a_world_whose_base_fails_is_not_run(monkeypatch: pytest.MonkeyPatch, ca
     assert run.check_base() == passing
     failing = [*passing[1:], dataclasses.replace(passing[0], pass_1=0.9)]
     monkeypatch.setattr(run, "measure", lambda path: failing)
-    monkeypatch.setattr(run, "compare", lambda *arguments: pytest.fail("a run was started"))
+    monkeypatch.setattr(run, "compare", lambda *arguments, **options: pytest.fail("a run was started"))
     monkeypatch.setattr(sys, "argv", ["run.py", "--worlds", "strings"])
     monkeypatch.chdir(ROOT)
     assert run.main() == 1
@@ -215,9 +215,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces gates and training; a comparison is interrupted once. Returns the comparisons that began."""
     began: list[str] = []
 
-    def compare(config: Config, algorithms: list, seeds: list[int], variants: dict) -> None:
+    def compare(config: Config, algorithms: list, seeds: list[int], variants: dict, parallel: int) -> None:
         began.append(config.run.name)
-        assert algorithms == [] and seeds == [0, 1] and "srft" in variants
+        assert parallel == 3 and algorithms == [] and seeds == [0, 1] and "srft" in variants
         if began == ["strings"]:
             raise RunFailed("stopped by SIGTERM")
         folder = Path(config.run.dir) / f"{config.run.name}-compare"
@@ -234,7 +234,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         copy = tmp_path / f"{name}.md"
         copy.write_text(getattr(run, name).read_text())
         monkeypatch.setattr(run, name, copy)
-    monkeypatch.setattr(sys, "argv", ["run.py", "--seeds", "0,1", "--publish"])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--seeds", "0,1", "--parallel", "3", "--publish"])
     monkeypatch.chdir(ROOT)
     return began
 

@@ -1,0 +1,162 @@
+"""Several runs at the same time, each in a process of its own, on one Ray.
+
+A process reads its run from the standard input. What it prints is printed here, behind the name of its run.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+from ray import cloudpickle
+
+from srft_ray.commands.variants import Variant, complete, unfinished
+from srft_ray.config.schema import Config
+from srft_ray.errors import RunFailed, UserError
+from srft_ray.run.cluster import start_ray
+from srft_ray.run.placement import Placement, check_totals, choose_placement, demand, resolve_device
+
+POLL_INTERVAL_S = 0.1
+END_TIMEOUT_S = 60.0  # that runs have to end in order when this process is interrupted
+
+
+def start_room(config: Config, runs: Sequence[Variant], at_a_time: int) -> None:
+    """Connects to the cluster, or starts a Ray on this machine, with room for so many runs at a time.
+
+    Raises:
+        UserError: the cluster has too few resources.
+    """
+    demands = [demand(run.resolved, Placement("cpu"), engines=True) for run in runs]
+    largest = max(demands, key=lambda needed: needed.cpus).times(at_a_time)
+    start_ray(config.cluster, largest.cpus, largest.custom)
+    if at_a_time == 1:
+        return  # each run looks for itself
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    device = resolve_device(config.run.device)
+    for run in runs:
+        placement = choose_placement(run.resolved, device, engines=True, gpus=gpus)
+        check_totals(demand(run.resolved, placement, engines=True).times(at_a_time))
+
+
+def train_all(runs: Sequence[Variant], at_a_time: int) -> None:
+    """Trains what is not finished, in this process if it is one at a time; `start_room` was called before.
+
+    When one fails, no further one is started. SIGTERM is passed on.
+
+    Raises:
+        RunFailed: runs failed or were asked to stop, after the others that had begun have ended.
+    """
+    if at_a_time == 1:
+        for run in runs:
+            complete(run)
+        return
+    waiting, active, problems = unfinished(runs), [], []
+    with _passing_on(active) as stopped:
+        try:
+            while active or (waiting and not problems and not stopped.is_set()):
+                while waiting and len(active) < at_a_time and not problems and not stopped.is_set():
+                    active.append(_RunProcess(waiting.pop(0)))
+                for one in [one for one in active if one.ended()]:
+                    active.remove(one)
+                    problems += [one.problem] if one.problem else []
+                time.sleep(POLL_INTERVAL_S)
+        finally:
+            for one in active:
+                one.end()
+    if problems:
+        raise RunFailed("; ".join(problems))
+    if stopped.is_set():
+        raise RunFailed("stopped by SIGTERM between two runs; the same command continues")
+
+
+@contextmanager
+def _passing_on(active: Sequence["_RunProcess"]) -> Iterator[threading.Event]:
+    """SIGTERM reaches the active runs too, which then end in order; gives whether it came."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopped.set()
+        for one in active:
+            one.process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _RunProcess:
+    """One run in a process of its own.
+
+    Attributes:
+        problem: why it failed; empty while it goes on, and after it ended well.
+    """
+
+    def __init__(self, run: Variant) -> None:
+        self.name = run.config.run.name
+        self.problem = ""
+        address = ray.get_runtime_context().gcs_address
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self._last = ""
+        self._printer = threading.Thread(target=self._print, args=(cloudpickle.dumps(run),), daemon=True)
+        self._printer.start()
+
+    def _print(self, run: bytes) -> None:
+        self.process.stdin.write(run)
+        self.process.stdin.flush()  # it stays open as long as this process lives
+        for line in self.process.stdout:
+            self._last = line.decode(errors="replace").rstrip()
+            print(f"{self.name} | {self._last}", flush=True)
+
+    def ended(self) -> bool:
+        code = self.process.poll()
+        if code:
+            self._printer.join()
+            how = f"ended by signal {-code}" if code < 0 else f"failed: {self._last}"
+            self.problem = f"the run {self.name} {how}"
+        return code is not None
+
+    def end(self) -> None:
+        """In order if it does so soon."""
+        self.process.terminate()
+        try:
+            self.process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def main() -> int:
+    """Trains the run that the standard input holds; returns the exit code."""
+    run: Variant = cloudpickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        complete(run)
+    except (UserError, RunFailed, OSError) as error:
+        print(" ".join(str(error).split()))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The Ray that this run is on may end with its parent, and the next command is to find the run's lock
+    free."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
