@@ -18,7 +18,9 @@ set -euo pipefail
 PROJECT=${PROJECT:-$HOME/srft-ray}
 PORT=${PORT:-6379} # not 10002 to 19999, which are for Ray's workers
 # shellcheck disable=SC1091
-[ -e "$PROJECT/.venv/bin/activate" ] && source "$PROJECT/.venv/bin/activate"
+for stack in .venv .venv-gpu; do  # the last one that is there
+  [ -e "$PROJECT/$stack/bin/activate" ] && source "$PROJECT/$stack/bin/activate"
+done
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 [ "$RAY_AUTH_MODE" = token ] && ray get-auth-token --generate > /dev/null # in ~/.ray, which the nodes share
 # Slurm may signal the nodes too: they then stay until the run has written its checkpoint.

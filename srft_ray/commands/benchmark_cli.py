@@ -23,7 +23,10 @@ def add_benchmark(commands: Any) -> None:
         "paper's table, and paired differences between models"
     )
     command = add_command(commands, "benchmark", run, text)
-    models = "model directories or hub ids; the first one is compared with each of the others"
+    models = (
+        "model directories or hub ids, of which the first is compared with each of the others; and config "
+        "keys to change, such as data.template='{prompt}'"
+    )
     command.add_argument("models", metavar="MODEL", nargs="*", help=models)
     data = "folder with the benchmarks' files, JSON, JSONL, Parquet or CSV (required)"
     command.add_argument("--data", metavar="FOLDER", required=True, help=data)

@@ -90,6 +90,8 @@ EVALUATION_LEDGER: Table = {
     "reason": Entry("How the verifier came to it, in a few words; may be empty."),
     "answer": Entry("The answer as the verifier extracted it; null if it found none."),
     "reference": Entry("The reference answer."),
-    "finish_reason": Entry("`stop`, or `length` if it was truncated."),
+    "finish_reason": Entry(
+        "`stop`, `length` if it was truncated, or `turns` or `error` where an environment ended it."
+    ),
     "seconds": Entry("From the start to the end of the generation of its block of prompts.", "seconds"),
 }
