@@ -95,7 +95,12 @@ def numbers(option: str, text: str) -> list[float]:
 
 
 def evaluation_config(options: argparse.Namespace) -> Config:
-    """A config with one evaluation set, named data, that is read as the `data` section says."""
+    """A config with one evaluation set, named data, that is read as the `data` section says.
+
+    A model that a run has written is evaluated with the settings of that run, unless others are given.
+    """
+    from srft_ray.commands.run_settings import sentence, settings_of_run
+
     values: dict[str, dict[str, Any]] = {
         "model": {},
         "rollout": {},
@@ -106,6 +111,15 @@ def evaluation_config(options: argparse.Namespace) -> Config:
         section, _, leaf = key.partition(".")
         if leaf:
             values[section][leaf] = value
+    given = {key for key in vars(options) if "." in key} | {
+        word.partition("=")[0] for word in options.overrides
+    }
+    taken = settings_of_run(values["model"]["path"], given)
+    if taken:
+        print(sentence(values["model"]["path"], taken))
+    for key, value in taken.items():
+        section, _, leaf = key.partition(".")
+        values.setdefault(section, {})[leaf] = value
     # Built-in tasks are generated: their number is the size of the set.
     values["data"]["size"] = values["evaluation"].get("max_prompts", 256)
     return make_config(values, options.overrides)

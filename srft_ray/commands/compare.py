@@ -12,7 +12,7 @@ from srft_ray.commands.compare_table import Outcome, cost, quality, table
 from srft_ray.commands.compare_tuning import Sweep, best_rates, try_rates, tuned, tuning_table
 from srft_ray.commands.compare_variants import Sections, check_variant, with_sections
 from srft_ray.commands.report import report
-from srft_ray.commands.side_by_side import start_room, train_all
+from srft_ray.commands.side_by_side import train_all
 from srft_ray.commands.variants import Variant, check, derived_config, folder_of
 from srft_ray.config.load import as_config
 from srft_ray.config.schema import Config
@@ -67,7 +67,6 @@ def compare(
         tuning = planned_runs(config, algorithms, sweep.seeds, variants)
     runs = [comparison.run for comparison in tuning or comparisons]
     check(runs)
-    start_room(config, runs, parallel)
     parameters = count_parameters(config.model)
     tried = try_rates([(one.label, one.run) for one in tuning], sweep, parallel) if sweep else []
     if tried:

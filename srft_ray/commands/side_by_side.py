@@ -16,7 +16,6 @@ import ray
 from ray import cloudpickle
 
 from srft_ray.commands.variants import Variant, complete, unfinished
-from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.run.cluster import start_ray
 from srft_ray.run.placement import Placement, check_totals, choose_placement, demand, resolve_device
@@ -25,42 +24,52 @@ POLL_INTERVAL_S = 0.1
 END_TIMEOUT_S = 60.0  # that runs have to end in order when this process is interrupted
 
 
-def start_room(config: Config, runs: Sequence[Variant], at_a_time: int) -> None:
-    """Connects to the cluster, or starts a Ray on this machine, with room for so many runs at a time.
-
-    Raises:
-        UserError: the cluster has too few resources.
-    """
-    demands = [demand(run.resolved, Placement("cpu"), engines=True) for run in runs]
-    largest = max(demands, key=lambda needed: needed.cpus).times(at_a_time)
-    start_ray(config.cluster, largest.cpus, largest.custom)
-    if at_a_time == 1:
-        return  # each run looks for itself
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    device = resolve_device(config.run.device)
-    for run in runs:
-        placement = choose_placement(run.resolved, device, engines=True, gpus=gpus)
-        check_totals(demand(run.resolved, placement, engines=True).times(at_a_time))
-
-
 def train_all(runs: Sequence[Variant], at_a_time: int) -> None:
-    """Trains what is not finished, in this process if it is one at a time; `start_room` was called before.
+    """Trains what is not finished, in this process if it is one run at a time.
 
     When one fails, no further one is started. SIGTERM is passed on.
 
     Raises:
+        UserError: the cluster has no room for so many.
         RunFailed: runs failed or were asked to stop, after the others that had begun have ended.
     """
-    if at_a_time == 1:
-        for run in runs:
-            complete(run)
+    waiting = unfinished(runs)
+    if not waiting:
         return
-    waiting, active, problems = unfinished(runs), [], []
+    _start_room(waiting, at_a_time)
+    if at_a_time == 1:
+        for run in waiting:
+            complete(run)
+    else:
+        _train_in_processes(waiting, at_a_time)
+
+
+def _start_room(runs: Sequence[Variant], at_a_time: int) -> None:
+    """Connects to the cluster, or starts a Ray on this machine with room for any so many of the runs."""
+    demands = [demand(run.resolved, Placement("cpu"), engines=True) for run in runs]
+    largest = max(demands, key=lambda needed: needed.cpus).times(at_a_time)
+    start_ray(runs[0].config.cluster, largest.cpus, largest.custom)
+    if at_a_time == 1:
+        return  # each run looks for itself
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    for run in runs:
+        device = resolve_device(run.config.run.device)
+        placement = choose_placement(run.resolved, device, engines=True, gpus=gpus)
+        check_totals(demand(run.resolved, placement, engines=True).times(at_a_time))
+
+
+def _train_in_processes(waiting: list[Variant], at_a_time: int) -> None:
+    active: list[_RunProcess] = []
+    problems: list[str] = []
     with _passing_on(active) as stopped:
         try:
-            while active or (waiting and not problems and not stopped.is_set()):
-                while waiting and len(active) < at_a_time and not problems and not stopped.is_set():
+            while True:
+                if problems or stopped.is_set():
+                    waiting = []
+                while waiting and len(active) < at_a_time:
                     active.append(_RunProcess(waiting.pop(0)))
+                if not active:
+                    break
                 for one in [one for one in active if one.ended()]:
                     active.remove(one)
                     problems += [one.problem] if one.problem else []

@@ -77,13 +77,14 @@ def test_train_prints_plain_lines_and_evaluate_reads_its_model(tmp_path, tiny_mo
             2,
             "--max-new-tokens",
             16,
-            "--max-length",
-            128,
             f"run.dir={tmp_path / 'runs'}",
         )
     )
     assert code == 0, error
     assert "avg@2" in out and "pass@2" in out and "(8 prompts)" in out
+    assert f"as in {run.dir / 'config.yaml'}: model.max_length=128" in out.splitlines(), (
+        "a shorter one was given"
+    )
 
 
 def test_sft_never_starts_an_engine(tmp_path, tiny_model, monkeypatch):

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from srft_ray.commands import cli, scale_cli
 from srft_ray.commands.arguments import EVALUATION_OPTIONS, evaluation_config
+from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, UserError
 
 COMMANDS = (
@@ -59,6 +61,55 @@ def test_stated_defaults_of_evaluate_are_those_of_the_config():
         if key != "data.path" and value is not None:
             assert kind(stated) == value, key
     assert config.evaluation.max_prompts is None and config.data.size == 256
+
+
+@pytest.fixture
+def model_of_run(tmp_path: Path) -> Path:
+    """Where a run with settings of its own would have left its model."""
+    model = tmp_path / "runs/mine/checkpoints/step-8/hf"
+    model.mkdir(parents=True)
+    values = {
+        "model": {"path": "base", "max_length": 4096, "trust_remote_code": True},
+        "data": {"path": "train.jsonl", "template": "Q: {prompt}", "size": 7},
+        "rollout": {"max_new_tokens": 1024, "temperature": 0.7, "max_turns": 8, "stop": ["= "]},
+        "verifier": {"path": "judge.py:judge"},
+    }
+    (tmp_path / "runs/mine/config.yaml").write_text(yaml.safe_dump(values))
+    return model
+
+
+def evaluation_of(model: Path, *words: str) -> Config:
+    return evaluation_config(cli._parse(cli.parser(), ["evaluate", str(model), "--data", "d", *words]))
+
+
+def test_a_model_is_evaluated_with_the_settings_of_its_run(
+    model_of_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = evaluation_of(model_of_run, "--max-new-tokens", "64", "data.system_prompt=Be brief.")
+    assert (config.model.max_length, config.rollout.max_new_tokens) == (4096, 64)
+    assert (config.data.template, config.data.system_prompt) == ("Q: {prompt}", "Be brief.")
+    assert (config.rollout.stop, config.verifier.path) == (["= "], "judge.py:judge")
+    assert not config.model.trust_remote_code and config.evaluation.temperature == 1.0
+    assert config.data.size == 256
+    record = model_of_run.parents[2] / "config.yaml"
+    assert capsys.readouterr().out == (
+        f"as in {record}: model.max_length=4096, data.template=Q: {{prompt}}, rollout.stop=['= '], "
+        "verifier.path=judge.py:judge\n"
+    )
+    assert evaluation_of(model_of_run, "verifier.name=math").verifier.path is None
+    moved = model_of_run.rename(model_of_run.parents[3] / "moved")
+    assert evaluation_of(moved).model.max_length == 2048
+
+
+def test_a_verifier_from_python_cannot_be_taken_from_a_run(model_of_run: Path):
+    record = model_of_run.parents[2] / "config.yaml"
+    record.write_text("verifier: {name: 'python:mine.judge'}")
+    with pytest.raises(UserError, match=r"python:mine\.judge, a function that was given from Python"):
+        evaluation_of(model_of_run)
+    assert evaluation_of(model_of_run, "verifier.name=tasks").verifier.name == "tasks"
+    record.write_text("a: [")
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluation_of(model_of_run)
 
 
 @pytest.mark.parametrize(
