@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray import cloudpickle
@@ -123,11 +123,13 @@ class _RunProcess:
         self._printer.start()
 
     def _print(self, run: bytes) -> None:
-        self.process.stdin.write(run)
-        self.process.stdin.flush()  # it stays open as long as this process lives
+        with suppress(OSError):  # it has died, and its exit code will say so
+            self.process.stdin.write(run)
+            self.process.stdin.flush()  # it stays open as long as this process lives
         for line in self.process.stdout:
             self._last = line.decode(errors="replace").rstrip()
-            print(f"{self.name} | {self._last}", flush=True)
+            with suppress(OSError):  # nobody reads any more (`| head`), and the run goes on
+                print(f"{self.name} | {self._last}", flush=True)
 
     def ended(self) -> bool:
         code = self.process.poll()
