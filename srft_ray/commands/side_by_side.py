@@ -165,7 +165,7 @@ def main() -> int:
 def _end_with_parent() -> None:
     """The Ray that this run is on may end with its parent, and the next command is to find the run's lock
     free."""
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # a buffered read holds a lock that the interpreter needs to end
     os.kill(os.getpid(), signal.SIGKILL)
 
 
