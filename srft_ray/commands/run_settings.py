@@ -25,6 +25,8 @@ TAKEN = (
     "verifier.path",
     "verifier.timeout_s",
 )
+# Verifiers that `auto` chooses by the data; the data of the evaluation are others.
+CHOSEN_BY_DATA = ("math", "tasks")
 VERIFIER = {"verifier.name", "verifier.path"}  # a user who gives one of them chooses another verifier
 
 
@@ -56,6 +58,8 @@ def settings_of_run(model: str, given: Collection[str]) -> dict[str, Any]:
         if key not in left_out and value is not None and value != OmegaConf.select(usual, key):
             found[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     judge = str(found.get("verifier.name", ""))
+    if judge in CHOSEN_BY_DATA:
+        del found["verifier.name"]
     if judge.startswith("python:"):
         raise UserError(
             f"The run of {model} was judged by {judge}, a function that was given from Python: set "

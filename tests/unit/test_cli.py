@@ -72,7 +72,7 @@ def model_of_run(tmp_path: Path) -> Path:
         "model": {"path": "base", "max_length": 4096, "trust_remote_code": True},
         "data": {"path": "train.jsonl", "template": "Q: {prompt}", "size": 7},
         "rollout": {"max_new_tokens": 1024, "temperature": 0.7, "max_turns": 8, "stop": ["= "]},
-        "verifier": {"path": "judge.py:judge"},
+        "verifier": {"name": "tasks", "path": "judge.py:judge"},
     }
     (tmp_path / "runs/mine/config.yaml").write_text(yaml.safe_dump(values))
     return model
@@ -107,6 +107,8 @@ def test_a_verifier_from_python_cannot_be_taken_from_a_run(model_of_run: Path):
     with pytest.raises(UserError, match=r"python:mine\.judge, a function that was given from Python"):
         evaluation_of(model_of_run)
     assert evaluation_of(model_of_run, "verifier.name=tasks").verifier.name == "tasks"
+    record.write_text("verifier: {name: code}")
+    assert evaluation_of(model_of_run).verifier.name == "code"
     record.write_text("a: [")
     with pytest.raises(UserError, match="cannot be read"):
         evaluation_of(model_of_run)
