@@ -92,7 +92,7 @@ def test_the_driver_dies_while_it_removes_records_that_are_repeated(tmp_path, un
 
 
 def test_an_exception_inside_an_engine_is_a_death_of_the_engine(tmp_path, undisturbed):
-    function = "srft_ray.rollout.vllm_engine:Engine.generate"
+    function = "srft_ray.rollout.vllm_engine:Engine.stream"
     moment = Moment(tmp_path, function, 9, "raise", "trainer.max_failures=0")
     check_same(moment.finish(), undisturbed, STEPS)
     died = [event for event in moment.run.events() if "died: MemoryError: CUDA out of memory" in event]

@@ -8,7 +8,7 @@ from srft_ray.observe.journal import read_json_lines
 from tests.ray.conftest import Run
 from tests.ray.faults import ROOT, Watched, check_same
 
-NAMES = ("sft-seed4", "grpo-seed4")
+NAMES = ("grpo-seed4", "srft-seed4")
 STEPS = 8
 
 
@@ -19,7 +19,7 @@ class Comparison(Watched):
         super().__init__(
             folder,
             ROOT / "examples/quickstart.yaml",
-            *("--algorithms", "sft,grpo", "--seeds", 4, "--parallel", parallel),
+            *("--algorithms", "grpo,srft", "--seeds", 4, "--parallel", parallel),
             f"run.dir={folder}",
             f"trainer.steps={STEPS}",
             "trainer.checkpoint_every=2",
