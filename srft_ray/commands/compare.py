@@ -59,6 +59,7 @@ def compare(
         UserError: bad config or algorithm; it is raised before any run starts.
         RunFailed: a run failed; the same call continues with this run.
     """
+    require(parallel >= 1, f"--parallel {parallel} must be at least 1.")
     config = as_config(config)
     comparisons = planned_runs(config, algorithms, seeds, variants)
     tuning = []

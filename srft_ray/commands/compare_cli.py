@@ -5,7 +5,6 @@ from typing import Any
 
 from srft_ray.commands.arguments import add_config_command, add_option, numbers, whole_numbers
 from srft_ray.config.load import load_config
-from srft_ray.errors import require
 
 COMPARED = "sft,grpo,two_stage,luffy,srft"
 
@@ -49,6 +48,5 @@ def run(options: argparse.Namespace) -> int:
         rates = numbers("--learning-rates", options.learning_rates)
         sweep = Sweep(rates, whole_numbers("--tuning-seeds", options.tuning_seeds, least=0))
     budgets = numbers("--tflops", options.tflops) if options.tflops is not None else []
-    require(options.parallel >= 1, f"--parallel {options.parallel} must be at least 1.")
     print(f"\n{compare(config, algorithms, seeds, variants, sweep, budgets, options.parallel)}")
     return 0

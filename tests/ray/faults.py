@@ -20,6 +20,14 @@ from tests.ray.conftest import Run, what
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, GROUPS = 16, 8  # of the run that is disturbed
+SMALL = (  # settings of a comparison on the quickstart's config
+    "trainer.groups_per_step=4",
+    "rollout.num_rollouts=4",
+    "evaluation.samples=2",
+    "evaluation.data.heldout.size=8",
+    "evaluation.data.harder.size=4",
+    "data.size=64",
+)
 KINDS = {
     "engine": "ray::MapWorker",
     "learner": "ray::RayTrainWorker",

@@ -19,7 +19,7 @@ import yaml
 from srft_ray.commands.cli import main
 from tests.conftest import ROWS, base_config, write_jsonl
 from tests.ray.conftest import Run
-from tests.ray.faults import ROOT, processes
+from tests.ray.faults import ROOT, SMALL, processes
 from tests.ray.test_comparable import check_same_data, prompts
 
 
@@ -217,12 +217,7 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
         "2",
         f"run.dir={tmp_path}",
         "trainer.steps=2",
-        "trainer.groups_per_step=4",
-        "rollout.num_rollouts=4",
-        "evaluation.samples=2",
-        "evaluation.data.heldout.size=8",
-        "evaluation.data.harder.size=4",
-        "data.size=64",
+        *SMALL,
     )
     code, out, error = finish(start(*words))
     assert code == 0, error

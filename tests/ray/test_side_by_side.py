@@ -6,7 +6,7 @@ import pytest
 
 from srft_ray.observe.journal import read_json_lines
 from tests.ray.conftest import Run
-from tests.ray.faults import ROOT, Watched, check_same
+from tests.ray.faults import ROOT, SMALL, Watched, check_same
 
 NAMES = ("grpo-seed4", "srft-seed4")
 STEPS = 8
@@ -23,12 +23,7 @@ class Comparison(Watched):
             f"run.dir={folder}",
             f"trainer.steps={STEPS}",
             "trainer.checkpoint_every=2",
-            "trainer.groups_per_step=4",
-            "rollout.num_rollouts=4",
-            "evaluation.samples=2",
-            "evaluation.data.heldout.size=8",
-            "evaluation.data.harder.size=4",
-            "data.size=64",
+            *SMALL,
         )
 
     def folder(self, name):
