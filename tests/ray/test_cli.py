@@ -241,7 +241,10 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     }
     began = time.time()
     code, again, error = finish(start(*words))
-    assert code == 0 and again.splitlines()[-5:] == out.splitlines()[-5:] and time.time() - began < 40, error
+    shown, expected = (
+        [line for line in text.splitlines() if line.startswith("|")] for text in (again, out)
+    )  # Ray may print something behind them
+    assert code == 0 and shown == expected and time.time() - began < 40, error
 
 
 def test_compare_refuses_what_it_cannot_run(tmp_path, capsys, monkeypatch):
