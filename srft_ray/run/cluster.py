@@ -33,7 +33,8 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
     the machine's own, learners, engines and Ray Data's tasks would wait for each other for ever on a small
     machine.
     """
-    os.environ.setdefault("RAY_maximum_startup_concurrency", "16")
+    # Actors that ask for no CPU are many here, and Ray would warn of them on the standard output.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return False
