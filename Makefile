@@ -16,7 +16,7 @@ worlds: cpu
 	$(BIN)/python examples/worlds/run.py --publish
 
 test: cpu
-	$(BIN)/python -m pytest -n 2 tests/unit -m "not full and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit -m "not full and not gpu"
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/distributed -m "not full and not gpu"
 	$(BIN)/python -m pytest tests/processes tests/browser tests/ray -m "not full and not gpu"
 
