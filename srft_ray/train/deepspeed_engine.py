@@ -11,7 +11,6 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,14 +18,12 @@ from torch import Tensor, nn
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate
 from srft_ray.train.deepspeed_config import deepspeed_config
+from srft_ray.train.deepspeed_import import deepspeed
 from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState, Prefixed
 from srft_ray.train.lora import Adapter
 from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.weight_gradients import widen_gradients
-
-# Else compiled at the first start; a process that is killed meanwhile leaves a lock that others wait for.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 SECOND_UPDATES = "second|updates"  # in the state: the step count of the second optimizer
 CRITIC = "critic|"  # in the state: before the names of the critic's

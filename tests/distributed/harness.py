@@ -1,6 +1,7 @@
 """Optimizer steps on the real DeepSpeed engine with several ranks, and the same in float64 in one process."""
 
 import copy
+import gc
 import os
 import random
 import socket
@@ -482,7 +483,8 @@ def _in_group(rank, world, port, function, arguments, results):
         WORLD_SIZE=str(world),
     )
     torch.set_num_threads(1)
-    from srft_ray.train.deepspeed_engine import deepspeed  # as the learners have it
+    gc.freeze()  # ZeRO 3 collects garbage at every start: only its own
+    from srft_ray.train.deepspeed_import import deepspeed
 
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)

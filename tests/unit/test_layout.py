@@ -35,7 +35,7 @@ LEVEL_OF = {room: number for number, rooms in enumerate(LEVELS) for room in room
 HEAVY = {
     "vllm": {"srft_ray/rollout/vllm_engine.py"},
     "deepspeed": {
-        *(f"srft_ray/train/deepspeed_{part}.py" for part in ("config", "engine", "loading", "state")),
+        *(f"srft_ray/train/deepspeed_{part}.py" for part in ("config", "import", "loading", "state")),
         "srft_ray/train/reference.py",
     },
     "peft": {"srft_ray/train/lora.py"},
