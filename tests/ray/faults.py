@@ -19,7 +19,7 @@ from srft_ray.observe.journal import read_json_lines
 from tests.ray.conftest import Run, what
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, GROUPS = 16, 8  # of the run that is disturbed
+STEPS, GROUPS = 16, 4  # of the run that is disturbed
 SMALL = (  # settings of a comparison on the quickstart's config
     "trainer.groups_per_step=4",
     "rollout.num_rollouts=4",
