@@ -18,7 +18,7 @@ worlds: cpu
 test: cpu
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit -m "not full and not gpu"
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/distributed -m "not full and not gpu"
-	$(BIN)/python -m pytest tests/processes tests/browser tests/ray -m "not full and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/processes tests/browser tests/ray -m "not full and not gpu"
 
 test-full: cpu
 	$(BIN)/python -m pytest tests -m "not gpu"

@@ -42,7 +42,7 @@ def start(*words, **options):
     )
 
 
-def finish(process, timeout=240):
+def finish(process, timeout=600):
     out, error = process.communicate(timeout=timeout)
     return process.returncode, out, error
 
@@ -182,7 +182,7 @@ def test_plan_of_the_examples(example, tmp_path, capsys, monkeypatch):
 @pytest.mark.full
 def test_python_api_example():
     done = subprocess.run(
-        [sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=240
+        [sys.executable, ROOT / "examples/python_api.py", "2"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "trained 2 steps" in done.stdout
@@ -192,7 +192,7 @@ def test_everything_in_one_file_example():
     """An algorithm, a verifier as a lambda, and a callback."""
     example = ROOT / "examples/everything_in_one_file.py"
     assert len(example.read_text().splitlines()) <= 40
-    done = subprocess.run([sys.executable, example, "2"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, example, "2"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "reward of step 0: " in done.stdout and "reward of step 1: " in done.stdout
 
@@ -200,7 +200,7 @@ def test_everything_in_one_file_example():
 @pytest.mark.full
 def test_custom_algorithm_example():
     done = subprocess.run(
-        [sys.executable, ROOT / "examples/custom_algorithm.py"], capture_output=True, text=True, timeout=240
+        [sys.executable, ROOT / "examples/custom_algorithm.py"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and "loss" in done.stdout, done.stderr
 
@@ -219,7 +219,9 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
         "trainer.steps=2",
         *SMALL,
     )
+    began = time.monotonic()
     code, out, error = finish(start(*words))
+    trained_s = time.monotonic() - began
     assert code == 0, error
     printed = re.findall(r"^(s\w+)-seed4 \| (?=step [12]/2)", out, re.MULTILINE)
     assert Counter(printed) == {"sft": 2, "srft": 2}, out
@@ -239,12 +241,10 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     assert {row["response"] for row in sft.ledger} == {
         row["response"] for row in srft.ledger if row["origin"] == "demo"
     }
-    began = time.time()
+    began = time.monotonic()
     code, again, error = finish(start(*words))
-    shown, expected = (
-        [line for line in text.splitlines() if line.startswith("|")] for text in (again, out)
-    )  # Ray may print something behind them
-    assert code == 0 and shown == expected and time.time() - began < 40, error
+    shown, expected = ([line for line in text.splitlines() if line.startswith("|")] for text in (again, out))
+    assert code == 0 and shown == expected and time.monotonic() - began < trained_s / 2, error
 
 
 def test_compare_refuses_what_it_cannot_run(tmp_path, capsys, monkeypatch):

@@ -80,7 +80,7 @@ def test_simulated_engines_ask_the_real_coordinator(tmp_path: Path):
         *("--generation-seconds", 1, "--learner-seconds", 0.5),
         f"run.dir={tmp_path}",
     )
-    code, out, error = finish(start(*words), timeout=100)
+    code, out, error = finish(start(*words))
     assert code == 0, error
     folder = tmp_path / "quickstart-scale"
     assert out.strip() == (folder / "simulated.md").read_text().strip()
