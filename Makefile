@@ -5,6 +5,7 @@ STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 BIN_cpu := $(BIN)
 BIN_gpu := .venv-gpu/bin
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: quickstart worlds test test-full lint setup cpu gpu lock clean
 
@@ -15,13 +16,12 @@ quickstart: $(STACK)
 worlds: cpu
 	$(BIN)/python examples/worlds/run.py --publish
 
-test: cpu
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit -m "not full and not gpu"
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/distributed -m "not full and not gpu"
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/processes tests/browser tests/ray -m "not full and not gpu"
-
-test-full: cpu
-	$(BIN)/python -m pytest tests -m "not gpu"
+test: MARKS := not full and not gpu
+test-full: MARKS := not gpu
+test test-full: cpu
+	$(PYTEST) tests/unit -m "$(MARKS)"
+	$(PYTEST) tests/distributed -m "$(MARKS)"
+	$(PYTEST) tests/processes tests/browser tests/ray -m "$(MARKS)"
 
 lint: cpu
 	$(BIN)/ruff check .
