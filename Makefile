@@ -5,7 +5,8 @@ STACK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 BIN_cpu := $(BIN)
 BIN_gpu := .venv-gpu/bin
-PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest
+TWO := -n 2 --dist worksteal
 
 .PHONY: quickstart worlds test test-full lint setup cpu gpu lock clean
 
@@ -19,9 +20,10 @@ worlds: cpu
 test: MARKS := not full and not gpu
 test-full: MARKS := not gpu
 test test-full: cpu
-	$(PYTEST) tests/unit -m "$(MARKS)"
-	$(PYTEST) tests/distributed -m "$(MARKS)"
-	$(PYTEST) tests/processes tests/browser tests/ray -m "$(MARKS)"
+	$(PYTEST) $(TWO) tests/unit -m "$(MARKS)"
+	$(PYTEST) $(TWO) tests/distributed -m "$(MARKS)"
+	$(PYTEST) tests/processes tests/browser -m "$(MARKS)"
+	$(PYTEST) $(TWO) tests/ray -m "$(MARKS)"
 
 lint: cpu
 	$(BIN)/ruff check .
