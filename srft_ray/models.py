@@ -69,7 +69,8 @@ def load_model_config(section: ModelSection, key: str = "model.path", needs_weig
     longest = getattr(model, "max_position_embeddings", None) or section.max_length
     require(
         section.max_length <= longest,
-        f"model.max_length={section.max_length} is above the {longest} positions of {name}: lower it.",
+        f"model.max_length={section.max_length} is above the {longest} positions of {name}: lower it, "
+        "or make a copy with more (srft-ray extend).",
     )
     return model
 

@@ -21,6 +21,7 @@ from srft_ray.commands.arguments import (
 from srft_ray.commands.benchmark_cli import add_benchmark
 from srft_ray.commands.compare_cli import add_compare
 from srft_ray.commands.export import add_export
+from srft_ray.commands.extend import add_extend
 from srft_ray.commands.merge import add_merge
 from srft_ray.commands.report import add_report
 from srft_ray.commands.scale_cli import add_scale
@@ -134,6 +135,7 @@ ADDED = (
     add_timeline,
     add_analyze,
     add_merge,
+    add_extend,
     add_export,
     add_compare,
     add_scale,

@@ -14,7 +14,7 @@ def add_timeline(commands: Any) -> None:
     command.add_argument("run", metavar="RUN", help="a run directory")
     first, stop, target = (
         "first step (default 0)",
-        "step before which it ends",
+        "step before which it ends (default the last one)",
         "file (default RUN/timeline.json)",
     )
     command.add_argument("--first", type=int, default=0, metavar="N", help=first)

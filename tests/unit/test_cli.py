@@ -12,25 +12,14 @@ from srft_ray.commands.arguments import EVALUATION_OPTIONS, evaluation_config
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, UserError
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "benchmark",
-    "report",
-    "trace",
-    "analyze",
-    "export",
-    "compare",
-    "scale",
-    "plan",
-    "data",
-    "algorithms",
+PARSERS: dict[str, argparse.ArgumentParser] = next(
+    action.choices for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
 )
+COMMANDS = tuple(PARSERS)
 
 
 def options_of(command: str) -> list[argparse.Action]:
-    commands = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return [action for action in commands.choices[command]._actions if action.dest != "help"]
+    return [action for action in PARSERS[command]._actions if action.dest != "help"]
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
