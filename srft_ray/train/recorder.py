@@ -11,7 +11,7 @@ from algorithms import Group
 from srft_ray.data.plan import Segment
 from srft_ray.observe import evaluation_ledger, journal, ledger, ledger_windows
 from srft_ray.observe.evaluation import evaluation_figures, evaluation_record
-from srft_ray.observe.loggers import LoggerSettings, make_loggers
+from srft_ray.observe.loggers import Logger, LoggerSettings, make_loggers
 
 
 class Recorder:
@@ -26,38 +26,38 @@ class Recorder:
         self.device = device
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self.loggers = make_loggers(loggers) if self.rank == 0 else []
+        self.loggers: list[Logger] = []
+        self._write("The start", lambda: self.rank == 0 and self.loggers.extend(make_loggers(loggers)))
 
     def ledger(self, step: int, groups: Sequence[Group]) -> None:
         """Writes this rank's rows of the ledger."""
-        self._write(step, lambda: ledger.write(self.run_dir, step, self.rank, groups, self.tokens))
+        rows = (self.run_dir, step, self.rank, groups, self.tokens)
+        self._write(f"Step {step}", lambda: ledger.write(*rows))
 
     def step(self, record: dict[str, float]) -> None:
         """Writes the metrics of a step, which rank 0 holds, and tells them to the loggers."""
         step = int(record["step"])
-        path = self.run_dir / journal.METRICS
-        self._write(step, lambda: self.rank == 0 and journal.append_json(path, record))
-        for logger in self.loggers:
-            logger(step, record)
+
+        def write() -> None:
+            journal.append_json(self.run_dir / journal.METRICS, record)
+            self._tell(step, record)
+
+        self._write(f"Step {step}", lambda: self.rank == 0 and write())
 
     def evaluation(self, segment: Segment, groups: Sequence[Group]) -> None:
         """Writes the rows of an evaluation set to its ledger, and its figures, which are computed from it."""
         name, step = segment.dataset, segment.step
-        self._write(step, lambda: evaluation_ledger.write_part(self.run_dir, name, step, self.rank, groups))
+        what = f"The evaluation after step {step}"
+        self._write(what, lambda: evaluation_ledger.write_part(self.run_dir, name, step, self.rank, groups))
         # All parts are there: the write above returns only when no rank has failed.
-        records: list[dict[str, Any]] = []
-        self._write(step, lambda: self.rank == 0 and records.append(self._join(name, step)))
-        for record in records:
-            figures = evaluation_figures(record)
-            for logger in self.loggers:
-                logger(step, figures)
+        self._write(what, lambda: self.rank == 0 and self._join(name, step))
 
-    def _join(self, name: str, step: int) -> dict[str, Any]:
+    def _join(self, name: str, step: int) -> None:
         """The table comes before its figures, so that every line of figures has its table."""
         table = evaluation_ledger.join(self.run_dir, name, step, range(self.world_size))
         record = evaluation_record(name, step, table)
         journal.append_json(self.run_dir / journal.EVALUATIONS, record)
-        return record
+        self._tell(step, evaluation_figures(record))
 
     def checkpoint(self, step: int, path: str) -> None:
         """Records that the checkpoint of `step` is complete, unless it is recorded already, and merges what
@@ -67,15 +67,21 @@ class Recorder:
             journal.record_checkpoint(self.run_dir, step, path)
             ledger_windows.merge(self.run_dir, step)
 
-        self._write(step, lambda: self.rank == 0 and record())
+        self._write(f"The checkpoint of step {step}", lambda: self.rank == 0 and record())
 
     def close(self) -> None:
         """Tells the loggers that there is no more; not a collective."""
-        for logger in self.loggers:
-            logger(-1, {})
+        self._tell(-1, {})
 
-    def _write(self, step: int, action: Callable[[], object]) -> None:
+    def _tell(self, step: int, figures: dict[str, Any]) -> None:
+        for logger in self.loggers:
+            logger(step, figures)
+
+    def _write(self, what: str, action: Callable[[], object]) -> None:
         """Acts on the run directory; no rank goes on without what another rank could not write.
+
+        Args:
+            what: is recorded, for a message.
 
         Raises:
             RuntimeError: on all ranks, if the storage refused one of them.
@@ -91,6 +97,6 @@ class Recorder:
             errors: list[str | None] = [None] * self.world_size
             dist.all_gather_object(errors, error)
             raise RuntimeError(
-                f"Step {step} cannot be recorded in {self.run_dir} ({next(filter(None, errors))}): make "
+                f"{what} cannot be recorded in {self.run_dir} ({next(filter(None, errors))}): make "
                 "room, and run the same command again."
             )

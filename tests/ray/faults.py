@@ -70,6 +70,11 @@ class Nodes:
     def address(self) -> str:
         return self.cluster.address
 
+    @property
+    def logs(self) -> str:
+        """The folder of Ray's logs."""
+        return self.cluster.head_node.get_logs_dir_path()
+
     def join(self, cpus: int = 3) -> object:
         """A node with room for one learner and one engine."""
         name, _, value = self.token.partition("=")

@@ -142,9 +142,7 @@ def test_an_object_store_that_is_too_small_spills(tmp_path):
     )
     try:
         code, _, error = run.finish()
-        spilled = "".join(
-            path.read_text(errors="ignore") for path in Path("/tmp/ray/session_latest/logs").glob("raylet*.*")
-        )
+        spilled = "".join(path.read_text(errors="ignore") for path in Path(nodes.logs).glob("raylet*.*"))
     finally:
         nodes.shutdown()
     assert code == 0, error
