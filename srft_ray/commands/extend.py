@@ -82,7 +82,7 @@ def _tokenizer(model: Path, positions: int) -> dict[str, Any]:
     """The tokenizer's settings if they would cut what the model can take."""
     file = model / TOKENIZER
     settings = _read(file) if file.is_file() else {}
-    if settings.get("model_max_length", positions) >= positions:
+    if (settings.get("model_max_length") or positions) >= positions:
         return {}
     return {TOKENIZER: settings | {"model_max_length": positions}}
 
