@@ -10,6 +10,7 @@ import numpy as np
 RESAMPLES = 1000
 CHUNK = 2**22  # numbers that are drawn at a time
 LEVEL = 0.95
+FEW = 4  # prompts that differ from the rest, below which a bootstrap knows too little of the spread
 
 
 class Interval(NamedTuple):
@@ -41,8 +42,9 @@ def mean_interval(values_P: Sequence[float] | np.ndarray, level: float = LEVEL) 
 
     Of values that are all 0 or 1, one sample a prompt, it is Wilson's. Of other values in 0 to 1 it is a
     studentized bootstrap over prompts on the arcsine scale, which also holds for 30 prompts with a skewed
-    distribution, where 1.96 standard errors and percentiles of a bootstrap are too narrow. Values outside
-    0 to 1 are not transformed. NaN with fewer than two prompts.
+    distribution, where 1.96 standard errors and percentiles of a bootstrap are too narrow. Where nearly all
+    prompts are 0, or nearly all 1, it is Wilson's too. Values outside 0 to 1 are not transformed. NaN with
+    fewer than two prompts.
     """
     values = np.asarray(values_P, dtype=np.float64)
     if len(values) < 2:
@@ -56,8 +58,9 @@ def mean_interval(values_P: Sequence[float] | np.ndarray, level: float = LEVEL) 
 def mean_intervals(values_EP: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper ends of the bootstrap interval of each row's mean; see `mean_interval`.
 
-    A row whose values are all the same says nothing about their spread: it gets Wilson's interval of as many
-    prompts if it lies in 0 to 1, and else one of no width.
+    A row in 0 to 1 with fewer than FEW prompts above 0, or below 1, says too little about their spread: it
+    gets Wilson's interval of as many prompts, which is never too narrow, because no values with that mean
+    spread more than zeros and ones. Any other row whose values are all the same gets one of no width.
     """
     values = np.asarray(values_EP, dtype=np.float64)
     prompts = values.shape[1]
@@ -72,13 +75,12 @@ def mean_intervals(values_EP: np.ndarray, level: float = LEVEL) -> tuple[np.ndar
     if is_share:
         low = _share_of(low)
         high = _share_of(high)
-    for row in np.flatnonzero(error == 0):
-        same = mean[row]
-        ends = Interval(same, same)
-        if is_share:
-            ends = wilson(same * prompts, prompts, level)
-        low[row] = ends.low
-        high[row] = ends.high
+    low = np.where(error == 0, mean, low)
+    high = np.where(error == 0, mean, high)
+    if is_share:
+        telling = np.minimum((values > 0).sum(axis=1), (values < 1).sum(axis=1))
+        for row in np.flatnonzero((telling < FEW) | (error == 0)):
+            low[row], high[row] = wilson(mean[row] * prompts, prompts, level)
     return low, high
 
 

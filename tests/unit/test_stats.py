@@ -73,7 +73,7 @@ def test_student():
     assert intervals.t_tails(0.0, 5) == 1.0
 
 
-@pytest.mark.parametrize("shape", [(0.3, 0.3), (2, 2), (0.15, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(0.3, 0.3), (2, 2), (0.15, 2), (0.08, 2), (2, 0.08)], ids=str)
 def test_intervals_hold_for_30_prompts_of_32_samples(shape):
     truth = shape[0] / sum(shape)
     low, high = intervals.mean_intervals(simulated(shape))
@@ -88,6 +88,14 @@ def test_an_interval_does_not_depend_on_what_is_computed_beside_it():
     low, high = intervals.mean_intervals(values)
     for row, expected in enumerate(zip(low, high, strict=True)):
         assert intervals.mean_interval(values[row]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_few_prompts_that_tell_give_the_widest_interval():
+    """A bootstrap of one prompt that is half right of 40 would end just above its mean."""
+    for values in ([0.5] + [0.0] * 39, [1.0] * 30 + [0.25, 0.5, 0.75]):
+        assert intervals.mean_interval(values) == intervals.wilson(sum(values), len(values))
+    low, high = intervals.mean_interval([0.5] * 4 + [0.0] * 36)
+    assert 0 < low < 0.05 < high < intervals.wilson(2, 40).high + 0.1
 
 
 def test_intervals_of_special_sets():
