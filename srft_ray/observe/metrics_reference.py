@@ -136,7 +136,8 @@ EVALUATIONS: Table = {
     "avg_interval": Entry("1.96 standard errors of `avg` over prompts.", "percentage points"),
     "avg_low": Entry(
         "Lower end of the 95 % interval of `avg` that also holds for few prompts: a studentized bootstrap "
-        "over prompts, or Wilson's interval with one sample a prompt. NaN with one prompt.",
+        "over prompts, or Wilson's interval with one sample a prompt and where nearly all prompts are 0 or "
+        "nearly all 1. NaN with one prompt.",
         "percent",
     ),
     "avg_high": Entry("Its upper end.", "percent"),
