@@ -50,15 +50,16 @@ def extend(model: Path, target: Path, rope_theta: float, positions: int) -> dict
     require(0 < rope_theta < float("inf"), f"--rope-theta must be above 0, not {rope_theta}.")
     config = _read(model / CONFIG)
     before = {"positions": config.get("max_position_embeddings"), "rope_theta": _theta(model, config)}
-    known = isinstance(before["positions"], int)
-    require(known, f"{model / CONFIG} has no max_position_embeddings: its context cannot be extended so.")
+    require(
+        isinstance(before["positions"], int),
+        f"{model / CONFIG} has no max_position_embeddings: its context cannot be extended so.",
+    )
     require(
         positions > before["positions"],
         f"--positions must be above the {before['positions']} that {model} has, not {positions}.",
     )
     config["max_position_embeddings"] = positions
-    places = (config, config.get("rope_parameters") or {})
-    for place in places:
+    for place in (config, config.get("rope_parameters") or {}):
         if "rope_theta" in place:
             place["rope_theta"] = rope_theta
     _write(model, target, {CONFIG: config, **_tokenizer(model, positions)})

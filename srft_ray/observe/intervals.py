@@ -10,7 +10,7 @@ import numpy as np
 RESAMPLES = 1000
 CHUNK = 2**22  # numbers that are drawn at a time
 LEVEL = 0.95
-FEW = 4  # prompts that differ from the rest, below which a bootstrap knows too little of the spread
+FEW = 4  # prompts above 0, or below 1; with fewer a bootstrap knows too little of the spread
 
 
 class Interval(NamedTuple):
@@ -58,9 +58,10 @@ def mean_interval(values_P: Sequence[float] | np.ndarray, level: float = LEVEL) 
 def mean_intervals(values_EP: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper ends of the bootstrap interval of each row's mean; see `mean_interval`.
 
-    A row in 0 to 1 with fewer than FEW prompts above 0, or below 1, says too little about their spread: it
-    gets Wilson's interval of as many prompts, which is never too narrow, because no values with that mean
-    spread more than zeros and ones. Any other row whose values are all the same gets one of no width.
+    A row says too little about the spread of its prompts if all its values are the same, or fewer than FEW
+    are above 0 or below 1. In 0 to 1 it gets Wilson's interval of as many prompts, which is that of zeros
+    and ones: no other values with that mean spread more. Elsewhere values that are all the same get an
+    interval of no width.
     """
     values = np.asarray(values_EP, dtype=np.float64)
     prompts = values.shape[1]
@@ -72,15 +73,14 @@ def mean_intervals(values_EP: np.ndarray, level: float = LEVEL) -> tuple[np.ndar
     low_t, high_t = _quantiles(_bootstrap_t(values, is_share), quantiles)
     low = centre - high_t * scale
     high = centre - low_t * scale
-    if is_share:
-        low = _share_of(low)
-        high = _share_of(high)
-    low = np.where(error == 0, mean, low)
-    high = np.where(error == 0, mean, high)
-    if is_share:
-        telling = np.minimum((values > 0).sum(axis=1), (values < 1).sum(axis=1))
-        for row in np.flatnonzero((telling < FEW) | (error == 0)):
-            low[row], high[row] = wilson(mean[row] * prompts, prompts, level)
+    is_flat = error == 0
+    if not is_share:
+        return np.where(is_flat, mean, low), np.where(is_flat, mean, high)
+    low = _share_of(low)
+    high = _share_of(high)
+    telling = np.minimum((values > 0).sum(axis=1), (values < 1).sum(axis=1))
+    for row in np.flatnonzero((telling < FEW) | is_flat):
+        low[row], high[row] = wilson(mean[row] * prompts, prompts, level)
     return low, high
 
 
