@@ -35,7 +35,7 @@ def main() -> int:
     if result.stopped:
         print(f"stopped by {result.stopped} after {result.steps} steps, before the comparison")
         return 0
-    print(f"\n{table(result.summary['evaluations'])}\n")
+    print(f"\n{table(result.summary)}\n")
     print(f"picture  {result.run_dir / 'plots' / 'overview.png'}")
     print(f"model    {result.model}")
     print(f"ledger   {result.run_dir / 'groups'} (every sequence that was trained on)")

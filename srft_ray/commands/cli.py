@@ -159,7 +159,7 @@ def train(options: argparse.Namespace) -> int:
         return SUCCESS
     summary = result.summary
     if summary["evaluations"]:
-        print(f"\n{table(summary['evaluations'])}\n")
+        print(f"\n{table(summary)}\n")
     print(
         f"finished {summary['steps']} steps in {summary['seconds']:.0f} s; model in {result.model}; "
         f"plots in {result.run_dir / 'plots'}"

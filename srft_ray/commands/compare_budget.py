@@ -1,12 +1,11 @@
 """Methods at equal budgets in operations: what each had reached when it had spent as much as the others."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srft_ray.commands.analysis.records import accuracy_by_cost
-from srft_ray.commands.compare_significance import Runs
 from srft_ray.errors import require
 
 
@@ -18,8 +17,22 @@ class Reached(NamedTuple):
     averages: dict[str, float]
 
 
-def curve(run_dir: Path, parameters: int) -> list[Reached]:
-    """The evaluations of a run by what had been spent before them; see `cost.teraflops`."""
+def curve(folders: Sequence[Path], parameters: int) -> list[Reached]:
+    """The evaluations of runs that go on from each other, by what had been spent before them in all.
+
+    Operations are those of `cost.teraflops`.
+    """
+    found: list[Reached] = []
+    steps, spent = 0, 0.0
+    for folder in folders:
+        own = _curve(folder, parameters)
+        found += [Reached(steps + one.step, spent + one.teraflops, one.averages) for one in own]
+        if own:
+            steps, spent = found[-1].step, found[-1].teraflops
+    return found
+
+
+def _curve(run_dir: Path, parameters: int) -> list[Reached]:
     by_step: dict[int, list[dict[str, Any]]] = {}
     for row in accuracy_by_cost(run_dir, parameters):
         by_step.setdefault(row["step"], []).append(row)
@@ -35,8 +48,7 @@ def within(points: Sequence[Reached], budget: float) -> Reached:
 
 
 def budget_table(
-    runs: Runs,
-    parameters: int,
+    curves: Mapping[str, Sequence[Sequence[Reached]]],
     budgets: Sequence[float] = (),
 ) -> str:
     """A Markdown table of all methods at each budget, mean ± standard deviation over seeds.
@@ -45,15 +57,13 @@ def budget_table(
     must be evaluated during training (trainer.evaluate_every). Empty where no run has evaluations.
 
     Args:
+        curves: of every run, by method.
         budgets: in 10^12 operations; by default what the cheapest run spent in all.
 
     Raises:
         UserError: a budget is not positive.
     """
     require(all(budget > 0 for budget in budgets), "--tflops must be positive numbers, such as 0.5,2.")
-    curves = {
-        label: [curve(folder, parameters) for folder in found.values()] for label, found in runs.items()
-    }
     points = [one for found in curves.values() for one in found]
     if not points or not all(points):
         return ""

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from srft_ray.observe import evaluation_ledger, stats
-from srft_ray.observe.page_comparisons import averages_of
+from srft_ray.observe.page_comparisons import averages_of, steps_of_model
 
 Runs = Mapping[str, Mapping[int, Path]]  # run directories by label and seed
 
 
 def differences(runs: Runs) -> list[dict[str, Any]]:
-    """One row for each set and each method after the first: its last evaluation minus that of the first."""
+    """One row for each set and each method after the first: its model's average minus that of the first."""
     baseline, *others = runs
     names = _sets(runs)
     rows = [_row(runs, baseline, other, name) for other in others for name in names]
@@ -65,9 +65,9 @@ def _row(
 
 
 def prompt_differences(first: Path, second: Path, name: str) -> np.ndarray:
-    """Of each prompt that both have, the average after the last step of the second minus the first run's."""
-    before = averages_of(first, name, _last_step(first, name))
-    after = averages_of(second, name, _last_step(second, name))
+    """Of each prompt that both have, the average of the second run's model minus the first's."""
+    before = averages_of(first, name, steps_of_model(first)[name])
+    after = averages_of(second, name, steps_of_model(second)[name])
     common = sorted(before.keys() & after.keys())
     return np.array([after[prompt] - before[prompt] for prompt in common])
 
@@ -77,13 +77,9 @@ def _same_prompts(run_dirs: Sequence[Path], name: str) -> bool:
     columns = ["prompt_id", "prompt"]
     found = set()
     for folder in run_dirs:
-        table = evaluation_ledger.read(folder, name, _last_step(folder, name), columns)
+        table = evaluation_ledger.read(folder, name, steps_of_model(folder)[name], columns)
         found.add(frozenset(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)))
     return len(found) == 1
-
-
-def _last_step(run_dir: Path, name: str) -> int:
-    return max(step for found, step in evaluation_ledger.tables(run_dir) if found == name)
 
 
 def sentences(rows: Sequence[Mapping[str, Any]]) -> str:

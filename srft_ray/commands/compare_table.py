@@ -1,5 +1,6 @@
 """The table of `srft-ray compare`."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from srft_ray.config.schema import Config
 from srft_ray.observe.cost import teraflops
-from srft_ray.observe.journal import read_json_lines
+from srft_ray.observe.journal import METRICS, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,12 @@ class Outcome:
     figures: dict[str, float]
 
 
-def cost(run_dir: Path, summary: dict[str, Any], parameters: int) -> dict[str, float]:
-    """Tokens, operations and time of a run."""
-    generated = summary["tokens_generated"]
-    trained = summary["tokens"]
-    step_times = [record["time/step"] for record in read_json_lines(run_dir / "metrics.jsonl")]
+def cost(folders: Sequence[Path], parameters: int) -> dict[str, float]:
+    """Tokens and operations of runs that go on from each other, and the time of a step of the last one."""
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    generated = sum(summary["tokens_generated"] for summary in summaries)
+    trained = sum(summary["tokens"] for summary in summaries)
+    step_times = [record["time/step"] for record in read_json_lines(folders[-1] / METRICS)]
     return {
         "tokens generated": generated,
         "tokens trained on": trained,
@@ -33,9 +35,13 @@ def cost(run_dir: Path, summary: dict[str, Any], parameters: int) -> dict[str, f
     }
 
 
-def quality(config: Config, evaluations: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
-    """Accuracy in percent on every evaluation set, and entropy in nats per token on the first set."""
-    by_set = {record["set"]: record for record in evaluations if record["step"] == step}
+def quality(config: Config, evaluations: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy in percent on every evaluation set, and entropy in nats per token on the first set.
+
+    Args:
+        evaluations: one for each set, of one model.
+    """
+    by_set = {record["set"]: record for record in evaluations}
     names = list(config.evaluation.data)
     figures = {f"{name} avg@{by_set[name]['samples']}, %": by_set[name]["avg"] for name in names}
     return figures | {"entropy, nats": by_set[names[0]]["entropy"]}

@@ -10,6 +10,7 @@ from srft_ray.commands.side_by_side import train_all
 from srft_ray.commands.variants import Variant
 from srft_ray.config.schema import Config
 from srft_ray.errors import require
+from srft_ray.observe.report import evaluations_of_model
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def try_rates(
 
 
 def score(config: Config) -> float:
-    """The mean over the evaluation sets of avg@k after the last step of a finished run, in percent."""
-    evaluations = json.loads((config.run_dir / "summary.json").read_text())["evaluations"]
-    return statistics.fmean(one["avg"] for one in evaluations if one["step"] == config.trainer.steps)
+    """The mean over the evaluation sets of avg@k of a finished run's model, in percent."""
+    summary = json.loads((config.run_dir / "summary.json").read_text())
+    return statistics.fmean(one["avg"] for one in evaluations_of_model(summary))
 
 
 def best_rates(tried: Sequence[Tried]) -> dict[str, float]:

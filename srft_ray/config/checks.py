@@ -72,8 +72,9 @@ def _check_updates_in_flight(rollout: RolloutSection) -> None:
 
 def _check_checkpoints(trainer: TrainerSection, evaluation: EvaluationSection) -> None:
     best = trainer.keep_best
+    adds = trainer.keep_every or (best and trainer.patience is None)
     require(
-        trainer.keep_checkpoints is not None or not (trainer.keep_every or best),
+        trainer.keep_checkpoints is not None or not adds,
         "trainer.keep_every and trainer.keep_best add to trainer.keep_checkpoints: set that too.",
     )
     require(
@@ -86,6 +87,23 @@ def _check_checkpoints(trainer: TrainerSection, evaluation: EvaluationSection) -
         require(is_band, f"trainer.keep_best_mode=band needs keep_best_band=[low, high], not {band}.")
     else:
         require(not band, f"trainer.keep_best_band={band} needs trainer.keep_best_mode=band.")
+    if trainer.patience is not None:
+        _check_patience(trainer, evaluation)
+
+
+def _check_patience(trainer: TrainerSection, evaluation: EvaluationSection) -> None:
+    best = trainer.keep_best
+    require(
+        best is not None and (best in evaluation.data or best.startswith("eval/")),
+        f"trainer.patience compares evaluations, and trainer.keep_best={best} is no figure of one: set it to "
+        "a set of evaluation.data, or to a figure such as eval/heldout/demo_loss.",
+    )
+    evaluate, save = trainer.evaluate_every, trainer.checkpoint_every
+    require(
+        evaluate > 0 and save > 0 and evaluate % save == 0,
+        "trainer.patience needs a checkpoint of every evaluation: set trainer.evaluate_every, and "
+        f"trainer.checkpoint_every to a divisor of it (they are {evaluate} and {save}).",
+    )
 
 
 def _check_optimizer(learner: LearnerSection) -> None:

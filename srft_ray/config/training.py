@@ -180,6 +180,15 @@ class TrainerSection:
     keep_best_band: list[float] = setting(
         list, "Lowest and highest value of keep_best_mode=band.", may_change=True
     )
+    patience: int | None = setting(
+        None,
+        "Early stopping: training ends when so many evaluations in a row were not better by keep_best, which "
+        "must be a figure of an evaluation set, such as eval/heldout/demo_loss with keep_best_mode=min. The "
+        "best checkpoint is the run's model, also if training reaches the last step. Every evaluation needs "
+        "a checkpoint. By default training goes on to the last step, whose checkpoint is the model.",
+        may_change=True,
+        least=1,
+    )
     max_checkpoint_failures: int = setting(
         2,
         "Failed checkpoints in a row that are only reported; one more ends the run.",

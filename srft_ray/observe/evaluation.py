@@ -126,10 +126,12 @@ def evaluation_record(
 def evaluation_figures(record: Mapping[str, Any]) -> dict[str, float]:
     """What loggers get of a line of evaluations.jsonl."""
     name = record["set"]
-    return {
+    shown = {
         f"eval/{name}/avg@{record['samples']}": record["avg"],
         f"eval/{name}/entropy": record["entropy"],
     }
+    of_demonstrations = ("demo_loss", "demo_entropy")
+    return shown | {f"eval/{name}/{key}": record[key] for key in of_demonstrations if key in record}
 
 
 def _figure(name: str, shares: np.ndarray) -> dict[str, float]:

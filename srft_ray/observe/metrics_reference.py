@@ -159,6 +159,12 @@ EVALUATIONS: Table = {
         "temperature.",
         "nats per token",
     ),
+    "demo_loss": Entry(
+        "The held-out loss: minus the mean log-prob of the tokens of the set's demonstrations, which are not "
+        "trained on, at temperature 1. Absent if the set has none, and after `srft-ray evaluate`.",
+        "nats per token",
+    ),
+    "demo_entropy": Entry("Mean entropy of the policy at these tokens.", "nats per token"),
 }
 
 CHECKPOINTS: Table = {

@@ -1,5 +1,6 @@
 """Runs on a page that are compared with the first one, prompt by prompt."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,22 @@ def averages_of(
 
 
 def comparisons(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The last evaluation of the first run against that of each other run, on the prompts that both have."""
+    """The model of the first run against that of each other run, on the prompts that both have evaluated."""
     found = [
         _comparison(run_dirs[0], other, name)
         for other in run_dirs[1:]
-        for name in sorted(_last_steps(run_dirs[0]).keys() & _last_steps(other).keys())
+        for name in sorted(steps_of_model(run_dirs[0]).keys() & steps_of_model(other).keys())
     ]
     adjusted = stats.holm([one["p"] for one in found])
     return [{**one, "holm": p} for one, p in zip(found, adjusted, strict=True)]
 
 
-def _last_steps(run_dir: Path) -> dict[str, int]:
-    """By set; tables are sorted by step."""
-    return dict(evaluation_ledger.tables(run_dir))
+def steps_of_model(run_dir: Path) -> dict[str, int]:
+    """Of each set the step of its last evaluation, or of that of the run's model after early stopping."""
+    tables = evaluation_ledger.tables(run_dir)  # sorted by step
+    summary = run_dir / "summary.json"
+    chosen = json.loads(summary.read_text()).get("model_step") if summary.exists() else None
+    return {name: chosen if (name, chosen) in tables else last for name, last in dict(tables).items()}
 
 
 def _comparison(
@@ -47,8 +51,8 @@ def _comparison(
     second: Path,
     name: str,
 ) -> dict[str, Any]:
-    was = averages_of(first, name, _last_steps(first)[name])
-    now = averages_of(second, name, _last_steps(second)[name])
+    was = averages_of(first, name, steps_of_model(first)[name])
+    now = averages_of(second, name, steps_of_model(second)[name])
     common = sorted(was.keys() & now.keys())
     paired = stats.paired([was[prompt] for prompt in common], [now[prompt] for prompt in common])
     return {

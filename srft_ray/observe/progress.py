@@ -104,7 +104,8 @@ def _bar(console: Console) -> Bar:
 def evaluation_line(record: dict[str, Any]) -> str:
     """An evaluation in one line."""
     k = record["samples"]
+    loss = f"demo_loss {record['demo_loss']:.3f}  " if "demo_loss" in record else ""
     return (
         f"evaluation after step {record['step']}: {record['set']}  avg@{k} {percent(record, 'avg')}  "
-        f"pass@{k} {percent(record, 'pass')}  ({record['prompts']} prompts)"
+        f"pass@{k} {percent(record, 'pass')}  {loss}({record['prompts']} prompts)"
     )

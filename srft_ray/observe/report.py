@@ -22,8 +22,13 @@ PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
 FEW_POINTS = 5  # a line with fewer is drawn with markers
 
 
-def write(run_dir: Path, steps: int, model: str, seconds: float) -> Record:
-    """Writes plots and summary.json of a finished run; returns the summary."""
+def write(run_dir: Path, steps: int, chosen: int, model: str, seconds: float) -> Record:
+    """Writes plots and summary.json of a finished run; returns the summary.
+
+    Args:
+        steps: that were done.
+        chosen: steps behind `model`, the run's model: fewer, if early stopping chose an earlier one.
+    """
     records = read_json_lines(run_dir / METRICS)
     evaluations = read_json_lines(run_dir / EVALUATIONS)
     write_plots(run_dir / "plots", records, evaluations)
@@ -34,6 +39,7 @@ def write(run_dir: Path, steps: int, model: str, seconds: float) -> Record:
         "steps": steps,
         "seconds": round(seconds, 1),
         "model": model,
+        "model_step": chosen,
         "tokens": sum(r["tokens"] for r in records),
         "tokens_generated": sum(r["tokens/generated"] for r in records),
         "sequences_timeout_or_error": sum(r["verdict/timeout_or_error"] for r in records),
@@ -89,14 +95,15 @@ def _draw(axes: Any, label: str, series: Series) -> None:
         axes.legend(fontsize="small")
 
 
-def table(evaluations: Sequence[Record]) -> str:
-    """First and last evaluation of each set side by side, as Markdown."""
+def table(summary: Record) -> str:
+    """The evaluations of each set before training and of the run's model side by side, as Markdown."""
     lines = [
         "| set | before: avg@k | after: avg@k | gain | before: pass@k | after: pass@k |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in _by_set(evaluations).items():
-        first, last = found[0], found[-1]
+    trained = {record["set"]: record for record in evaluations_of_model(summary)}
+    for name, found in _by_set(summary["evaluations"]).items():
+        first, last = found[0], trained[name]
         cells = [
             f"{name} (k = {last['samples']}, {last['prompts']} prompts)",
             percent(first, "avg"),
@@ -107,6 +114,12 @@ def table(evaluations: Sequence[Record]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def evaluations_of_model(summary: Record) -> list[Record]:
+    """Those of the run's model, one for each set."""
+    step = summary.get("model_step", summary["steps"])  # summaries before early stopping do not name it
+    return [record for record in summary["evaluations"] if record["step"] == step]
 
 
 def _by_set(evaluations: Sequence[Record]) -> dict[str, list[Record]]:

@@ -45,6 +45,7 @@ from srft_ray.run.until_done import train_until_done
 from srft_ray.sync.coordinator import CALLS_AT_A_TIME, Coordinator
 from srft_ray.sync.health import HealthMonitor
 from srft_ray.train.checkpoint import CheckpointStore
+from srft_ray.train.retention import BestStep
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def _is_finished(prepared: Prepared) -> bool:
     config, store = prepared.resolved.config, prepared.store
     if config.run.resume == "from_scratch":
         return False
-    return store.finished(config.trainer.steps) and store.newest_whole() == config.trainer.steps
+    last = store.latest()
+    return store.finished(config.trainer) and store.newest_whole() == last
 
 
 def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]) -> Result:
@@ -148,7 +150,7 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
 
 
 def _result(resolved: Resolved, store: CheckpointStore, started: float, stopped: str) -> Result:
-    if store.finished(resolved.config.trainer.steps):
+    if store.finished(resolved.config.trainer):
         return _finished(resolved, store, started)
     done = store.latest()
     return Result(resolved.run_dir, done, stopped, {}, store.address(done, "hf"))
@@ -190,10 +192,13 @@ def start_coordinator(resolved: Resolved) -> Any:
 
 def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Result:
     """The result of a complete run; its summary is written if the run ended before it was."""
-    steps, path = resolved.config.trainer.steps, resolved.run_dir / "summary.json"
-    model = store.address(steps, "hf")
+    trainer, path = resolved.config.trainer, resolved.run_dir / "summary.json"
+    steps = chosen = store.latest()
+    if trainer.patience is not None:
+        chosen = BestStep(resolved.run_dir, trainer).of(store.steps()) or steps
+    model = store.address(chosen, "hf")
     if path.exists():
         figures = json.loads(path.read_text())
     else:
-        figures = report.write(resolved.run_dir, steps, model, time.time() - started)
+        figures = report.write(resolved.run_dir, steps, chosen, model, time.time() - started)
     return Result(resolved.run_dir, steps, "", figures, model)

@@ -41,7 +41,7 @@ def train_until_done(prepared: Prepared, run_id: str, coordinator: Any, placemen
         stopped, aborted = ray.get(coordinator.ended.remote())
         if aborted:
             raise RunFailed(aborted)
-        if stopped or store.finished(trainer.steps):
+        if stopped or store.finished(trainer):
             return stopped
         idle = 0 if store.latest() > before else idle + 1
         if idle > trainer.max_failures:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from srft_ray.config.training import TrainerSection
 from srft_ray.errors import require
 from srft_ray.observe.journal import record_event
 from srft_ray.train.state_reader import StateReader
@@ -110,11 +111,16 @@ class CheckpointStore:
         """The newest complete checkpoint; 0 without one."""
         return max(self.steps(), default=0)
 
-    def finished(self, steps: int) -> bool:
-        """Whether the run of so many steps is complete, with its last evaluation."""
+    def finished(self, trainer: TrainerSection) -> bool:
+        """Whether the run is complete, with its last evaluation: to its last step, or as far as its patience
+        let it go."""
+        latest = self.latest()
         # A damaged checkpoint is none: the learners go on from the one before it.
         with suppress(Damaged):
-            return self.latest() == steps and self.manifest(steps).get("finished", False)
+            manifest = self.manifest(latest) if latest else {}
+            if manifest.get("finished"):
+                stopped_early = trainer.patience is not None and manifest.get("patience") == trainer.patience
+                return latest == trainer.steps or stopped_early
         return False
 
     def newest_whole(self) -> int:

@@ -19,7 +19,7 @@ from srft_ray.train.buffer import GroupBuffer
 from srft_ray.train.critic import Critic, NoCritic
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.loss import StepContext, add_loss, global_counts
-from srft_ray.train.nonfinite import NonFiniteError, causes, describe, most_telling, poisoned
+from srft_ray.train.nonfinite import NonFiniteError, causes, error_of_all_ranks, poisoned
 from srft_ray.train.parity import check_parity
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.step_metrics import Sums, all_reduce, mean_rollout_entropy, step_metrics, update_metrics
@@ -75,7 +75,9 @@ class Learner:
         mini_batches = []
         for index in range(number):
             chosen = [group for group in groups if group.group_id % number == index]
-            mini_batches.append(self._cut(chosen, step, stage.start, "teacher_kl" in algorithm.needs))
+            mini_batches.append(
+                self.micro_batches(chosen, step, stage.start, "teacher_kl" in algorithm.needs)
+            )
         context = StepContext(step, algorithm, temperature)
         records = sequence_values.gather(algorithm, groups, number)
         every = list(chain(*mini_batches))
@@ -85,7 +87,7 @@ class Learner:
         parity: dict[str, float] = {}
         # Parity, the mean entropy and π_old are those of the policy before its first update.
         if number > 1 or "mean_entropy" in algorithm.needs:
-            sums, parity_max = self._score(every, temperature, keep_as_old=number > 1)
+            sums, parity_max = self.score(every, temperature, keep_as_old=number > 1)
             context = replace(context, mean_entropy=mean_rollout_entropy(sums))
             if sums["nonfinite"]:
                 raise self._nonfinite_error(context, every)
@@ -108,7 +110,7 @@ class Learner:
         algorithm = stage.algorithm
         if not self.buffer.collect(algorithm, groups, step):
             return self.buffer.metrics(algorithm)
-        micro_batches = self._cut(self.buffer.used, step, stage.start, shows_demonstrations=False)
+        micro_batches = self.micro_batches(self.buffer.used, step, stage.start, shows_demonstrations=False)
         # Nothing is sampled for this update.
         context = StepContext(step, algorithm.buffered(), temperature=1.0)
         own_lr = lr if algorithm.buffer_lr is None else algorithm.buffer_lr
@@ -139,7 +141,7 @@ class Learner:
         metrics["micro_batches"] = float(len(micro_batches))
         return metrics, parity
 
-    def _cut(
+    def micro_batches(
         self, groups: Sequence[Group], step: int, start: int, shows_demonstrations: bool
     ) -> list[MicroBatch]:
         """Micro-batches on this rank's device, as many as every other rank has.
@@ -160,7 +162,7 @@ class Learner:
         return [micro_batch.to(self.engine.device) for micro_batch in micro_batches]
 
     @torch.no_grad()
-    def _score(
+    def score(
         self, micro_batches: Sequence[MicroBatch], temperature: float, keep_as_old: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Makes a pass without gradient; returns the sums of all ranks and this rank's largest parity gap.
@@ -188,7 +190,7 @@ class Learner:
     def _accumulate(
         self, context: StepContext, micro_batches: Sequence[MicroBatch], counts: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Adds the gradients of all micro-batches of one update; returns what `_score` does."""
+        """Adds the gradients of all micro-batches of one update; returns what `score` does."""
         sums = Sums(self.engine.device)
         algorithm = context.algorithm
         for index, micro_batch in enumerate(micro_batches):
@@ -240,11 +242,4 @@ class Learner:
             with torch.no_grad():
                 policy = self._forward(micro_batch, context.temperature, needs, mean_entropy)
             every += causes(context.algorithm, micro_batch, policy, counts)
-        own = most_telling(every)
-        shares: list[list[tuple[str, bool]]] = [[] for _ in range(self.engine.world_size)]
-        dist.all_gather_object(shares, [(str(cause), cause.is_finite) for cause in own])
-        # A rank whose numbers are all finite is of interest only if those of every other rank are, too.
-        reports = [report for share in shares for report in share]
-        all_numbers_finite = all(is_finite for _, is_finite in reports)
-        texts = [text for text, is_finite in reports if all_numbers_finite or not is_finite]
-        return NonFiniteError(describe(context.step, texts, all_numbers_finite), own)
+        return error_of_all_ranks(context.step, every)

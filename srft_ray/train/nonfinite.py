@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from algorithms import Algorithm, Batch, Completion, Group, PolicyOutput
@@ -110,6 +111,22 @@ def describe(step: int, texts: Sequence[str], all_numbers_finite: bool) -> str:
         f"Step {step}: the update is not finite and was not applied: {where}{shown}{more}. The sequences are "
         f"in nonfinite/step-{step}-*.json of the run directory."
     )
+
+
+def error_of_all_ranks(step: int, found: Sequence[Cause]) -> NonFiniteError:
+    """The error that names the sequences at fault, of all ranks; a collective.
+
+    Args:
+        found: this rank's causes.
+    """
+    own = most_telling(found)
+    shares: list[list[tuple[str, bool]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, [(str(cause), cause.is_finite) for cause in own])
+    # A rank whose numbers are all finite is of interest only if those of every other rank are, too.
+    reports = [report for share in shares for report in share]
+    all_numbers_finite = all(is_finite for _, is_finite in reports)
+    texts = [text for text, is_finite in reports if all_numbers_finite or not is_finite]
+    return NonFiniteError(describe(step, texts, all_numbers_finite), own)
 
 
 def dump(run_dir: Path, step: int, rank: int, found: Sequence[Cause]) -> None:

@@ -1,6 +1,6 @@
 """What learners write of a step to the run directory: metrics, evaluations, checkpoints, and the ledger."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,22 @@ class Recorder:
 
         self._write(f"Step {step}", lambda: self.rank == 0 and write())
 
-    def evaluation(self, segment: Segment, groups: Sequence[Group]) -> None:
-        """Writes the rows of an evaluation set to its ledger, and its figures, which are computed from it."""
+    def evaluation(self, segment: Segment, groups: Sequence[Group], figures: Mapping[str, float]) -> None:
+        """Writes the rows of an evaluation set to its ledger, and its figures, which are computed from it.
+
+        Args:
+            figures: of the set's demonstrations, from the learners.
+        """
         name, step = segment.dataset, segment.step
         what = f"The evaluation after step {step}"
         self._write(what, lambda: evaluation_ledger.write_part(self.run_dir, name, step, self.rank, groups))
         # All parts are there: the write above returns only when no rank has failed.
-        self._write(what, lambda: self.rank == 0 and self._join(name, step))
+        self._write(what, lambda: self.rank == 0 and self._join(name, step, figures))
 
-    def _join(self, name: str, step: int) -> None:
+    def _join(self, name: str, step: int, figures: Mapping[str, float]) -> None:
         """The table comes before its figures, so that every line of figures has its table."""
         table = evaluation_ledger.join(self.run_dir, name, step, range(self.world_size))
-        record = evaluation_record(name, step, table)
+        record = {**evaluation_record(name, step, table), **figures}
         journal.append_json(self.run_dir / journal.EVALUATIONS, record)
         self._tell(step, evaluation_figures(record))
 

@@ -1,6 +1,7 @@
 """Which checkpoints are kept when a new one has been written."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ class Retention:
     def __init__(self, store: CheckpointStore, trainer: TrainerSection) -> None:
         self.store = store
         self.trainer = trainer
-        self.evaluations = Scores(store.run_dir / EVALUATIONS)
-        self.metrics = Scores(store.run_dir / METRICS)
+        self.best = BestStep(store.run_dir, trainer)
 
     def prune(self) -> None:
         """Removes what is not kept now."""
@@ -26,16 +26,33 @@ class Retention:
         newest = set(steps[-self.trainer.keep_checkpoints :])
         every = self.trainer.keep_every
         regular = {step for step in steps if every and step % every == 0}
-        for step in set(steps) - newest - regular - self._best(steps):
+        for step in set(steps) - newest - regular - {self.best.of(steps)}:
             self.store.discard(step)
 
-    def _best(self, steps: list[int]) -> set[int]:
-        """The step with the best score, the newest of several; empty if no step has a score."""
-        name = self.trainer.keep_best
-        if name is None or not steps:
-            return set()
-        scores = self._scores(name, steps)
-        return {max(scores, key=lambda step: (self._merit(scores[step]), step))} if scores else set()
+
+class BestStep:
+    """The step that is best by `trainer.keep_best`, from the records of the run."""
+
+    def __init__(self, run_dir: Path, trainer: TrainerSection) -> None:
+        self.trainer = trainer
+        self.evaluations = Scores(run_dir / EVALUATIONS)
+        self.metrics = Scores(run_dir / METRICS)
+
+    def of(self, steps: Sequence[int]) -> int | None:
+        """The one of these steps with the best score, the newest of several; None if none has a score."""
+        if self.trainer.keep_best is None or not steps:
+            return None
+        scores = self._scores(self.trainer.keep_best, steps[0])
+        scored = [step for step in steps if step in scores]
+        return max(scored, key=lambda step: (self._merit(scores[step]), step), default=None)
+
+    def is_patience_over(self) -> bool:
+        """Whether the newest `trainer.patience` evaluations were not better than one before them."""
+        if self.trainer.patience is None or self.trainer.keep_best is None:
+            return False
+        evaluated = sorted(self._scores(self.trainer.keep_best, oldest=1))
+        best = self.of(evaluated)
+        return best is not None and sum(step > best for step in evaluated) >= self.trainer.patience
 
     def _merit(self, score: float) -> float:
         """The higher the better; equal for all scores within the band."""
@@ -46,8 +63,8 @@ class Retention:
         low, high = self.trainer.keep_best_band
         return -max(low - score, score - high, 0.0)
 
-    def _scores(self, name: str, steps: list[int]) -> dict[int, float]:
-        """Of the checkpoints that have one.
+    def _scores(self, name: str, oldest: int) -> dict[int, float]:
+        """By step, of `oldest` and later ones at least.
 
         The name is that of an evaluation set, for its avg@k, or of another figure of it
         (`eval/<set>/<figure>`), or of a metric, which is taken from the step before.
@@ -57,12 +74,11 @@ class Retention:
             figures = {f"eval/{record['set']}/{key}": value for key, value in record.items()}
             return record["avg"] if record["set"] == name else figures.get(name)
 
-        self.evaluations.read(steps[0], of_evaluation)
-        scores = self.evaluations.found
-        if not scores:
-            self.metrics.read(steps[0] - 1, lambda record: record.get(name))
-            scores = {step + 1: score for step, score in self.metrics.found.items()}
-        return {step: scores[step] for step in steps if step in scores}
+        self.evaluations.read(oldest, of_evaluation)
+        if self.evaluations.found:
+            return self.evaluations.found
+        self.metrics.read(oldest - 1, lambda record: record.get(name))
+        return {step + 1: score for step, score in self.metrics.found.items()}
 
 
 class Scores:
@@ -81,5 +97,5 @@ class Scores:
                 break
             self.last_step = max(self.last_step, record["step"])
             value = score(record)
-            if value is not None:
+            if value is not None and math.isfinite(value):
                 self.found[record["step"]] = value

@@ -94,15 +94,19 @@ class Saver:
         self.engine.load(reader, reader.manifest["updates"])
         self.newest = step
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int, patience: int | None = None) -> None:
         """Marks the checkpoint of the last step, which is there, as that of a finished run.
+
+        Args:
+            patience: `trainer.patience`, if training ended by it before its last step.
 
         Raises:
             CheckpointFailed: the storage refused it.
         """
 
         def mark() -> None:
-            self.store.commit(step, {**self.store.manifest(step), "finished": True})
+            ending = {"finished": True, "patience": patience}
+            self.store.commit(step, {**self.store.manifest(step), **ending})
 
         error = self._on_first_rank(mark)
         if error:

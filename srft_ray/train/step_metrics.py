@@ -1,9 +1,10 @@
 """What a step measures: sums over the tokens of all ranks, and the metrics that are made of them.
 
 Sums are float64 scalars on the learner's device, by name: `loss/<term>`, `weight/<term>`, `selected/<term>`,
-`metrics/<figure>/<term>`, `entropy/<origin>` (rollout or demo), `tokens/<origin>` (or replay), `ratio/…`,
-`tokens/sampled`, `parity/…`, and `nonfinite` (micro-batches with a number that is not finite). They stay on
-the device until the step's one reduction, so that nothing waits for it.
+`metrics/<figure>/<term>`, `entropy/<origin>` (rollout or demo), `tokens/<origin>` (or replay),
+`surprise/demo` (minus the log-probs), `ratio/…`, `tokens/sampled`, `parity/…`, and `nonfinite` (micro-batches
+with a number that is not finite). They stay on the device until the step's one reduction, so that nothing
+waits for it.
 """
 
 from collections import defaultdict
@@ -50,6 +51,7 @@ class Sums(defaultdict[str, Tensor]):
         for origin, mask_BT in masks.items():
             self[f"entropy/{origin}"] += (entropies_BT * mask_BT).sum()
             self[f"tokens/{origin}"] += mask_BT.sum()
+        self["surprise/demo"] -= (policy.logprobs_BT.detach() * masks["demo"]).sum()
         self["tokens/replay"] += selections.replays(batch).sum()
 
     def _add_ratios(self, micro_batch: MicroBatch, logprobs_BT: Tensor, old_BT: Tensor) -> None:

@@ -19,6 +19,7 @@ from srft_ray.train.checkpoints import Checkpoints
 from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
+from srft_ray.train.held_out import held_out_figures
 from srft_ray.train.history import HistoryKeeper
 from srft_ray.train.job import Batches, Job, LeaveQuestion
 from srft_ray.train.learner import Learner
@@ -29,6 +30,7 @@ from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
 from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.replay import ReplayPool
+from srft_ray.train.retention import BestStep
 from srft_ray.train.saving import Saver
 
 
@@ -66,6 +68,7 @@ class LearnerWorker:
         self.timeline = Timeline(job.run_dir, self.rank)
         self.taken = 0  # groups, by all learners since they started
         self.skipped_in_a_row = 0  # steps whose update was not finite
+        self.best = BestStep(job.run_dir, job.trainer)
         self.step = self._resume()
         self.checkpoints = Checkpoints(job, self.saver, self.recorder, self.timeline, self.step)
 
@@ -121,6 +124,9 @@ class LearnerWorker:
             # collective for one that has left.
             if self._leaving(groups is None):
                 return self.save(final=False)
+            if segment.dataset == "train" and self._is_patience_over(segment.step):
+                self.save(final=True)
+                return self.saver.finish(self.step, self.job.trainer.patience)
             self.checkpoints.settle(wait=False)
             # Rollouts of other weights are refused before they are trained on or counted.
             probe_difference = self.publisher.check(segment.step, groups)
@@ -128,7 +134,8 @@ class LearnerWorker:
             if segment.dataset == "train":
                 self._train(segment.step, groups, mark, probe_difference)
             else:
-                self.recorder.evaluation(segment, groups)
+                figures = held_out_figures(self.learner, groups, segment.step)
+                self.recorder.evaluation(segment, groups, figures)
                 self.timeline.step(segment.step, {"evaluation": (mark, time.perf_counter())}, groups)
             mark = time.perf_counter()
         if stop < self.job.plan.steps:
@@ -138,10 +145,25 @@ class LearnerWorker:
             return self.save(final=True, finished=True)
         return self.saver.finish(self.step)
 
+    def _is_patience_over(self, step: int) -> bool:
+        """Whether the evaluations after `step` steps end the training; a collective where there are any."""
+        if self.job.trainer.patience is None or not self.job.plan.evaluates(step):
+            return False
+        over = self.rank == 0 and self.best.is_patience_over()
+        if over:
+            trainer = self.job.trainer
+            why = f"{trainer.patience} evaluations were not better by {trainer.keep_best}"
+            journal.record_event(self.run_dir, "trainer", f"training ends after step {step}: {why}")
+        return self._any_rank(over)
+
     def _leaving(self, without_groups: bool) -> bool:
         """Whether any rank is to leave; a collective, all ranks get the same answer."""
         leave = without_groups or self.job.is_preempted() or (self.rank == 0 and self.leave.ask())
-        flag = torch.tensor(float(leave), device=self.engine.device)
+        return self._any_rank(leave)
+
+    def _any_rank(self, answer: bool) -> bool:
+        """Whether any rank says yes; a collective."""
+        flag = torch.tensor(float(answer), device=self.engine.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 

@@ -52,8 +52,8 @@ def mean_of_micro_batch_means(model):
 def dropped_micro_batch(model):
     from srft_ray.train.learner import Learner
 
-    cut = Learner._cut
-    with patch.object(Learner, "_cut", lambda self, *args: cut(self, *args)[1:]):
+    cut = Learner.micro_batches
+    with patch.object(Learner, "micro_batches", lambda self, *args: cut(self, *args)[1:]):
         yield
 
 

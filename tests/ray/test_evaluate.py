@@ -66,6 +66,7 @@ def test_a_run_keeps_what_its_evaluations_sampled(tmp_path, tiny_model):
     assert not list((run.dir / "evaluations").glob("*/*.part"))
     for record in run.evaluations:
         table = ledger.read(run.dir, record["set"], record["step"])
+        assert record.pop("demo_entropy") > 0 and record.pop("demo_loss") > 0
         assert record == evaluation_record(record["set"], record["step"], table)
         assert len(table) == record["prompts"] * record["samples"] == 5 * (1 if record["set"] == "own" else 2)
         assert set(table["policy_version"].to_pylist()) == {record["step"]}

@@ -1,18 +1,21 @@
 """Checkpoints on storage: atomic, checked, kept by policy, on any file system of pyarrow."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from srft_ray.config.load import make_config
+from srft_ray.data.store import Counts, PreparedData
 from srft_ray.errors import UserError
 from srft_ray.observe import journal
 from srft_ray.observe.journal import append_json, read_json_lines
+from srft_ray.run.evaluation_checks import check_evaluation
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import COMPLETE, DAMAGED
-from srft_ray.train.retention import Retention
+from srft_ray.train.retention import BestStep, Retention
 
 STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 
@@ -199,3 +202,86 @@ def test_folders_of_other_names_are_no_checkpoints(tmp_path):
     assert store.steps() == [4] and store.latest() == 4
     store.discard_after(0)
     assert store.steps() == [] and (tmp_path / "run/checkpoints/step-4-backup").exists()
+
+
+def patient(folder, **trainer):
+    figures = {"keep_best": "eval/held/demo_loss", "keep_best_mode": "min", "checkpoint_every": 2}
+    return config_for(folder, **({"evaluate_every": 2, "patience": 2} | figures | trainer))
+
+
+def record_losses(folder, losses):
+    for index, loss in enumerate(losses):
+        append_json(
+            folder / "run/evaluations.jsonl",
+            {"step": 2 * index, "set": "held", "avg": 1.0, "demo_loss": loss},
+        )
+
+
+@pytest.mark.parametrize(
+    ("losses", "over", "best"),
+    [
+        ([0.1, 0.9, 0.8, 0.7], False, 6),
+        ([0.1, 0.9, 0.7, 0.8], False, 4),
+        ([0.1, 0.9, 0.7, 0.8, 0.71], True, 4),
+        ([0.1, 0.9, 0.7, 0.8, 0.7], False, 8),  # an equal one is as good, and newer
+        ([0.1, 0.5], False, 2),  # the model that training began with is none of its checkpoints
+        ([0.1, 0.9, float("nan"), 0.95], False, 2),
+        ([], False, None),
+    ],
+)
+def test_patience_counts_evaluations_after_the_best_one(tmp_path, losses, over, best):
+    (tmp_path / "run").mkdir()
+    record_losses(tmp_path, losses)
+    found = BestStep(tmp_path / "run", patient(tmp_path).trainer)
+    assert found.is_patience_over() == over
+    assert found.of([2, 4, 6, 8]) == best
+    assert not BestStep(tmp_path / "run", config_for(tmp_path).trainer).is_patience_over()
+
+
+def test_a_run_that_ended_by_its_patience_is_finished_with_that_patience_only(tmp_path):
+    (tmp_path / "run").mkdir()
+    store = open_store(patient(tmp_path))
+    write(store, 4)
+    assert not store.finished(patient(tmp_path).trainer)
+    store.commit(4, {**store.manifest(4), "finished": True, "patience": 2})
+    assert store.finished(patient(tmp_path).trainer)
+    assert store.finished(patient(tmp_path, steps=4, patience=3).trainer), "it is at its last step"
+    assert not store.finished(patient(tmp_path, patience=3).trainer)
+    assert not store.finished(config_for(tmp_path).trainer)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"keep_best": None}, "trainer.patience compares evaluations, and trainer.keep_best=None"),
+        ({"keep_best": "reward/mean"}, "trainer.keep_best=reward/mean is no figure of one"),
+        ({"evaluate_every": 0}, "needs a checkpoint of every evaluation"),
+        ({"evaluate_every": 3}, "they are 3 and 2"),
+    ],
+)
+def test_a_patience_that_could_never_end_is_refused(tmp_path, trainer, message):
+    with pytest.raises(UserError, match=message):
+        patient(tmp_path, **trainer)
+
+
+@pytest.mark.parametrize(
+    ("best", "demonstrations", "message"),
+    [
+        ("eval/held/demo_loss", 3, None),
+        ("held", 0, None),
+        ("eval/held/demo_loss", 0, "no row of evaluation.data.held has one that fits"),
+        ("eval/held/demo_los", 3, "did you mean 'demo_loss'"),
+        ("eval/other/demo_loss", 3, "a figure of the set 'other', which is not evaluated"),
+    ],
+)
+def test_a_figure_that_is_never_recorded_is_refused(tmp_path, best, demonstrations, message):
+    config = config_for(tmp_path, keep_checkpoints=1, keep_best=best)
+    evaluation = {"held": PreparedData("", Counts(demonstrations=demonstrations, longest_demonstration=9))}
+    with nullcontext() if message is None else pytest.raises(UserError, match=message):
+        check_evaluation(config, evaluation)
+
+
+def test_demonstrations_that_no_micro_batch_holds_are_refused(tmp_path):
+    evaluation = {"held": PreparedData("", Counts(demonstrations=1, longest_demonstration=20_000))}
+    with pytest.raises(UserError, match=r"of evaluation\.data\.held, which has 20000 tokens"):
+        check_evaluation(config_for(tmp_path), evaluation)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import yaml
 
 from algorithms import GRPO, SFT, SRFT, Algorithm, Completion, Group
 from srft_ray.commands import side_by_side, variants
-from srft_ray.commands.compare import compare, labels, planned_runs
+from srft_ray.commands.compare import compare
+from srft_ray.commands.compare_runs import labels, planned_runs
 from srft_ray.commands.compare_significance import differences, sentences
+from srft_ray.commands.compare_tuning import Sweep
 from srft_ray.commands.compare_variants import read_variants
 from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.observe import evaluation_ledger
+from srft_ray.observe.page_comparisons import steps_of_model
+from srft_ray.observe.report import evaluations_of_model
 from srft_ray.run.driver import Result
 from tests.conftest import base_config
 
@@ -114,7 +119,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
             {"set": "heldout", "step": step, "samples": 8, "avg": 50.0 + 4 * scale * step, "entropy": 0.5}
             for step in steps
         ]
-        summary = {"tokens_generated": 1000, "tokens": 2000, "evaluations": evaluations}
+        summary = {
+            "tokens_generated": 1000,
+            "tokens": 2000,
+            "steps": config.trainer.steps,
+            "evaluations": evaluations,
+        }
         config.run_dir.mkdir(parents=True)
         (config.run_dir / "summary.json").write_text(json.dumps(summary))
         (config.run_dir / "metrics.jsonl").write_text('{"step": 0, "time/step": 0.5}\n')
@@ -145,7 +155,7 @@ def test_a_file_and_instances_are_compared_and_finished_runs_are_not_repeated(
     ]
     folder = tmp_path / "runs/run-compare"
     assert (folder / "compare.md").read_text() == text + "\n"
-    assert [row["algorithm"] for row in json.loads((folder / "compare.json").read_text())][1::2] == [
+    assert [row["algorithm"] for row in json.loads((folder / "compare.json").read_text())][-3:] == [
         "srft",
         "sft",
         "srft-2",
@@ -267,3 +277,78 @@ def test_differences_are_paired_by_seed_and_prompt(tmp_path: Path):
     assert row["p"] == row["holm"] == pytest.approx(2 * 0.10242, abs=1e-3)
     assert sentences([row]).startswith("new − old on held: +50.0 [-161.8, +261.8] points, p 0.2048")
     assert sentences([]) == ""
+
+
+CHAIN = {
+    "rl": {"after": "warm", "algorithm": {"name": "grpo"}, "trainer": {"steps": 3}},
+    "warm": {"algorithm": {"name": "sft"}},
+}
+
+
+def test_a_variant_begins_with_the_model_of_another(
+    values: dict[str, Any], trained: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+):
+    """It comes after it, with its cost, and is compared where both together had spent as much."""
+    models: dict[str, str] = {}
+    fit = variants.fit
+
+    def fit_and_note(config: Config, algorithm: Algorithm | None = None) -> Result:
+        models[config.run.name] = config.model.path
+        result = fit(config, algorithm)
+        summary = json.loads((config.run_dir / "summary.json").read_text())
+        trained_model = Path(config.run.dir) / f"model-of-{config.run.name}"
+        shutil.copytree(tiny_model, trained_model)
+        summary["model"] = str(trained_model)
+        (config.run_dir / "summary.json").write_text(json.dumps(summary))
+        return result
+
+    monkeypatch.setattr(variants, "fit", fit_and_note)
+    config = make_config(values)
+    text = compare(config, [], [0, 1], CHAIN)
+    assert [name for name, _ in trained] == ["warm-seed0", "warm-seed1", "rl-seed0", "rl-seed1"]
+    folder = f"{config.run.dir}/run-compare"
+    assert models["warm-seed1"] == config.model.path
+    assert models["rl-seed1"] == f"{folder}/model-of-warm-seed1"
+    rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.splitlines() if "±" in line}
+    assert list(rows) == ["(before)", "rl", "warm"]
+    generated = [rows[name][2].strip() for name in ("warm", "rl")]
+    assert generated == ["1,000 ± 0", "2,000 ± 0"], "with what its predecessor cost"
+    assert compare(config, [], [0, 1], CHAIN) == text and len(trained) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"a": {"after": "sfft"}},
+            "The variant a goes on after sfft, which is not compared: did you mean 'sft'",
+        ),
+        ({"a": {"after": "b"}, "b": {"after": "a"}}, "The variants a, b go on after each other"),
+        ({"a": {"after": "a"}}, "The variants a go on after each other"),
+        ({"a": {"after": ["sft"]}}, "give the name of one method"),
+        ({"a": {"after": "sft", "model": {"path": "x"}}}, "leave out its model section"),
+    ],
+)
+def test_a_wrong_chain_is_refused(values: dict[str, Any], given: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        planned_runs(make_config(values), ["sft"], [0], given)
+
+
+def test_a_chain_is_not_swept(values: dict[str, Any]):
+    with pytest.raises(UserError, match="and rl begins with another: leave the sweep out"):
+        compare(make_config(values), [], [0], CHAIN, Sweep([1e-4], [9]))
+
+
+def test_the_model_that_early_stopping_chose_is_compared(tmp_path: Path):
+    folder = tmp_path / "run"
+    for step, reward in ((2, 1.0), (4, 0.0)):
+        rollout = Completion(0, "rollout", "t", [1], [0.0], reward=reward)
+        evaluation_ledger.write_part(
+            folder, "held", step, 0, [Group(step, 0, "p", [1], "r", {}, [rollout], "held")]
+        )
+        evaluation_ledger.join(folder, "held", step, [0])
+    assert steps_of_model(folder) == {"held": 4}
+    (folder / "summary.json").write_text(json.dumps({"steps": 4, "model_step": 2}))
+    assert steps_of_model(folder) == {"held": 2}
+    records = [{"set": "held", "step": step, "samples": 1, "avg": 9.0 * step} for step in (0, 2, 4)]
+    assert evaluations_of_model({"steps": 4, "model_step": 2, "evaluations": records}) == [records[1]]

@@ -10,7 +10,7 @@ import pytest
 from algorithms import Algorithm, Completion, Group
 from srft_ray.commands import cli, side_by_side, variants
 from srft_ray.commands.compare import compare
-from srft_ray.commands.compare_budget import Reached, budget_table, within
+from srft_ray.commands.compare_budget import Reached, budget_table, curve, within
 from srft_ray.commands.compare_significance import differences, sentences
 from srft_ray.commands.compare_tuning import Sweep, Tried, best_rates, tuning_table
 from srft_ray.config.load import make_config, to_yaml
@@ -43,13 +43,14 @@ def test_methods_stand_where_the_same_budget_was_spent(tmp_path: Path):
     cheap = write_run(tmp_path / "cheap", [1, 1, 1, 1], {0: 10.0, 2: 20.0, 4: 30.0})
     dear = write_run(tmp_path / "dear", [2, 2, 2, 2], {0: 10.0, 2: 40.0, 4: 60.0})
     parameters = 10**12 // 6
-    text = budget_table({"cheap": {0: cheap}, "dear": {0: dear}}, parameters)
+    curves = {"cheap": [curve([cheap], parameters)], "dear": [curve([dear], parameters)]}
+    text = budget_table(curves)
     assert text.splitlines()[2:] == ["| 4 | cheap | 4 | 30.0 ± 0.0 |", "| 4 | dear | 2 | 40.0 ± 0.0 |"]
-    wide = budget_table({"cheap": {0: cheap}, "dear": {0: dear}}, parameters, [2.5, 8.0])
+    wide = budget_table(curves, [2.5, 8.0])
     assert [line.split("|")[3].strip() for line in wide.splitlines()[2:]] == ["2", "0", "4", "4"]
-    assert budget_table({"none": {0: write_run(tmp_path / "none", [1], {})}}, parameters) == ""
+    assert budget_table({"none": [curve([write_run(tmp_path / "none", [1], {})], parameters)]}) == ""
     with pytest.raises(UserError, match="--tflops must be positive"):
-        budget_table({"cheap": {0: cheap}}, parameters, [0.0])
+        budget_table(curves, [0.0])
 
 
 def test_a_budget_that_an_evaluation_meets_exactly_counts():
@@ -98,7 +99,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
             {"set": "heldout", "step": step, "samples": 8, "avg": value, "entropy": 0.5}
             for step, value in ((0, 10.0), (steps, average))
         ]
-        summary = {"tokens_generated": 1000, "tokens": 2000, "evaluations": evaluations}
+        summary = {
+            "tokens_generated": 1000,
+            "tokens": 2000,
+            "steps": config.trainer.steps,
+            "evaluations": evaluations,
+        }
         config.run_dir.mkdir(parents=True)
         (config.run_dir / "summary.json").write_text(json.dumps(summary))
         (config.run_dir / "metrics.jsonl").write_text('{"step": 0, "time/step": 0.5}\n')

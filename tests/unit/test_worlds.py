@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srft_ray.commands.compare import planned_runs
+from srft_ray.commands.compare_runs import planned_runs
 from srft_ray.commands.compare_variants import read_variants
 from srft_ray.config.load import load_config
 from srft_ray.config.schema import Config

@@ -39,13 +39,19 @@ function metricSeries(wanted) {
     points: run.metrics.step.map((step, place) => ({ x: step, y: run.metrics[key][place] })),
   })));
 }
+function evaluationChart(set, title, unit, point) {
+  return lineChart(`${set}: ${title}`, unit, RUNS.map((run) => ({
+    name: run.name,
+    points: run.evaluations.filter((record) => record.set === set).map((record) => ({ x: record.step, ...point(record) })),
+  })), eventMarks());
+}
 function evaluationCharts() {
   const sets = [...new Set(RUNS.flatMap((run) => run.evaluations.map((record) => record.set)))];
-  return sets.map((name) => lineChart(`${name}: avg@k`, "%", RUNS.map((run) => ({
-    name: run.name,
-    points: run.evaluations.filter((record) => record.set === name)
-      .map((record) => ({ x: record.step, y: record.avg, low: record.avg_low, high: record.avg_high })),
-  })), eventMarks()));
+  const accuracy = (record) => ({ y: record.avg, low: record.avg_low, high: record.avg_high });
+  return [
+    ...sets.map((set) => evaluationChart(set, "avg@k", "%", accuracy)),
+    ...sets.map((set) => evaluationChart(set, "loss of demonstrations (held out)", "nats", (record) => ({ y: record.demo_loss }))),
+  ];
 }
 // Steps have durations and checkpoints have times: an event lies in the step that ended after it.
 function eventMarks() {
