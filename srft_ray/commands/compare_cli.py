@@ -18,7 +18,10 @@ def add_compare(commands: Any) -> None:
         f"names as in `srft-ray algorithms`, separated by commas (default {COMPARED}, none with --variants)"
     )
     add_option(command, "--algorithms", None, names)
-    variants = "YAML file of variants by name, each with the sections that differ (default no variants)"
+    variants = (
+        "YAML file of variants by name, each with the sections that differ; `after: NAME` begins with "
+        "the model of another one (default no variants)"
+    )
     add_option(command, "--variants", None, variants)
     add_option(command, "--seeds", "0,1,2", "values of run.seed, separated by commas")
     rates = "values of learner.lr of which each method gets the best, separated by commas (default no sweep)"
