@@ -53,7 +53,10 @@ USES = {
     "hpt_soft": "As HPT, with a gradual change from SFT to RL.",
     "relift": "As HPT, with RL on all prompts.",
     "relift_buffered": "As ReLIFT, with SFT updates of a fixed size, apart from those of RL.",
-    "sdft": "Demonstrations without a verifier, if the policy should keep its own style and skills.",
+    "sdft": (
+        "Demonstrations without a verifier, if the policy should keep its own style and skills. It must "
+        "learn in context: one that answers worse after a demonstration teaches itself to be worse."
+    ),
     "prefix_rft": "Demonstrations that are good beginnings rather than texts to imitate.",
     "uft": "Prompts too hard to solve at first: hints that fade.",
     "r3": "As UFT, if hints of all lengths should stay.",
