@@ -13,7 +13,7 @@ from srft_ray.config.load import load_config
 from srft_ray.observe.journal import read_json_lines
 from tests.conftest import base_config
 from tests.ray.conftest import Run
-from tests.ray.faults import ROOT
+from tests.ray.faults import ROOT, SMALL, Watched
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 EVERY_STEP = {"steps": 20, "evaluate_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
@@ -53,6 +53,42 @@ def test_training_ends_when_the_held_out_loss_rises_and_the_best_is_the_model(tm
     more = fit(config_for(tmp_path, tiny_model, patience=2))
     longer = Run(result.run_dir)
     assert more.steps > result.steps and longer.evaluations[: len(losses)] == run.evaluations
+
+
+def watched(folder: Path) -> Watched:
+    return Watched(
+        folder / "run",
+        ROOT / "examples/quickstart.yaml",
+        f"run.dir={folder}",
+        *("run.name=run", "algorithm.name=sft", "learner.lr=0.01", "trainer.steps=20"),
+        *("trainer.evaluate_every=1", "trainer.checkpoint_every=1", "trainer.patience=2"),
+        *("trainer.keep_best=eval/heldout/demo_loss", "trainer.keep_best_mode=min"),
+        *SMALL,
+    )
+
+
+@pytest.mark.full
+def test_a_run_whose_learner_and_driver_are_killed_ends_at_the_same_step(tmp_path):
+    calm, struck = watched(tmp_path / "calm"), None
+    try:
+        assert calm.finish()[0] == 0
+        struck = watched(tmp_path / "struck")
+        struck.wait_for_step(1)
+        struck.kill("learner")
+        struck.wait_for_step(2)
+        struck.process.kill()
+        struck.process.communicate()
+        assert not struck.left(90)
+        struck.start()
+        code, _, error = struck.finish()
+        assert code == 0, error
+    finally:
+        for run in filter(None, (calm, struck)):
+            run.process.kill()
+    summaries = [json.loads((run.run_dir / "summary.json").read_text()) for run in (calm, struck)]
+    assert summaries[0]["steps"] == summaries[1]["steps"] < 20
+    assert summaries[0]["model_step"] == summaries[1]["model_step"] == summaries[0]["steps"] - 2
+    assert Run(struck.run_dir).evaluations == Run(calm.run_dir).evaluations
 
 
 @pytest.mark.full
