@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from srft_ray.commands.analysis.records import accuracy_by_cost
 from srft_ray.errors import require
+from srft_ray.observe.page_comparisons import model_step
 
 
 class Reached(NamedTuple):
@@ -25,11 +26,18 @@ def curve(folders: Sequence[Path], parameters: int) -> list[Reached]:
     found: list[Reached] = []
     steps, spent = 0, 0.0
     for folder in folders:
-        own = _curve(folder, parameters)
+        own = _with_chosen(folder, _curve(folder, parameters))
         found += [Reached(steps + one.step, spent + one.teraflops, one.averages) for one in own]
         if own:
             steps, spent = found[-1].step, found[-1].teraflops
     return found
+
+
+def _with_chosen(run_dir: Path, points: list[Reached]) -> list[Reached]:
+    """With early stopping the model after all that was spent is that of the best evaluation, not the last."""
+    chosen = model_step(run_dir)
+    averages = [point.averages for point in points if point.step == chosen]
+    return [*points[:-1], points[-1]._replace(averages=averages[0])] if averages else points
 
 
 def _curve(run_dir: Path, parameters: int) -> list[Reached]:

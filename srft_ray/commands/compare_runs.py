@@ -61,8 +61,8 @@ def train_in_order(comparisons: Sequence[Comparison], parallel: int) -> None:
         depth = min(len(one.folders) for one in waiting)
         ready = [one.with_its_model() for one in waiting if len(one.folders) == depth]
         check([one.run for one in ready])
-        train_all([one.run for one in ready], parallel)
         waiting = [one for one in waiting if len(one.folders) > depth]
+        train_all([one.run for one in ready], parallel, [one.run for one in waiting])
 
 
 def planned_runs(
@@ -100,9 +100,20 @@ def planned_runs(
             of_seed[label] = Comparison(label, _variant(config, label, algorithm, seed))
         for label in _in_order(given):
             run = _section_variant(config, label, given[label], seed)
-            of_seed[label] = Comparison(label, run, of_seed.get(given[label].get(AFTER, "")))
+            after = of_seed.get(given[label].get(AFTER, ""))
+            _check_model_is_local(label, after)
+            of_seed[label] = Comparison(label, run, after)
         found += [of_seed[label] for label in (*labelled, *given)]
     return found
+
+
+def _check_model_is_local(label: str, after: Comparison | None) -> None:
+    path = (after.run.config.trainer.checkpoint_path or "") if after else ""
+    require(
+        "://" not in path,
+        f"The variant {label} goes on from a checkpoint in trainer.checkpoint_path={path}, and models are "
+        "read from a directory: set it to a directory on shared storage.",
+    )
 
 
 def _in_order(variants: Mapping[str, Sections]) -> list[str]:

@@ -24,10 +24,13 @@ POLL_INTERVAL_S = 0.1
 END_TIMEOUT_S = 60.0  # that runs have to end in order when this process is interrupted
 
 
-def train_all(runs: Sequence[Variant], at_a_time: int) -> None:
+def train_all(runs: Sequence[Variant], at_a_time: int, later: Sequence[Variant] = ()) -> None:
     """Trains what is not finished, in this process if it is one run at a time.
 
     When one fails, no further one is started. SIGTERM is passed on.
+
+    Args:
+        later: runs that a further call trains, and that the cluster must have room for too.
 
     Raises:
         UserError: the cluster has no room for so many.
@@ -36,7 +39,7 @@ def train_all(runs: Sequence[Variant], at_a_time: int) -> None:
     waiting = unfinished(runs)
     if not waiting:
         return
-    _start_room(waiting, at_a_time)
+    _start_room([*waiting, *later], at_a_time)
     if at_a_time == 1:
         for run in waiting:
             complete(run)

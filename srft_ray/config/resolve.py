@@ -133,8 +133,10 @@ def _make_paths_absolute(config: Config) -> None:
         config.model.path = _absolute(config.model.path)
     if data_format(config.data) != "tasks":
         config.data.path = _absolute(config.data.path)
-    if config.learner.reference and Path(config.learner.reference).expanduser().exists():
-        config.learner.reference = _absolute(config.learner.reference)
+    for key in ("reference", "critic"):
+        path = getattr(config.learner, key)
+        if path and Path(path).expanduser().exists():
+            setattr(config.learner, key, _absolute(path))
     if config.verifier.path:
         config.verifier.path = _absolute(config.verifier.path)
     if config.rollout.environment:
@@ -162,6 +164,11 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
         stages = [algorithm.stage(step, steps) for step in (0, steps - 1)]
     except ValueError as error:
         raise UserError(f"The settings of algorithm do not fit trainer.steps: {error}.") from error
+    require(
+        config.trainer.patience is None or stages[0].start == stages[1].start,
+        f"trainer.patience would end {algorithm.name} in its first stage or undo its second: train the first "
+        "stage with it as a run of its own, and go on from its model (`after` in `srft-ray compare`).",
+    )
     for stage in stages:
         name = stage.algorithm.name
         size = stage_size(config.trainer, stage)

@@ -166,7 +166,7 @@ class TrainerSection:
         None,
         "The checkpoint with the best value of this metric (such as reward/mean), the best avg@k of this "
         "evaluation set, or the best figure of one (such as eval/heldout/entropy) is kept too; needs "
-        "keep_checkpoints.",
+        "keep_checkpoints or patience.",
         may_change=True,
     )
     keep_best_mode: str = setting(
@@ -226,3 +226,11 @@ class TrainerSection:
         may_change=True,
         above=0,
     )
+
+    @property
+    def stopping_rule(self) -> dict[str, Any] | None:
+        """What decides when training stops early; None if nothing does."""
+        if self.patience is None:
+            return None
+        names = ("patience", "keep_best", "keep_best_mode", "keep_best_band")
+        return {name: getattr(self, name) for name in names}

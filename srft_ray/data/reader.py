@@ -22,7 +22,7 @@ class GroupSettings:
         seed: of the run; it decides the order of prompts.
         num_rollouts: rollouts of a training group, if its algorithm samples any.
         max_new_tokens: longest response, in tokens.
-        max_demonstrations: most demonstrations of a group.
+        max_demonstrations: most demonstrations of a training group.
         evaluation: how each evaluation set is sampled.
         history_lag: steps that a group's view of the history of prompts is behind its own step.
     """
@@ -125,7 +125,7 @@ class GroupReader:
             row["reference"],
             row["metadata"],
             dataset=segment.dataset,
-            completions=demonstrations(row, settings.samples, 0, self.settings.max_demonstrations),
+            completions=demonstrations(row, settings.samples, 0, settings.max_demonstrations),
             num_rollouts=settings.samples,
             max_new_tokens=settings.max_new_tokens,
         )

@@ -38,11 +38,16 @@ def comparisons(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     return [{**one, "holm": p} for one, p in zip(found, adjusted, strict=True)]
 
 
+def model_step(run_dir: Path) -> int | None:
+    """The step whose checkpoint is the run's model; None for a run that is not finished."""
+    summary = run_dir / "summary.json"
+    return json.loads(summary.read_text()).get("model_step") if summary.exists() else None
+
+
 def steps_of_model(run_dir: Path) -> dict[str, int]:
     """Of each set the step of its last evaluation, or of that of the run's model after early stopping."""
     tables = evaluation_ledger.tables(run_dir)  # sorted by step
-    summary = run_dir / "summary.json"
-    chosen = json.loads(summary.read_text()).get("model_step") if summary.exists() else None
+    chosen = model_step(run_dir)
     return {name: chosen if (name, chosen) in tables else last for name, last in dict(tables).items()}
 
 

@@ -12,7 +12,7 @@ import yaml
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import CORRECT_ABOVE
 from srft_ray.observe.journal import CHECKPOINTS, EVALUATIONS, EVENTS, METRICS, read_json_lines
-from srft_ray.observe.page_comparisons import averages_of
+from srft_ray.observe.page_comparisons import averages_of, model_step
 from srft_ray.observe.page_groups import sampled_groups
 from srft_ray.text import sanitize_text
 
@@ -73,7 +73,8 @@ def run_data(
         "finished": summary.exists(),
         "failure": _text(run_dir / "failure.txt", limits),
         "config": _text(config, limits),
-        "about": _about(config),
+        "about": _about(run_dir.name, config),
+        "model_step": model_step(run_dir),
         "metrics": _columns(read_json_lines(run_dir / METRICS)),
         "evaluations": read_json_lines(run_dir / EVALUATIONS),
         "checkpoints": read_json_lines(run_dir / CHECKPOINTS),
@@ -85,15 +86,20 @@ def run_data(
     }
 
 
-def _about(config: Path) -> dict[str, Any]:
-    """What runs are compared by: algorithm, seed and model."""
+def _about(name: str, config: Path) -> dict[str, Any]:
+    """What runs are compared by: method, seed and model.
+
+    The method is the name of the run without its seed if it ends with that, as those of comparisons do.
+    """
     if not config.exists():
         return {}
     sections = yaml.safe_load(config.read_text())
     algorithm = dict(sections.get("algorithm") or {})
+    seed = (sections.get("run") or {}).get("seed")
+    label = name.removesuffix(f"-seed{seed}")
     return {
-        "algorithm": algorithm.get("name") or algorithm.get("path") or "",
-        "seed": (sections.get("run") or {}).get("seed"),
+        "method": label if label != name else algorithm.get("name") or algorithm.get("path") or "",
+        "seed": seed,
         "model": (sections.get("model") or {}).get("path"),
     }
 

@@ -20,7 +20,7 @@ from srft_ray.models import resolve_dtype
 from srft_ray.observe import report
 from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
 from srft_ray.observe.follow import RunFollower
-from srft_ray.observe.journal import record_event, truncate, write_whole
+from srft_ray.observe.journal import EVALUATIONS, read_json_lines, record_event, truncate, write_whole
 from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
 from srft_ray.observe.timeline import write_newest_trace
@@ -115,7 +115,17 @@ def _is_finished(prepared: Prepared) -> bool:
     if config.run.resume == "from_scratch":
         return False
     last = store.latest()
-    return store.finished(config.trainer) and store.newest_whole() == last
+    whole = store.finished(config.trainer) and store.newest_whole() == last
+    return whole and _is_evaluated(prepared, last)
+
+
+def _is_evaluated(prepared: Prepared, last: int) -> bool:
+    """Whether evaluations after the last step are recorded: not if a longer run was begun and given up."""
+    if not prepared.plan.evaluates(last):
+        return True
+    records = read_json_lines(prepared.store.run_dir / EVALUATIONS)
+    found = {record["set"] for record in records if record["step"] == last}
+    return found >= prepared.evaluation.keys()
 
 
 def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]) -> Result:
@@ -197,8 +207,8 @@ def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Res
     if trainer.patience is not None:
         chosen = BestStep(resolved.run_dir, trainer).of(store.steps()) or steps
     model = store.address(chosen, "hf")
-    if path.exists():
-        figures = json.loads(path.read_text())
-    else:
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    # Written anew if the run is finished already, and now asked for by another rule of what is best.
+    if figures.get("model_step", figures.get("steps")) != chosen:
         figures = report.write(resolved.run_dir, steps, chosen, model, time.time() - started)
     return Result(resolved.run_dir, steps, "", figures, model)

@@ -1,5 +1,4 @@
-"""What the data of evaluation sets show to be wrong: demonstrations that do not fit, figures that do not
-exist."""
+"""Whether the figure that decides which checkpoint is the best is ever recorded."""
 
 from collections.abc import Mapping
 
@@ -11,28 +10,18 @@ from srft_ray.observe.metrics_reference import EVALUATIONS
 OF_DEMONSTRATIONS = ("demo_loss", "demo_entropy")
 
 
-def check_evaluation(config: Config, evaluation: Mapping[str, PreparedData]) -> None:
-    """Raises UserError if learners cannot score a set's demonstrations, or a figure of trainer.keep_best is
-    never recorded.
+def check_best_figure(
+    config: Config, evaluation: Mapping[str, PreparedData], sizes: Mapping[str, int]
+) -> None:
+    """Raises UserError if trainer.keep_best is a figure of evaluations that no evaluation has.
 
     Args:
         evaluation: rows of each set; empty if the run never evaluates.
+        sizes: of how many of them a set uses the first.
     """
-    room = config.learner.micro_batch_tokens
-    for name, data in evaluation.items():
-        longest = data.counts.longest_demonstration
-        require(
-            longest <= room,
-            f"learner.micro_batch_tokens={room} is below the longest demonstration of "
-            f"evaluation.data.{name}, which has {longest} tokens with its prompt: set it to at least "
-            f"{longest}.",
-        )
     best = config.trainer.keep_best or ""
-    if best.startswith("eval/") and best not in evaluation:
-        _check_figure(best, evaluation)
-
-
-def _check_figure(best: str, evaluation: Mapping[str, PreparedData]) -> None:
+    if not best.startswith("eval/") or best in evaluation:
+        return
     name, _, figure = best.removeprefix("eval/").rpartition("/")
     require(
         name in evaluation,
@@ -40,8 +29,9 @@ def _check_figure(best: str, evaluation: Mapping[str, PreparedData]) -> None:
         "add it to evaluation.data and set trainer.evaluate_every.",
     )
     require(figure in EVALUATIONS, f"trainer.keep_best={best}: {nearest(figure, EVALUATIONS)}")
+    rows = range(sizes[name])
     require(
-        figure not in OF_DEMONSTRATIONS or evaluation[name].counts.demonstrations > 0,
-        f"trainer.keep_best={best} is of demonstrations, and no row of evaluation.data.{name} has one that "
-        f"fits: set evaluation.data.{name}.demonstration_field.",
+        figure not in OF_DEMONSTRATIONS or any(evaluation[name].row(row)["demonstrations"] for row in rows),
+        f"trainer.keep_best={best} is of demonstrations, and no prompt of evaluation.data.{name} has one "
+        f"that fits: set evaluation.data.{name}.demonstration_field.",
     )

@@ -20,7 +20,7 @@ from srft_ray.models import check_trainable, load_model_config
 from srft_ray.observe.loggers import check_loggers
 from srft_ray.rollout.vllm_engine import check_engine_arguments
 from srft_ray.run.directory import check_run_directory
-from srft_ray.run.evaluation_checks import check_evaluation
+from srft_ray.run.evaluation_checks import check_best_figure
 from srft_ray.sync.transports import transport_class
 from srft_ray.train.checkpoint import CheckpointStore
 from srft_ray.train.deepspeed_config import check_deepspeed_settings
@@ -74,11 +74,12 @@ def prepare_run(resolved: Resolved) -> Prepared:
         train = prepare_data(resolved, config.data, tokenizer, created)
         _check_data(resolved, train.counts)
         evaluation = prepare_evaluation(resolved, tokenizer, created) if resolved.needs_engines else {}
-        check_evaluation(config, evaluation)
+        sizes = evaluation_sizes(resolved, evaluation)
+        check_best_figure(config, evaluation, sizes)
     except UserError:
         remove(created)
         raise
-    plan = plan_stream(resolved, evaluation_sizes(resolved, evaluation))
+    plan = plan_stream(resolved, sizes)
     return Prepared(resolved, train, evaluation, plan, store)
 
 

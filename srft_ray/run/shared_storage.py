@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from srft_ray.config.evaluation import evaluation_sets
 from srft_ray.config.schema import Config
 from srft_ray.errors import UserError, require
 
@@ -24,13 +25,17 @@ def shared_paths(config: Config) -> dict[str, str]:
     plugins = {
         "verifier.path": config.verifier.path,
         "rollout.transport": config.rollout.transport,
+        "rollout.environment": config.rollout.environment,
         "algorithm.path": config.algorithm.get("path"),
     }
+    for name, section in evaluation_sets(config).items():
+        plugins[f"evaluation.data.{name}.verifier"] = section.verifier
     found = {
         "run.dir": config.run.dir,
         "trainer.checkpoint_path": (config.trainer.checkpoint_path or "").removeprefix("file://"),
         "model.path": config.model.path,
         "learner.reference": config.learner.reference or "",
+        "learner.critic": config.learner.critic or "",
         **{key: str(value).rpartition(":")[0] for key, value in plugins.items()},
     }
     return {key: path for key, path in found.items() if Path(path).is_absolute()}

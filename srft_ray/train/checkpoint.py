@@ -119,8 +119,8 @@ class CheckpointStore:
         with suppress(Damaged):
             manifest = self.manifest(latest) if latest else {}
             if manifest.get("finished"):
-                stopped_early = trainer.patience is not None and manifest.get("patience") == trainer.patience
-                return latest == trainer.steps or stopped_early
+                rule = trainer.stopping_rule
+                return latest == trainer.steps or (rule is not None and manifest.get("ended_by") == rule)
         return False
 
     def newest_whole(self) -> int:

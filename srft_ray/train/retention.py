@@ -50,9 +50,10 @@ class BestStep:
         """Whether the newest `trainer.patience` evaluations were not better than one before them."""
         if self.trainer.patience is None or self.trainer.keep_best is None:
             return False
-        evaluated = sorted(self._scores(self.trainer.keep_best, oldest=1))
-        best = self.of(evaluated)
-        return best is not None and sum(step > best for step in evaluated) >= self.trainer.patience
+        scores = self._scores(self.trainer.keep_best, oldest=1)
+        # The first of equal ones: those after it were not better.
+        best = max(scores, key=lambda step: (self._merit(scores[step]), -step), default=None)
+        return best is not None and sum(step > best for step in scores) >= self.trainer.patience
 
     def _merit(self, score: float) -> float:
         """The higher the better; equal for all scores within the band."""

@@ -94,18 +94,18 @@ class Saver:
         self.engine.load(reader, reader.manifest["updates"])
         self.newest = step
 
-    def finish(self, step: int, patience: int | None = None) -> None:
+    def finish(self, step: int, ended_by: Mapping[str, Any] | None = None) -> None:
         """Marks the checkpoint of the last step, which is there, as that of a finished run.
 
         Args:
-            patience: `trainer.patience`, if training ended by it before its last step.
+            ended_by: `trainer.stopping_rule`, if early stopping ended the training.
 
         Raises:
             CheckpointFailed: the storage refused it.
         """
 
         def mark() -> None:
-            ending = {"finished": True, "patience": patience}
+            ending = {"finished": True, "ended_by": ended_by}
             self.store.commit(step, {**self.store.manifest(step), **ending})
 
         error = self._on_first_rank(mark)

@@ -118,15 +118,15 @@ class LearnerWorker:
         mark = time.perf_counter()
         stop = self.job.plan.stream_stop(self.step)
         for segment in self.job.plan.segments(self.step, stop):
+            if segment.dataset == "train" and self._is_patience_over(segment.step):
+                self.save(final=True)
+                return self.saver.finish(self.step, self.job.trainer.stopping_rule)
             share = segment.padded // self.world_size
             groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self.leave.look)
             # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
             # collective for one that has left.
             if self._leaving(groups is None):
                 return self.save(final=False)
-            if segment.dataset == "train" and self._is_patience_over(segment.step):
-                self.save(final=True)
-                return self.saver.finish(self.step, self.job.trainer.patience)
             self.checkpoints.settle(wait=False)
             # Rollouts of other weights are refused before they are trained on or counted.
             probe_difference = self.publisher.check(segment.step, groups)

@@ -8,14 +8,15 @@ import torch
 from safetensors.torch import save
 
 from srft_ray.config.load import make_config
-from srft_ray.data.store import Counts, PreparedData
+from srft_ray.config.resolve import resolve
 from srft_ray.errors import UserError
 from srft_ray.observe import journal
 from srft_ray.observe.journal import append_json, read_json_lines
-from srft_ray.run.evaluation_checks import check_evaluation
+from srft_ray.run.evaluation_checks import check_best_figure
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import COMPLETE, DAMAGED
 from srft_ray.train.retention import BestStep, Retention
+from tests.conftest import base_config
 
 STATE = {"a|weight": torch.arange(6.0), "b|exp_avg": torch.tensor([0.5, -0.5])}
 
@@ -223,7 +224,8 @@ def record_losses(folder, losses):
         ([0.1, 0.9, 0.8, 0.7], False, 6),
         ([0.1, 0.9, 0.7, 0.8], False, 4),
         ([0.1, 0.9, 0.7, 0.8, 0.71], True, 4),
-        ([0.1, 0.9, 0.7, 0.8, 0.7], False, 8),  # an equal one is as good, and newer
+        ([0.1, 0.9, 0.7, 0.8, 0.7], True, 8),  # an equal one is not better, and newer
+        ([0.1, 0.7, 0.7, 0.7], True, 6),
         ([0.1, 0.5], False, 2),  # the model that training began with is none of its checkpoints
         ([0.1, 0.9, float("nan"), 0.95], False, 2),
         ([], False, None),
@@ -243,11 +245,15 @@ def test_a_run_that_ended_by_its_patience_is_finished_with_that_patience_only(tm
     store = open_store(patient(tmp_path))
     write(store, 4)
     assert not store.finished(patient(tmp_path).trainer)
-    store.commit(4, {**store.manifest(4), "finished": True, "patience": 2})
+    rule = patient(tmp_path).trainer.stopping_rule
+    store.commit(4, {**store.manifest(4), "finished": True, "ended_by": rule})
     assert store.finished(patient(tmp_path).trainer)
     assert store.finished(patient(tmp_path, steps=4, patience=3).trainer), "it is at its last step"
     assert not store.finished(patient(tmp_path, patience=3).trainer)
+    assert not store.finished(patient(tmp_path, keep_best="held", keep_best_mode="max").trainer)
     assert not store.finished(config_for(tmp_path).trainer)
+    store.commit(4, {**store.manifest(4), "finished": True, "ended_by": None})
+    assert not store.finished(config_for(tmp_path).trainer), "a shorter run was"
 
 
 @pytest.mark.parametrize(
@@ -264,24 +270,39 @@ def test_a_patience_that_could_never_end_is_refused(tmp_path, trainer, message):
         patient(tmp_path, **trainer)
 
 
+class Rows:
+    """Prepared rows of which only the last has demonstrations."""
+
+    def row(self, index):
+        return {"demonstrations": ["d"] if index == 3 else []}
+
+
 @pytest.mark.parametrize(
-    ("best", "demonstrations", "message"),
+    ("best", "size", "message"),
     [
-        ("eval/held/demo_loss", 3, None),
+        ("eval/held/demo_loss", 4, None),
         ("held", 0, None),
-        ("eval/held/demo_loss", 0, "no row of evaluation.data.held has one that fits"),
-        ("eval/held/demo_los", 3, "did you mean 'demo_loss'"),
-        ("eval/other/demo_loss", 3, "a figure of the set 'other', which is not evaluated"),
+        ("eval/held/entropy", 3, None),
+        ("eval/held/demo_loss", 3, r"no prompt of evaluation\.data\.held has one that fits"),
+        ("eval/held/demo_los", 4, "did you mean 'demo_loss'"),
+        ("eval/other/demo_loss", 4, "a figure of the set 'other', which is not evaluated"),
     ],
 )
-def test_a_figure_that_is_never_recorded_is_refused(tmp_path, best, demonstrations, message):
+def test_a_figure_that_is_never_recorded_is_refused(tmp_path, best, size, message):
     config = config_for(tmp_path, keep_checkpoints=1, keep_best=best)
-    evaluation = {"held": PreparedData("", Counts(demonstrations=demonstrations, longest_demonstration=9))}
     with nullcontext() if message is None else pytest.raises(UserError, match=message):
-        check_evaluation(config, evaluation)
+        check_best_figure(config, {"held": Rows()}, {"held": size})
 
 
-def test_demonstrations_that_no_micro_batch_holds_are_refused(tmp_path):
-    evaluation = {"held": PreparedData("", Counts(demonstrations=1, longest_demonstration=20_000))}
-    with pytest.raises(UserError, match=r"of evaluation\.data\.held, which has 20000 tokens"):
-        check_evaluation(config_for(tmp_path), evaluation)
+def test_patience_is_refused_for_several_stages(tmp_path, tiny_model):
+    patient_run = {
+        "steps": 4,
+        "patience": 1,
+        "keep_best": "heldout",
+        "evaluate_every": 1,
+        "checkpoint_every": 1,
+    }
+    sections = {"trainer": patient_run, "evaluation": {"data": {"heldout": {}}}}
+    resolve(make_config(base_config(tmp_path, tiny_model, algorithm={"name": "sft"}, **sections)))
+    with pytest.raises(UserError, match="would end two_stage in its first stage or undo its second"):
+        resolve(make_config(base_config(tmp_path, tiny_model, algorithm={"name": "two_stage"}, **sections)))

@@ -284,10 +284,11 @@ function shownPrompts(set) {
 // ---- comparison
 function comparisonView() {
   const sets = [...new Set(RUNS.flatMap((run) => run.evaluations.map((record) => record.set)))];
-  const final = (run, name) => run.evaluations.filter((record) => record.set === name).pop();
-  const methods = [...new Set(RUNS.map((run) => run.about.algorithm))];
+  const ofModel = (run, record) => run.model_step === null || record.step === run.model_step;
+  const final = (run, name) => run.evaluations.filter((record) => record.set === name && ofModel(run, record)).pop();
+  const methods = [...new Set(RUNS.map((run) => run.about.method))];
   const rows = methods.map((method) => {
-    const runs = RUNS.filter((run) => run.about.algorithm === method);
+    const runs = RUNS.filter((run) => run.about.method === method);
     return [method, runs.map((run) => run.about.seed).join(", "), ...sets.map((name) => {
       const values = runs.map((run) => final(run, name)).filter((record) => record).map((record) => record.avg);
       return seedFigure(values);
@@ -296,8 +297,8 @@ function comparisonView() {
   const pairs = DATA.comparisons.map((one) => [one.second, one.first, one.set, one.prompts,
     `${format(100 * one.mean)} [${format(100 * one.low)}, ${format(100 * one.high)}]`, one.p, one.holm, `${one.better} / ${one.worse}`]);
   return [
-    element("h2", {}, "Algorithms and seeds: last avg@k in percent, mean ± standard deviation over seeds"),
-    table(["algorithm", "seeds", ...sets], rows),
+    element("h2", {}, "Methods and seeds: avg@k of the trained model in percent, mean ± standard deviation over seeds"),
+    table(["method", "seeds", ...sets], rows),
     element("h2", {}, "Runs against the first one, paired over prompts"),
     pairs.length ? table(["run", "against", "set", "prompts", "difference, points [95 %]", "p", "p (Holm)", "prompts better / worse"], pairs)
       : element("p", { class: "note" }, "Pass several runs to compare them: srft-ray report RUN RUN."),
