@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import pickle
 import random
 import socket
 from collections.abc import Callable, Sequence
@@ -471,7 +472,7 @@ def spawn(world: int, function: Callable, *arguments):
         results = manager.dict()
         shared = world, port, function, arguments, results
         mp.start_processes(_in_group, shared, nprocs=world, start_method="forkserver")
-        return results[0]
+        return pickle.loads(results[0])
 
 
 def _in_group(rank, world, port, function, arguments, results):
@@ -489,7 +490,7 @@ def _in_group(rank, world, port, function, arguments, results):
     deepspeed.init_distributed("gloo", verbose=False)
     outcome = function(rank, world, *arguments)
     if rank == 0:
-        results[0] = outcome
+        results[0] = pickle.dumps(outcome)  # as bytes: a shared tensor takes a file descriptor each
     dist.destroy_process_group()
 
 
