@@ -1,5 +1,7 @@
 """The page of a run in a real browser: every view, no error, no request, and hostile text stays text."""
 
+import json
+
 import pytest
 
 from srft_ray.commands.report import report
@@ -99,3 +101,21 @@ def test_a_phone_needs_no_sideways_scrolling_and_dark_is_dark(page, file):
     light = page.run("getComputedStyle(document.body).backgroundColor")
     assert (dark, light) == ("rgb(20, 24, 31)", "rgb(255, 255, 255)")
     page.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_methods_are_told_apart_and_stand_with_their_chosen_model(page, tmp_path):
+    """Two with one algorithm and seed, of which the first stopped early: its model is not its last."""
+    folders = [write_run(tmp_path / f"{name}-seed3", ["fine"]) for name in ("warm", "long")]
+    for folder in folders:
+        records = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        for record, average in zip(records, (10.0, 42.0, 11.0), strict=True):
+            record |= {"avg": average, "demo_loss": 1.0}
+        (folder / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folders[0] / "summary.json").write_text(json.dumps({"steps": 3, "model_step": 1}))
+    page.open(report(folders).as_uri())
+    assert "loss of demonstrations (held out), nats" in text_of_view(page)
+    page.run("document.getElementById('tab-comparison').click()")
+    cells = "[...row.cells].map(cell => cell.textContent).join(' ')"
+    rows = page.run(f"[...document.querySelector('table tbody').rows].map(row => {cells})")
+    assert rows == ["warm 3 42", "long 3 11"]
+    assert page.problems == []
