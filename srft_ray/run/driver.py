@@ -102,7 +102,7 @@ def fit(
     # The lock is taken before the directory is looked at: what is found there stays true.
     with claimed(resolved.run_dir):
         prepared = prepare_run(resolved)
-        if _is_finished(prepared):
+        if is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
         with placed(resolved, resolved.needs_engines) as placement:
             memory = device_memory(placement.device, bool(cluster_address(resolved.config.cluster)))
@@ -110,7 +110,8 @@ def fit(
             return _run(prepared, placement, listeners)
 
 
-def _is_finished(prepared: Prepared) -> bool:
+def is_finished(prepared: Prepared) -> bool:
+    """Whether nothing of the run is left to do: its last checkpoint is whole, and evaluated if it is to be."""
     config, store = prepared.resolved.config, prepared.store
     if config.run.resume == "from_scratch":
         return False

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from safetensors.torch import save
 
 from srft_ray.config.load import make_config
 from srft_ray.config.resolve import resolve
+from srft_ray.data.plan import StepSize, StreamPlan
 from srft_ray.errors import UserError
 from srft_ray.observe import journal
 from srft_ray.observe.journal import append_json, read_json_lines
+from srft_ray.run.driver import is_finished
 from srft_ray.run.evaluation_checks import check_best_figure
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import COMPLETE, DAMAGED
@@ -254,6 +257,22 @@ def test_a_run_that_ended_by_its_patience_is_finished_with_that_patience_only(tm
     assert not store.finished(config_for(tmp_path).trainer)
     store.commit(4, {**store.manifest(4), "finished": True, "ended_by": None})
     assert not store.finished(config_for(tmp_path).trainer), "a shorter run was"
+
+
+def test_a_finished_run_whose_last_evaluation_is_gone_is_evaluated_again(tmp_path):
+    """A longer run was begun, which removes the evaluation after its first step, and given up."""
+    (tmp_path / "run").mkdir()
+    config = config_for(tmp_path, steps=4, evaluate_every=2)
+    store = open_store(config)
+    write(store, 4)
+    store.commit(4, {**store.manifest(4), "finished": True, "ended_by": None})
+    plan = StreamPlan(4, (StepSize(0, 4),), 1, 2, {"held": 3}, 1)
+    prepared = SimpleNamespace(
+        resolved=SimpleNamespace(config=config), store=store, plan=plan, evaluation={"held": None}
+    )
+    assert not is_finished(prepared)
+    append_json(store.run_dir / "evaluations.jsonl", {"step": 4, "set": "held", "avg": 1.0})
+    assert is_finished(prepared)
 
 
 @pytest.mark.parametrize(

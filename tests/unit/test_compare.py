@@ -334,6 +334,12 @@ def test_a_wrong_chain_is_refused(values: dict[str, Any], given: dict[str, Any],
         planned_runs(make_config(values), ["sft"], [0], given)
 
 
+def test_a_chain_needs_models_that_can_be_read(values: dict[str, Any]):
+    config = make_config(values | {"trainer": {**values["trainer"], "checkpoint_path": "s3://bucket/runs"}})
+    with pytest.raises(UserError, match=r"The variant rl goes on from a checkpoint in .*s3://bucket/runs"):
+        planned_runs(config, [], [0], CHAIN)
+
+
 def test_a_chain_is_not_swept(values: dict[str, Any]):
     with pytest.raises(UserError, match="and rl begins with another: leave the sweep out"):
         compare(make_config(values), [], [0], CHAIN, Sweep([1e-4], [9]))

@@ -53,6 +53,25 @@ def test_methods_stand_where_the_same_budget_was_spent(tmp_path: Path):
         budget_table(curves, [0.0])
 
 
+def test_an_early_stopped_run_stands_with_its_model_and_what_goes_on_from_it_with_both_costs(tmp_path: Path):
+    """The first run stopped after step 4 and chose step 2; the second begins with that model."""
+    first = write_run(tmp_path / "first", [1, 1, 1, 1], {0: 10.0, 2: 40.0, 4: 30.0})
+    (first / "summary.json").write_text(json.dumps({"steps": 4, "model_step": 2}))
+    second = write_run(tmp_path / "second", [2, 2], {0: 40.0, 2: 60.0})
+    parameters = 10**12 // 6
+    found = curve([first], parameters)
+    assert [(one.step, round(one.teraflops), one.averages["held"]) for one in found] == [
+        (0, 0, 10.0),
+        (2, 2, 40.0),
+        (4, 4, 40.0),
+    ]
+    chained = curve([first, second], parameters)
+    assert [(one.step, round(one.teraflops), one.averages["held"]) for one in chained[3:]] == [
+        (4, 4, 40.0),
+        (6, 8, 60.0),
+    ]
+
+
 def test_a_budget_that_an_evaluation_meets_exactly_counts():
     points = [Reached(0, 0.0, {}), Reached(1, 0.1 + 0.2, {}), Reached(2, 0.5, {})]
     assert within(points, 0.3).step == 1
