@@ -33,7 +33,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED_METRICS = frozenset(
     [
         *("loss", "count", "weight", "selected", "metrics"),
-        *("entropy", "tokens", "ratio", "parity"),
+        *("entropy", "surprise", "tokens", "ratio", "parity"),
         *("reward", "length", "staleness", "groups", "verdict"),
         *("time", "utilization", "publications", "queue", "eval", "steps", "buffer", "replay", "critic"),
     ]

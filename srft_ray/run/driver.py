@@ -111,7 +111,7 @@ def fit(
 
 
 def is_finished(prepared: Prepared) -> bool:
-    """Whether nothing of the run is left to do: its last checkpoint is whole, and evaluated if it is to be."""
+    """Whether nothing of the run is left to do: its last checkpoint is whole and evaluated."""
     config, store = prepared.resolved.config, prepared.store
     if config.run.resume == "from_scratch":
         return False

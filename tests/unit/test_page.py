@@ -196,7 +196,7 @@ def test_evaluations_show_what_changed_and_runs_are_compared(tmp_path):
     assert [len(prompt["responses"]) for prompt in held["shown"]] == [2, 2, 2]
     (found,) = data["comparisons"]
     assert (found["first"], found["second"], found["prompts"], found["mean"]) == ("a", "b", 3, 0)
-    assert data["runs"][0]["about"] == {"algorithm": "srft", "seed": 3, "model": "nowhere"}
+    assert data["runs"][0]["about"] == {"method": "srft", "seed": 3, "model": "nowhere"}
 
 
 def test_a_page_that_cannot_be_written_is_an_event_and_no_failure(tmp_path):

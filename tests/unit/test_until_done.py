@@ -23,8 +23,8 @@ class Store:
     def latest(self) -> int:
         return self.step
 
-    def finished(self, steps: int) -> bool:
-        return self.step == steps
+    def finished(self, trainer: SimpleNamespace) -> bool:
+        return self.step == trainer.steps
 
 
 @pytest.fixture
