@@ -1,7 +1,5 @@
 """Log-probs and entropies of response tokens, in chunks: a long sequence's logits never exist at once."""
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -197,14 +195,7 @@ class _Chunks(torch.autograd.Function):
 
 
 def _chunks(targets_N: Tensor, size: int) -> list[slice]:
-    """As few chunks of at most `size` tokens as hold all, of about equal length.
-
-    A last chunk of one token would be a product of a vector and a matrix, for which kernels round bfloat16
-    otherwise than for two matrices.
-    """
-    number = math.ceil(len(targets_N) / size)
-    ends = [len(targets_N) * part // number for part in range(number + 1)]
-    return [slice(first, end) for first, end in itertools.pairwise(ends)]
+    return [slice(first, first + size) for first in range(0, len(targets_N), size)]
 
 
 def _gradient_of_raw(

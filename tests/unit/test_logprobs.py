@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srft_ray.train.logprobs import _chunks, chunk_tokens
+from srft_ray.train.logprobs import chunk_tokens
 from srft_ray.train.policy_model import PolicyModel
 
 SIZES: dict[str, Any] = {
@@ -90,12 +90,3 @@ def test_the_default_chunk_has_384_tokens_or_64_mib() -> None:
     assert chunk_tokens(152_000, None) == 384
     assert chunk_tokens(1024, None) == 2**26 // 4096
     assert chunk_tokens(152_000, 64) == 110
-
-
-@pytest.mark.parametrize(("tokens", "size"), [(61, 10), (11, 10), (10, 10), (20, 10), (3, 1), (385, 384)])
-def test_chunks_hold_every_token_once_and_none_is_left_alone(tokens: int, size: int) -> None:
-    found = _chunks(torch.zeros(tokens), size)
-    lengths = [len(range(tokens)[rows]) for rows in found]
-    assert [number for rows in found for number in range(tokens)[rows]] == list(range(tokens))
-    assert max(lengths) <= size and len(found) == -(-tokens // size)
-    assert max(lengths) - min(lengths) <= 1, "so that a single token is left only where chunks have one each"
