@@ -124,4 +124,24 @@ def log_softmax(model, group, completion, case, temperature, shown):
     ids, first = [*prompt_ids, *completion.ids], len(prompt_ids) - 1
     padded = torch.tensor([ids + [0] * (case.length - len(ids))])
     logits = model(padded, use_cache=False).logits[0, first : len(ids) - 1].float()
-    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+    logits = logits if temperature == 1 else logits / temperature
+    return AsInChunks.apply(logits) if case.logit_chunk_mb < 1 else logits.log_softmax(-1)
+
+
+class AsInChunks(torch.autograd.Function):
+    """log-softmax by the formulas of the chunked head, in float32.
+
+    Its last bit is often another than that of PyTorch's kernel, and in one token of a thousand the gradient
+    of the hidden state is then rounded to another bfloat16 number: both are right, and are not the same pass.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_TV):
+        logp_TV = logits_TV - logits_TV.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(logp_TV)
+        return logp_TV
+
+    @staticmethod
+    def backward(ctx, gradient_TV):
+        (logp_TV,) = ctx.saved_tensors
+        return gradient_TV - logp_TV.exp() * gradient_TV.sum(-1, keepdim=True)
