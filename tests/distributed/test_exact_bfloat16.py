@@ -17,6 +17,10 @@ engine.
 
 In chunks the head's softmax is another float32 formula, and the reference takes that one there.
 
+*Ties.* The reference adds what flows into a float32 log-prob in another order. Where the last bit differs, a
+gradient may be rounded to another bfloat16 number, in few tokens of thousands, and which ones hangs on the
+CPU. Such an algorithm is allowed in the full proof if all settings agree with each other within TOLERANCE.
+
 *One update.* After it, float32 weights that differ by rounding may round to different bfloat16 weights, and
 then the passes are no longer the same.
 """
@@ -34,6 +38,10 @@ from tests.distributed.harness import Case, calibrated, difference, run
 from tests.distributed.low_precision import reference
 
 TOLERANCE = 1e-5
+TIES = 3  # algorithms of all that may have one
+LARGEST_TIE = (
+    2**-5
+)  # how far it may take a tensor from the reference: some roundings to bfloat16, of 2^-9 each
 # The reference has no critic; in float32 a critic is in the proof of `test_exact_update`.
 WITHOUT_CRITIC = [cls for cls in REGISTRY.values() if not cls.uses_critic]
 ALL = 10_000  # tokens that hold all sequences of an update
@@ -82,7 +90,7 @@ def gap(state, truth) -> float:
     return difference({name: value for name, value in state.items() if name in truth}, truth)
 
 
-def check(world, model, chosen, capsys):
+def check(world, model, chosen, capsys, ties=0):
     chosen = [replace(item, norm=norm(model, item.algorithm)) for item in chosen]
     results = run(model, world, chosen)
     found = [
@@ -91,7 +99,13 @@ def check(world, model, chosen, capsys):
     ]
     with capsys.disabled():
         print(f"\n{len(found)} bfloat16 updates on {world} ranks: largest difference {max(found)}")
-    assert max(found)[0] <= TOLERANCE
+    beyond = {name for difference, name, _ in found if difference > TOLERANCE}
+    assert len(beyond) <= ties and max(found)[0] <= (LARGEST_TIE if ties else TOLERANCE), beyond
+    first: dict[Case, dict] = {}
+    for (state, _), item in zip(results, chosen, strict=True):
+        if item.algorithm.name in beyond:
+            other = first.setdefault(essence(item), state)
+            assert gap(state, other) <= TOLERANCE, (item.algorithm.name, item.zero_stage)
     return results
 
 
@@ -117,7 +131,7 @@ def test_adapters(world, tiny_model, capsys):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_algorithm_with_every_setting(world, untied_model, capsys):
     chosen = [case(cls(), **setting) for cls in WITHOUT_CRITIC for setting in SETTINGS]
-    check(world, untied_model, chosen, capsys)
+    check(world, untied_model, chosen, capsys, TIES)
 
 
 def test_one_micro_batch_and_64(tiny_model, capsys):
