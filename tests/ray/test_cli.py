@@ -231,9 +231,10 @@ def test_compare_prints_a_table_and_repeats_nothing(tmp_path):
     assert names == ["algorithm (1 seed)", "---", "(before)", "sft", "srft"]
     assert [row[1].strip() for row in at_equal_operations[2:]] == ["sft", "srft"]
     figures = json.loads((tmp_path / "quickstart-compare/compare.json").read_text())
-    assert figures[0]["figures"] == figures[2]["figures"], "before training both are the same model"
-    assert figures[1]["figures"]["tokens generated"] == 0 < figures[3]["figures"]["tokens generated"]
-    accuracy = figures[1]["figures"]["heldout avg@2, %"]
+    assert [row["algorithm"] for row in figures] == ["(before)", "(before)", "sft", "srft"]
+    assert figures[0]["figures"] == figures[1]["figures"], "before training both are the same model"
+    assert figures[2]["figures"]["tokens generated"] == 0 < figures[3]["figures"]["tokens generated"]
+    accuracy = figures[2]["figures"]["heldout avg@2, %"]
     assert float(table[3][1].split()[0]) == pytest.approx(accuracy, abs=0.05), "rounded to a decimal or more"
     sft, srft = (Run(tmp_path / "quickstart-compare" / f"{name}-seed4") for name in ("sft", "srft"))
     check_same_data(sft, srft)
