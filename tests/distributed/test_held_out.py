@@ -7,8 +7,9 @@ from algorithms import SFT, Group
 from tests.distributed.harness import Case, forward, load, make_groups, spawn
 
 
-def scored(rank, world, model_path, case):
-    """The figures of this rank's share and of groups without demonstrations, then the weights."""
+def train(rank, world, model_path, case, scores):
+    """The figures of this rank's share and of groups without demonstrations, if it `scores`; then the weights
+    after a step."""
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.held_out import held_out_figures
     from srft_ray.train.learner import Learner
@@ -18,28 +19,16 @@ def scored(rank, world, model_path, case):
     learner = Learner(engine, case.learner(), parity_threshold=1e9)
     stage = case.stage(0)
     groups = make_groups(stage, 0)[rank::world]
-    figures = held_out_figures(learner, groups, 0)
-    none = held_out_figures(learner, [Group(0, -1, "", [], "") for _ in groups], 0)
+    empty = [Group(0, -1, "", [], "") for _ in groups]
+    figures = [held_out_figures(learner, share, 0) for share in (groups, empty)] if scores else []
     learner.step(make_groups(stage, 1)[rank::world], 1, stage, 1.0)
-    return figures, none, {name: value.detach().clone() for name, value in engine.weights()}
-
-
-def trained_only(rank, world, model_path, case):
-    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-    from srft_ray.train.learner import Learner
-
-    model, _ = load(model_path)
-    engine = DeepSpeedEngine(model, case.learner(), torch.float32)
-    stage = case.stage(0)
-    learner = Learner(engine, case.learner(), parity_threshold=1e9)
-    learner.step(make_groups(stage, 1)[rank::world], 1, stage, 1.0)
-    return {name: value.detach().clone() for name, value in engine.weights()}
+    return figures, {name: value.detach().clone() for name, value in engine.weights()}
 
 
 @pytest.mark.parametrize(("world", "zero_stage", "packing"), [(1, 0, True), (2, 3, False)])
 def test_the_loss_is_the_mean_over_all_tokens_and_changes_nothing(tiny_model, world, zero_stage, packing):
     case = Case(SFT(), zero_stage, packing=packing)
-    figures, none, weights = spawn(world, scored, str(tiny_model), case)
+    (figures, none), weights = spawn(world, train, str(tiny_model), case, True)
     model = load(str(tiny_model))[0].double()
     pairs = [(group, demo) for group in make_groups(case.stage(0), 0) for demo in group.demonstrations]
     with torch.no_grad():
@@ -53,5 +42,5 @@ def test_the_loss_is_the_mean_over_all_tokens_and_changes_nothing(tiny_model, wo
     }
     assert figures == pytest.approx(means, rel=1e-5)
     assert none == {}
-    plain = spawn(world, trained_only, str(tiny_model), case)
+    _, plain = spawn(world, train, str(tiny_model), case, False)
     assert plain.keys() == weights.keys() and all(torch.equal(plain[name], weights[name]) for name in plain)
