@@ -60,7 +60,7 @@ def train_in_order(comparisons: Sequence[Comparison], parallel: int) -> None:
     while waiting:
         depth = min(len(one.folders) for one in waiting)
         ready = [one.with_its_model() for one in waiting if len(one.folders) == depth]
-        check([one.run for one in ready])
+        check([one.run for one in ready if one.after])  # the others were checked with their model
         waiting = [one for one in waiting if len(one.folders) > depth]
         train_all([one.run for one in ready], parallel, [one.run for one in waiting])
 

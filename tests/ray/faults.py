@@ -146,6 +146,13 @@ class Watched:
             text=True,
         )
 
+    def kill_and_start(self) -> None:
+        """SIGKILL of the command itself, which nothing must outlive; then the same command again."""
+        self.process.kill()
+        self.process.communicate()
+        assert not self.left(90)
+        self.start()
+
     def done(self) -> int:
         """Steps in the metrics."""
         return max(

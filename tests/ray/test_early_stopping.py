@@ -76,10 +76,7 @@ def test_a_run_whose_learner_and_driver_are_killed_ends_at_the_same_step(tmp_pat
         struck.wait_for_step(1)
         struck.kill("learner")
         struck.wait_for_step(2)
-        struck.process.kill()
-        struck.process.communicate()
-        assert not struck.left(90)
-        struck.start()
+        struck.kill_and_start()
         code, _, error = struck.finish()
         assert code == 0, error
     finally:

@@ -144,10 +144,7 @@ def test_a_run_that_ended_or_is_stopped_goes_on_bit_for_bit(tmp_path, undisturbe
     run.words = words(tmp_path, "run", "trainer.checkpoint_every=7")
     run.start()
     run.wait_for_step(10)
-    run.process.kill()
-    run.process.communicate()
-    assert not run.left(90)
-    run.start()
+    run.kill_and_start()
     code, out, error = run.finish()
     assert code == 0 and "continuing after step 7" in out, error
     check_same(Run(run.run_dir), undisturbed, STEPS)

@@ -82,10 +82,7 @@ def test_the_driver_dies_while_it_removes_records_that_are_repeated(tmp_path, un
     moment = Moment(tmp_path, "srft_ray.observe.ledger:truncate", 3)
     moment.run.wait_for_step(6)
     for _ in range(2):
-        moment.run.process.kill()
-        moment.run.process.communicate()
-        assert not moment.run.left(90)
-        moment.run.start()
+        moment.run.kill_and_start()
         if not (moment.folder / "reached").exists():
             assert moment.wait() == moment.run.process.pid
     check_same(moment.finish(), undisturbed, STEPS)

@@ -38,10 +38,7 @@ class Comparison(Watched):
 def test_killed_and_stopped_comparisons_go_on_to_the_figures_of_single_runs(tmp_path):
     run = Comparison(tmp_path / "parallel", 2)
     run.wait_until(lambda: run.are_training(1))
-    run.process.kill()
-    run.process.communicate()
-    assert not run.left(90)
-    run.start()
+    run.kill_and_start()
     run.wait_until(lambda: run.are_training(3))
     run.process.send_signal(signal.SIGTERM)
     code, out, error = run.finish()
