@@ -4,9 +4,9 @@
     python benchmarks/against_trl.py --trl-python trl-env/bin/python [--worlds quickstart,medium,long-tailed]
 
 TRL runs in an environment of its own, in one process on all cores, with transformers' generation. We run with
-learners and engines that take turns on all cores. Both sample the same numbers of sequences from the same
-prompts, score them by a function that looks for the answer, and make one AdamW update in float32. The runs
-alternate. The median is over all steps of all repeats but the first three of each.
+a learner and an engine for each core, which take turns on them. Both sample the same numbers of sequences
+from the same prompts, score them by a function that looks for the answer, and make one AdamW update in
+float32. The runs alternate. The median is over all steps of all repeats but the first three of each.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "examples/tiny/base"
+CORES = os.cpu_count() or 1
 WARM_UP = 3  # steps in which kernels compile and the processes start
 
 
@@ -91,8 +92,12 @@ def ours(world, model, prompts, folder, steps):
         "data": {"path": str(prompts), "template": "{prompt}"},
         "verifier": {"path": f"{__file__}:contains"},
         "algorithm": {"name": "grpo"},
-        "rollout": {"num_rollouts": world.rollouts, "max_new_tokens": world.tokens},
-        "learner": {"lr": 1e-6, "zero_stage": 0, "micro_batch_tokens": 16384},
+        "rollout": {
+            "num_engines": CORES,
+            "num_rollouts": world.rollouts,
+            "max_new_tokens": world.tokens,
+        },
+        "learner": {"num_workers": CORES, "lr": 1e-6, "zero_stage": 0, "micro_batch_tokens": 16384},
         "trainer": {"steps": steps, "groups_per_step": world.prompts},
     }
     file = folder / "config.yaml"

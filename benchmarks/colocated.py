@@ -2,12 +2,14 @@
 
     python benchmarks/colocated.py [--steps 16] [--groups 16] [--repeats 1]
 
-The tiny model, GRPO, staleness 0: the two never work at the same time. Separate, each has half of the cores.
-In turns, whoever works has all of them. The runs alternate. It also says whether the parameters of the two
-are bitwise equal; sums over another number of threads may be rounded otherwise.
+The tiny model, GRPO, staleness 0: the two never work at the same time. Separate, one learner and one engine
+have half of the cores each. In turns, there are a learner and an engine for each core, and whoever works has
+all of them. The runs alternate. A third run has as many learners and engines, which are separate: its
+parameters must be bitwise those of the run in turns.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -19,20 +21,26 @@ from srft_ray import fit, make_config
 from srft_ray.observe.journal import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACEMENTS = ("separate", "colocated")
+CORES = os.cpu_count() or 1
+SETTINGS = {  # placement, and the numbers of learners and of engines
+    "separate": ("separate", 1),
+    "in turns": ("colocated", CORES),
+    "separate, as many": ("separate", CORES),
+}
 WARM_UP = 3  # steps in which kernels compile and the processes start
 
 
-def run(folder: str, name: str, placement: str, steps: int, groups: int) -> Path:
+def run(folder: str, name: str, setting: str, steps: int, groups: int) -> Path:
     """The directory of a finished run."""
+    placement, number = SETTINGS[setting]
     values = {
         "run": {"name": name, "dir": folder, "device": "cpu"},
         "cluster": {"placement": placement},
         "model": {"path": str(ROOT / "examples/tiny/base"), "max_length": 256},
         "data": {"format": "tasks", "path": "sums+products", "size": 4096},
         "algorithm": {"name": "grpo"},
-        "rollout": {"num_rollouts": 8, "max_new_tokens": 96},
-        "learner": {"lr": 2e-4, "zero_stage": 0},
+        "rollout": {"num_engines": number, "num_rollouts": 8, "max_new_tokens": 96},
+        "learner": {"num_workers": number, "lr": 2e-4, "zero_stage": 0},
         "trainer": {"steps": steps, "groups_per_step": groups},
     }
     return fit(make_config(values)).run_dir
@@ -62,20 +70,17 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
-            runs = [
-                run(folder, f"{placement}-{repeat}", placement, options.steps, options.groups)
-                for placement in PLACEMENTS
-            ]
-            for placement, run_dir in zip(PLACEMENTS, runs, strict=True):
-                times = [median(run_dir, key) for key in ("time/step", "time/generation", "time/learner")]
-                print(
-                    f"{placement}: step {times[0]:.3f} s, generation {times[1]:.3f}, learner {times[2]:.3f}"
-                )
-            separate, colocated = (median(run_dir, "time/step") for run_dir in runs)
-            ratios.append(colocated / separate)
-            print(
-                f"ratio {ratios[-1]:.2f}; parameters bitwise equal: {same(*runs, options.steps)}", flush=True
-            )
+            runs = {
+                setting: run(folder, f"run-{repeat}-{number}", setting, options.steps, options.groups)
+                for number, setting in enumerate(SETTINGS)
+            }
+            for setting, run_dir in runs.items():
+                step, *parts = (median(run_dir, f"time/{name}") for name in ("step", "generation", "learner"))
+                print(f"{setting}: step {step:.3f} s, generation {parts[0]:.3f}, learner {parts[1]:.3f}")
+            separate, in_turns, as_many = runs.values()
+            ratios.append(median(in_turns, "time/step") / median(separate, "time/step"))
+            equal = same(in_turns, as_many, options.steps)
+            print(f"ratio {ratios[-1]:.2f}; parameters bitwise equal: {equal}", flush=True)
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 

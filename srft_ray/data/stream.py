@@ -13,6 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrat
 
 from srft_ray.config.settings import Bounds
 from srft_ray.data.late import LateProcess
+from srft_ray.data.loop import look_often
 from srft_ray.data.plan import StreamPlan
 
 READERS = 2  # tasks at a time where blocks are only read
@@ -64,6 +65,10 @@ def make_stream(
         pa.table({"position": np.arange(begin, begin + plan.block)})
         for begin in range(first, total, plan.block)
     ]
+    in_flight = READERS
+    if isinstance(process, ActorPool):
+        in_flight = process.size.high * blocks_in_flight(plan, process.size.low, process.max_staleness)
+    look_often(context, in_flight)
     positions = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
     if isinstance(process, ActorPool):
         return _in_actors(positions, plan, process)

@@ -108,10 +108,11 @@ class Files:
 
     def headers(self) -> dict[str, bytes]:
         """The beginning of each file, up to its tensors."""
-        return {file: _header(entries) for file, entries in self._headers.items()}
+        return {file: header(entries) for file, entries in self._headers.items()}
 
 
-def _header(entries: Mapping[str, Any]) -> bytes:
+def header(entries: Mapping[str, Any]) -> bytes:
+    """The beginning of a file: `entries` says what follows, as safetensors does."""
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -169,6 +170,8 @@ def cut(
         if stop > start:
             bytes_N = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[start:stop]
             buffer.add(file, place + start, bytes_N)
+            del bytes_N
+        del tensor  # before the next one needs memory
     if not buffer.is_empty:
         yield buffer.take()
 

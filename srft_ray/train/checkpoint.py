@@ -179,13 +179,17 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError):
             raise Damaged(f"{COMPLETE} cannot be read") from None
 
-    def write(self, step: int, name: str, content: bytes) -> dict[str, Any]:
-        """Writes one file; returns its entry for the manifest."""
+    def write(self, step: int, name: str, *parts: bytes | memoryview) -> dict[str, Any]:
+        """Writes one file, whose content is given in parts; returns its entry for the manifest."""
         path = self.path(step, name)
         self.files.create_dir(path.rpartition("/")[0], recursive=True)
+        size = checksum = 0
         with self.files.open_output_stream(path) as file:
-            file.write(content)
-        return {"bytes": len(content), "crc32": zlib.crc32(content)}
+            for part in parts:
+                file.write(part)
+                size += len(part)
+                checksum = zlib.crc32(part, checksum)
+        return {"bytes": size, "crc32": checksum}
 
     def commit(self, step: int, manifest: Mapping[str, Any]) -> None:
         """Makes the files written for `step` a checkpoint."""

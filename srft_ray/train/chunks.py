@@ -1,28 +1,55 @@
-"""Tensors in chunks of a bounded size, for files."""
+"""Tensors in chunks of a bounded size, and a chunk as the content of a safetensors file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 
+import torch
 from torch import Tensor
+
+from srft_ray.sync.pieces import CODES, header
 
 
 def chunks(
-    tensors: Iterator[tuple[str, Tensor]], limit: int, keep: Callable[[int], bool]
+    tensors: Iterator[tuple[str, Tensor]], limit: int, keep: Callable[[int], bool], copy: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """Copies tensors to the CPU and gathers them to chunks of about `limit` bytes, by name.
+    """Gathers tensors on the CPU to chunks of about `limit` bytes, by name.
 
     It goes through all tensors, which is a collective, and keeps those whose number this rank is to `keep`.
     Tied tensors come under each name: an engine that is not given its head keeps the old one without an
     error.
+
+    Args:
+        copy: whether the tensors may change after they are given.
     """
     chunk: dict[str, Tensor] = {}
-    size = 0
-    for number, (name, tensor) in enumerate(tensors):
-        if not keep(number):
-            continue
-        chunk[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        size += tensor.nbytes
+    size, numbers = 0, count()  # `enumerate` would hold a tensor while the next one is made
+    for name, tensor in tensors:
+        if keep(next(numbers)):
+            chunk[name] = tensor.detach().to("cpu", copy=copy).contiguous()
+            size += tensor.nbytes
+        del tensor  # before the next one needs memory
         if size >= limit:
             yield chunk
             chunk, size = {}, 0
     if chunk:
         yield chunk
+
+
+def safetensors_parts(
+    chunk: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """What a safetensors file of the chunk consists of, without a copy of the tensors."""
+    # Large numbers first, so that all are aligned.
+    ordered = sorted(chunk.items(), key=lambda item: -item[1].element_size())
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    yield header(entries)
+    for _, tensor in ordered:
+        yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

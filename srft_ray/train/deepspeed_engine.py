@@ -167,8 +167,8 @@ class DeepSpeedEngine:
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """What training needs besides the step, as `parameter|key` for each key of STATE.
 
-        A reference that moved belongs to it. Tensors are whole and in float32, whatever the ranks and the
-        ZeRO stage. Every rank iterates to the end, as with `weights`.
+        A reference that moved belongs to it. Tensors are whole, in float32 and in memory of their own,
+        whatever the ranks and the ZeRO stage. Every rank iterates to the end, as with `weights`.
         """
         for name, parameter in self._trained.items():
             for key in STATE:

@@ -101,6 +101,10 @@ def _open(folder: Path, files: ExitStack) -> dict[str, Any]:
 def _read(model: nn.Module, weights: dict[str, Any], config: dict[str, Any], dtype: torch.dtype) -> None:
     """Gives every parameter of the model its data, one at a time; a collective."""
     made: dict[int, nn.Parameter] = {}
+    # Whole parameters come here one after the other: between the shares, which stay, their memory would not
+    # be used again.
+    largest = max(shape.nbytes for shape in model.parameters())
+    memory_N = torch.empty(largest, dtype=torch.uint8)
     for module_name, module in model.named_modules():
         for name, shape in list(module._parameters.items()):
             if shape is None:
@@ -108,17 +112,18 @@ def _read(model: nn.Module, weights: dict[str, Any], config: dict[str, Any], dty
             # Tied weights are one parameter under several names.
             if id(shape) not in made:
                 full_name = f"{module_name}.{name}" if module_name else name
-                parameter = nn.Parameter(_data(shape, weights[full_name], full_name))
+                parameter = nn.Parameter(_data(shape, weights[full_name], full_name, memory_N))
                 other = next(iter(made.values()), None)
                 made[id(shape)] = _partitioned(parameter, other, config, dtype)
             module._parameters[name] = made[id(shape)]
 
 
-def _data(shape: Tensor, file: Any, name: str) -> Tensor:
-    """What rank 0 reads from the file; memory of the same size on other ranks."""
-    if dist.get_rank() > 0:
-        return torch.empty(shape.shape, dtype=shape.dtype)
-    return file.get_tensor(name).to(shape.dtype, copy=True)
+def _data(shape: Tensor, file: Any, name: str, memory_N: Tensor) -> Tensor:
+    """What rank 0 reads from the file, in `memory_N`; on other ranks something of the same size there."""
+    data = memory_N[: shape.nbytes].view(shape.dtype).view(shape.shape)
+    if dist.get_rank() == 0:
+        data.copy_(file.get_tensor(name))
+    return data
 
 
 def _partitioned(

@@ -1,15 +1,17 @@
 """What DeepSpeed keeps of a model, whole: its tensors, and weights and moments of a parameter in float32."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -32,12 +34,20 @@ class ParameterState:
         self.device = device
 
     def get(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """One of STATE."""
+        """One of STATE, in memory of its own."""
+        is_weight = key == "weight"
+        if self.zero_stage == 3:
+            part_P = (
+                safe_get_local_fp32_param(parameter)
+                if is_weight
+                else safe_get_local_optimizer_state(parameter, key)
+            )
+            return gathered(part_P.to(self.device), parameter)
         if self._mixed(parameter):
-            if key == "weight":
+            if is_weight:
                 return safe_get_full_fp32_param(parameter)
             return safe_get_full_optimizer_state(parameter, key)
-        return parameter if key == "weight" else self.optimizer.state[parameter][key]
+        return (parameter if is_weight else self.optimizer.state[parameter][key]).detach().clone()
 
     def set(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         """Sets one whole tensor, given flat and in float32 on every rank."""
@@ -83,6 +93,25 @@ class ParameterState:
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
+@torch.no_grad()
+def gathered(part_P: Tensor, parameter: nn.Parameter) -> Tensor:
+    """What all ranks hold of a parameter under ZeRO 3, put together; a collective.
+
+    Args:
+        part_P: this rank's part: of the parameter, or of what Adam keeps of it.
+    """
+    whole_N = part_P.new_empty(part_P.numel() * dist.get_world_size())
+    parts = whole_N.chunk(dist.get_world_size())
+    parts[dist.get_rank()].copy_(part_P)
+    if dist.get_backend() == "gloo":
+        # Its all-gather would need the memory of the whole a second time.
+        for rank, rank_part_P in enumerate(parts):
+            dist.broadcast(rank_part_P, rank)
+    else:
+        dist.all_gather_into_tensor(whole_N, parts[dist.get_rank()])
+    return whole_N[: parameter.ds_numel].view(parameter.ds_shape)
+
+
 class Prefixed:
     """Those tensors of a checkpoint whose names begin with a prefix, by the rest of their names."""
 
@@ -100,7 +129,7 @@ class Prefixed:
 class ModelWeights:
     """The model's tensors. All methods are collectives: every rank iterates to the end.
 
-    Under ZeRO 3 each tensor is gathered from all ranks when it is asked for.
+    Under ZeRO 3 each tensor is gathered from all ranks when it is asked for, into memory of its own.
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter | None, zero_stage: int) -> None:
@@ -110,11 +139,11 @@ class ModelWeights:
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by their checkpoint names, tied ones under each name; adapters merged into them."""
-        return self.adapter.merged(self._tensors(), self._gathered) if self.adapter else self._tensors()
+        return self.adapter.merged(self._tensors(), self._whole) if self.adapter else self._tensors()
 
     def changed(self) -> Iterator[tuple[str, Tensor]]:
         """What training changes: all tensors, or those of the adapter."""
-        return self.adapter.tensors(self._gathered) if self.adapter else self._tensors()
+        return self.adapter.tensors(self._whole) if self.adapter else self._tensors()
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as peft loads it, by file name in a checkpoint, on rank 0."""
@@ -128,12 +157,17 @@ class ModelWeights:
             yield from self.model.state_dict().items()
             return
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            with self._gathered([parameter]):
-                yield name, parameter.detach()
+            yield name, self._whole(parameter)
         saved_names = self.model.state_dict().keys()
         for name, buffer in self.model.named_buffers():
             if name in saved_names:
                 yield name, buffer
 
-    def _gathered(self, parameters: list[Tensor]) -> AbstractContextManager[Any]:
-        return deepspeed.zero.GatheredParameters(parameters) if self.zero_stage == 3 else nullcontext()
+    def _whole(self, parameter: Any) -> Tensor:
+        if self.zero_stage < 3:
+            return parameter.detach()
+        if parameter.ds_tensor.status == PartitionedParamStatus.AVAILABLE:
+            return gathered(parameter.ds_tensor.to(parameter.device), parameter)
+        # A part that lies on a disk (`offload_param` to nvme) is read by DeepSpeed.
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()

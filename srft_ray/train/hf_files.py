@@ -40,7 +40,10 @@ def without_tied(model: Any, weights: Iterator[tuple[str, Tensor]]) -> Iterator[
     """The weights under one name each, as transformers saves them; it goes through all of them."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     again = every - {name for name, _ in model.named_parameters()}
-    return ((name, tensor) for name, tensor in weights if name not in again)
+    for name, tensor in weights:
+        if name not in again:
+            yield name, tensor
+        del tensor  # before the next one needs memory
 
 
 def save_rest(model: Any, tokenizer: Any, index: Index, folder: Path) -> None:

@@ -6,7 +6,6 @@ base model. The only file that imports peft.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ PREFIX = "base_model.model."  # of names in peft's files
 BASE = ".base_layer."  # in the name of a frozen weight, between those of its layer and of the weight
 MATRICES = ("lora_A", "lora_B")
 
-Gather = Callable[[list[Tensor]], AbstractContextManager[Any]]
+Whole = Callable[[Tensor], Tensor]  # gives a tensor that may be partitioned; a collective then
 
 
 class Adapter:
@@ -65,27 +64,26 @@ class Adapter:
             for name, module in adapted.items()
         }
 
-    def tensors(self, gathered: Gather) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of the adapters, named as in peft's files; a collective if they are partitioned."""
+    def tensors(self, whole: Whole) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the adapters, named as in peft's files."""
         for layer, weights in self.layers.items():
             for matrix, weight in zip(MATRICES, weights, strict=True):
-                with gathered([weight]):
-                    yield f"{PREFIX}{layer}.{matrix}.weight", weight.detach()
+                yield f"{PREFIX}{layer}.{matrix}.weight", whole(weight)
 
-    def merged(self, tensors: Iterable[tuple[str, Tensor]], gathered: Gather) -> Iterator[tuple[str, Tensor]]:
+    def merged(self, tensors: Iterable[tuple[str, Tensor]], whole: Whole) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the model with the names of the base model, and adapters added to their weights."""
         for name, tensor in tensors:
             layer, is_base, rest = name.partition(BASE)
             if is_base and rest == "weight":
-                with gathered(list(self.layers[layer])):
-                    yield f"{layer}.weight", self._added(tensor, *self.layers[layer])
+                low_in, low_out = map(whole, self.layers[layer])
+                yield f"{layer}.weight", self._added(tensor, low_in, low_out)
             elif not any(f".{matrix}." in name for matrix in MATRICES):
                 yield name.replace(BASE, "."), tensor
 
     def _added(self, weight: Tensor, low_in: Tensor, low_out: Tensor) -> Tensor:
         """The weight of a layer with its adapter, rounded once."""
         wide = torch.promote_types(weight.dtype, torch.float32)
-        product = low_out.detach().to(wide) @ low_in.detach().to(wide)
+        product = low_out.to(wide) @ low_in.to(wide)
         return torch.add(weight.to(wide), product, alpha=self.scale).to(weight.dtype)
 
     def files(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:

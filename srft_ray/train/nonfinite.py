@@ -179,7 +179,12 @@ def _row(values: Rows, row: int) -> Rows:
 def first_nonfinite_tensor(tensors: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with a number that is infinite or not a number."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        # Both pass a number on that is not one, and take no memory.
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not torch.stack(tensor.aminmax()).isfinite().all()
+        ):
             return name
     return None
 

@@ -66,7 +66,7 @@ class ReferenceModel:
             return
         for name, parameter in self._parameters.items():
             with self._whole(parameter, writer=None):
-                yield PREFIX + name, parameter.detach().float()
+                yield PREFIX + name, parameter.detach().to(torch.float32, copy=True)
 
     @torch.no_grad()
     def load(self, saved: Mapping[str, Tensor], device: torch.device) -> None:

@@ -6,11 +6,11 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from srft_ray.config.training import TrainerSection
@@ -18,7 +18,7 @@ from srft_ray.observe.journal import record_event
 from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.train.checkpoint_share import BackgroundShare, Entries, Share, attempt
-from srft_ray.train.chunks import chunks
+from srft_ray.train.chunks import chunks, safetensors_parts
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.retention import Retention
 from srft_ray.train.state_reader import STATE_PREFIX
@@ -170,12 +170,15 @@ class Saver:
         for files in self.more_files:
             for name, content in files().items():
                 share.add({}, partial(self._write_file, step, name, content))
-        pieces = chunks(self.engine.state(), PIECE_BYTES, lambda n: n % self.world_size == self.rank)
-        for number, piece in enumerate(pieces):
-            name = f"{STATE_PREFIX}{self.rank:05d}-{number:05d}.safetensors"
+        state = self.engine.state()  # each tensor is in memory of its own already
+        pieces = chunks(state, PIECE_BYTES, lambda n: n % self.world_size == self.rank, copy=False)
+        numbers = count()
+        for piece in pieces:
+            name = f"{STATE_PREFIX}{self.rank:05d}-{next(numbers):05d}.safetensors"
             share.add(piece, partial(self._write_tensors, step, name, piece))
+            del piece  # before the next one needs memory
         if hf_files.weights_bytes(self.model) <= PIECE_BYTES:
-            for weights in chunks(self.engine.weights(), WHOLE, lambda n: self.rank == 0):
+            for weights in chunks(self.engine.weights(), WHOLE, lambda n: self.rank == 0, copy=True):
                 share.add(weights, partial(self._write_hf, step, weights))
         else:
             self._write_hf_pieces(step, share)
@@ -184,9 +187,10 @@ class Saver:
         """Writes a large model in pieces, so that rank 0 never holds all of it."""
         named = hf_files.without_tied(self.model, self.engine.weights())
         index = hf_files.Index()
-        for piece in chunks(named, PIECE_BYTES, lambda n: self.rank == 0):
+        for piece in chunks(named, PIECE_BYTES, lambda n: self.rank == 0, copy=True):
             name = index.add(piece)
             share.add(piece, partial(self._write_tensors, step, f"hf/{name}", piece, {"format": "pt"}))
+            del piece
         if self.rank == 0:
             share.add({}, partial(self._write_hf_rest, step, index))
 
@@ -198,10 +202,10 @@ class Saver:
     def _write_tensors(
         self, step: int, name: str, piece: Mapping[str, Tensor], metadata: dict[str, str] | None = None
     ) -> Entries:
-        return self._write_file(step, name, to_safetensors(dict(piece), metadata))
+        return self._write_file(step, name, *safetensors_parts(piece, metadata or {}))
 
-    def _write_file(self, step: int, name: str, content: bytes) -> Entries:
-        return {name: self.store.write(step, name, content)}
+    def _write_file(self, step: int, name: str, *parts: bytes | memoryview) -> Entries:
+        return {name: self.store.write(step, name, *parts)}
 
     def _write_hf(self, step: int, weights: Mapping[str, Tensor]) -> Entries:
         """Writes the model as safetensors with its tokenizer, as transformers and vLLM load it."""

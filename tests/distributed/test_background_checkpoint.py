@@ -85,11 +85,12 @@ def train_and_die(rank, world, model_path, folder, file):
     assert saver.save(1, final=False, about={})
     write = CheckpointStore.write
 
-    def die(store, number, name, content):
+    def die(store, number, name, *parts):
         if name.startswith(file):
+            content = b"".join(parts)
             write(store, number, name, content[: len(content) // 2])
             os.kill(os.getpid(), 9)
-        return write(store, number, name, content)
+        return write(store, number, name, *parts)
 
     CheckpointStore.write = die
     step(rank, world, learner, 1, 0)

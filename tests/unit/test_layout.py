@@ -167,13 +167,13 @@ def test_processes_that_do_not_need_transformers_do_not_import_it():
     assert found == {"srft_ray/train/deepspeed_loading.py"}
 
 
-def test_only_one_file_touches_the_internals_of_ray():
+def test_only_two_files_touch_the_internals_of_ray():
     found = {
         str(file.relative_to(ROOT))
         for file in LIBRARY
         if any(module.startswith("ray.") and "._internal" in module for module, _ in imports_of(file))
     }
-    assert found == {"srft_ray/run/elasticity.py"}
+    assert found == {"srft_ray/run/elasticity.py", "srft_ray/data/loop.py"}
 
 
 def test_algorithms_know_torch_only():

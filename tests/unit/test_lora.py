@@ -1,7 +1,6 @@
 """Adapters of low rank: which layers get them, what they are at first, and the files that others load."""
 
 import json
-from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
@@ -25,8 +24,8 @@ LORA = LoraSection(rank=3, alpha=6.0)
 ALL = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 
-def whole(parameters):
-    return nullcontext()
+def whole(parameter):
+    return parameter.detach()
 
 
 def adapted(path, lora=LORA, seed=0):
