@@ -73,8 +73,8 @@ def make_model(world, folder):
 
 
 def write_prompts(file, count):
+    from srft_ray.data.tasks import generate
     from srft_ray.data.tokenize import PLAIN_TEMPLATE
-    from srft_ray.tasks import generate
 
     rows = generate("sums+products", "train", count, 0)
     kept = [

@@ -167,6 +167,36 @@ def test_processes_that_do_not_need_transformers_do_not_import_it():
     assert found == {"srft_ray/train/deepspeed_loading.py"}
 
 
+def names_of(module: str) -> set[str]:
+    """What another file can import from a module of ours."""
+    path = ROOT / module.replace(".", "/")
+    file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    found = {inner.stem for inner in path.glob("*")} if path.is_dir() else set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {name.asname or name.name for name in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            # The package gives names late: they are strings there.
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+            found |= {str(name.value) for name in ast.walk(node) if isinstance(name, ast.Constant)}
+        elif hasattr(node, "name"):
+            found.add(node.name)
+    return found
+
+
+def test_scripts_import_what_is_there():
+    """Most of their imports run only after minutes of work."""
+    scripts = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("tools/*.py")]
+    missing = [
+        f"{file.name}: {module}.{name}"
+        for file in scripts
+        for module, names in imports_of(file)
+        for name in names
+        if module.split(".")[0] in ("srft_ray", "algorithms") and name not in names_of(module)
+    ]
+    assert len(scripts) > 15 and not missing
+
+
 def test_only_two_files_touch_the_internals_of_ray():
     found = {
         str(file.relative_to(ROOT))
