@@ -6,9 +6,9 @@ from ray.data import DataContext
 from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-INTERVAL_S = 0.02  # at most, for a few tasks at a time
+INTERVAL_S = 0.02  # for a few workers
 RAYS_INTERVAL_S = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-TASKS = 100  # at a time, from which the interval is Ray's: each look then takes the loop longer
+MANY = 100  # workers, from which on the interval is Ray's: each look then takes the loop longer
 KEY = "srft_ray.interval_s"
 
 
@@ -25,8 +25,8 @@ class LooksOften(ExecutionCallback):
         streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = interval_s
 
 
-def look_often(context: DataContext, tasks: int) -> None:
-    """Lets streams that are made with the context look for results soon; `tasks`: of one at a time."""
-    context.set_config(KEY, INTERVAL_S if tasks < TASKS else RAYS_INTERVAL_S)
+def look_often(context: DataContext, workers: int) -> None:
+    """Lets a stream with so many workers, which is then made with the context, look for results soon."""
+    context.set_config(KEY, INTERVAL_S if workers < MANY else RAYS_INTERVAL_S)
     if LooksOften not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(LooksOften)

@@ -65,10 +65,7 @@ def make_stream(
         pa.table({"position": np.arange(begin, begin + plan.block)})
         for begin in range(first, total, plan.block)
     ]
-    in_flight = READERS
-    if isinstance(process, ActorPool):
-        in_flight = process.size.high * blocks_in_flight(plan, process.size.low, process.max_staleness)
-    look_often(context, in_flight)
+    look_often(context, process.size.high if isinstance(process, ActorPool) else READERS)
     positions = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
     if isinstance(process, ActorPool):
         return _in_actors(positions, plan, process)

@@ -70,7 +70,7 @@ class DeepSpeedEngine:
             self.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
         self.device = self.engine.device
         self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
-        self.tensors = ModelWeights(model, adapter, self.zero_stage)
+        self.tensors = ModelWeights(model, adapter, self.zero_stage, self.device)
         self.world_size = dist.get_world_size()
         # Their state belongs to that of training.
         self.reference: ReferenceModel | None = None

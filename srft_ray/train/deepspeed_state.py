@@ -132,10 +132,13 @@ class ModelWeights:
     Under ZeRO 3 each tensor is gathered from all ranks when it is asked for, into memory of its own.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None, zero_stage: int) -> None:
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, zero_stage: int, device: torch.device
+    ) -> None:
         self.model = model
         self.adapter = adapter
         self.zero_stage = zero_stage
+        self.device = device
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by their checkpoint names, tied ones under each name; adapters merged into them."""
@@ -167,7 +170,7 @@ class ModelWeights:
         if self.zero_stage < 3:
             return parameter.detach()
         if parameter.ds_tensor.status == PartitionedParamStatus.AVAILABLE:
-            return gathered(parameter.ds_tensor.to(parameter.device), parameter)
+            return gathered(parameter.ds_tensor.to(self.device), parameter)
         # A part that lies on a disk (`offload_param` to nvme) is read by DeepSpeed.
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()

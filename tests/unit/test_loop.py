@@ -24,10 +24,10 @@ def test_ray_has_what_is_set():
     assert loop.RAYS_INTERVAL_S == 0.1
 
 
-@pytest.mark.parametrize(("tasks", "interval"), [(1, loop.INTERVAL_S), (1000, loop.RAYS_INTERVAL_S)])
-def test_a_stream_looks_often_for_few_tasks(context, tasks, interval):
-    loop.look_often(context, tasks)
-    loop.look_often(context, tasks)
+@pytest.mark.parametrize(("workers", "interval"), [(1, loop.INTERVAL_S), (1000, loop.RAYS_INTERVAL_S)])
+def test_a_stream_looks_often_for_few_workers(context, workers, interval):
+    loop.look_often(context, workers)
+    loop.look_often(context, workers)
     (own,) = context.custom_execution_callback_classes
     own().before_execution_starts(None)
     assert getattr(streaming_executor_state, NAME) == interval
