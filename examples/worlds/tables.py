@@ -10,6 +10,7 @@ from srft_ray.observe.intervals import t_quantile
 BEGIN = "<!-- tables of `make worlds` -->"
 END = "<!-- end of the tables -->"
 BEFORE = "(before)"
+OVER_SEEDS = "p < 0.05 over seeds, * p < 0.05 over seeds and prompts"
 
 
 def world_text(
@@ -27,13 +28,15 @@ def world_text(
     parts = [f"### {name}"]
     if gates:
         parts += ["The gates of the base model:", gates]
-    scores = f"Accuracy after training in percent, mean and 95 % interval over {seeds} seeds:"
-    parts += [scores, score_table(outcomes)]
+    values, units, marks = f"mean and 95 % interval over {seeds} seeds", "seeds", OVER_SEEDS
+    if seeds == 1:
+        values, units, marks = "one seed", "prompts, which say nothing of other seeds", "p < 0.05"
+    parts += [f"Accuracy after training in percent, {values}:", score_table(outcomes)]
     if differences:
         baseline = differences[0]["against"]
         text = (
-            f"Points above {baseline}, paired by seed and prompt, with 95 % intervals over seeds. After Holm "
-            f"over {len(differences)} tests: **bold** p < 0.05 over seeds, * p < 0.05 over seeds and prompts."
+            f"Points above {baseline}, paired by seed and prompt, with 95 % intervals over {units}. After "
+            f"Holm over {len(differences)} tests: **bold** {marks}."
         )
         parts += [text, difference_table(differences)]
     return "\n\n".join(parts)
@@ -82,7 +85,7 @@ def _difference(row: Mapping[str, Any]) -> str:
     text = f"{mean:+z.1f}"
     if np.isfinite(row["low"]):
         text += f" [{100 * row['low']:+z.1f}, {100 * row['high']:+z.1f}]"
-    if row["holm over prompts"] < 0.05:
+    if row["seeds"] > 1 and row["holm over prompts"] < 0.05:
         text += " \\*"
     return f"**{text}**" if row["holm"] < 0.05 else text
 

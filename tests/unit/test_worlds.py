@@ -185,7 +185,7 @@ OUTCOMES = [
     for name, value in (("(before)", 10.0), ("sft", 40.0))
 ]
 WIDE = "holm over prompts"
-EDGE = {"against": "sft", "set": "edge"}
+EDGE = {"against": "sft", "set": "edge", "seeds": 2}
 DIFFERENCES = [
     {"method": "srft", **EDGE, "mean": 0.1, "low": 0.05, "high": 0.15, "holm": 0.01, WIDE: 0.3},
     {"method": "grpo", **EDGE, "mean": -0.1, "low": -0.3, "high": 0.1, "holm": 0.4, WIDE: 0.01},
@@ -200,6 +200,13 @@ def test_the_tables_of_a_world():
     assert "| srft | **+10.0 [+5.0, +15.0]** |" in text
     assert "| grpo | -10.0 [-30.0, +10.0] \\* |" in text
     assert "nats" not in text
+
+
+def test_one_seed_is_not_said_to_show_other_seeds():
+    one = [{**row, "seeds": 1, WIDE: row["holm"]} for row in DIFFERENCES]
+    text = tables.world_text("strings", [row for row in OUTCOMES if row["seed"] == 0], one)
+    assert "| sft | 40.0 |" in text and "| srft | **+10.0 [+5.0, +15.0]** |" in text
+    assert "over seeds" not in text and "over prompts" in text and "\\*" not in text
 
 
 def test_a_page_is_published_between_its_marks():
