@@ -1,7 +1,7 @@
 """Learners that come and go: they leave a checkpoint before Ray Train changes their number, so that nothing
 is repeated.
 
-With data/loop the only file that touches Ray's internals.
+Beside `data/loop` the only file that touches Ray's internals.
 """
 
 import time

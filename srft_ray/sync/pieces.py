@@ -98,17 +98,24 @@ class Files:
 
     def add(self, name: str, tensor: Tensor) -> tuple[str, int]:
         """Gives the tensor a place behind those added before: (file, first byte behind the header)."""
-        code = CODES[tensor.dtype]
-        file = f"model-{code}.safetensors"
+        file = f"model-{CODES[tensor.dtype]}.safetensors"
         start = self._sizes[file]
         self._sizes[file] += tensor.nbytes
-        about = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, self._sizes[file]]}
-        self._headers.setdefault(file, {})[name] = about
+        self._headers.setdefault(file, {})[name] = header_entry(tensor, start)
         return file, start
 
     def headers(self) -> dict[str, bytes]:
         """The beginning of each file, up to its tensors."""
         return {file: header(entries) for file, entries in self._headers.items()}
+
+
+def header_entry(tensor: Tensor, start: int) -> dict[str, Any]:
+    """What a header says of a tensor; `start`: its first byte behind the header."""
+    return {
+        "dtype": CODES[tensor.dtype],
+        "shape": list(tensor.shape),
+        "data_offsets": [start, start + tensor.nbytes],
+    }
 
 
 def header(entries: Mapping[str, Any]) -> bytes:

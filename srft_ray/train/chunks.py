@@ -6,7 +6,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from srft_ray.sync.pieces import CODES, header
+from srft_ray.sync.pieces import header, header_entry
 
 
 def chunks(
@@ -42,14 +42,10 @@ def safetensors_parts(
     # Large numbers first, so that all are aligned.
     ordered = sorted(chunk.items(), key=lambda item: -item[1].element_size())
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
+    size = 0
     for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        entries[name] = header_entry(tensor, size)
+        size += tensor.nbytes
     yield header(entries)
     for _, tensor in ordered:
         yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
