@@ -2,9 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import torch
@@ -14,13 +12,14 @@ from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import Config
 from srft_ray.config.training import LearnerSection
 from srft_ray.errors import UserError, require
+from srft_ray.run.node_gpus import ROUNDING, check_gpus
 
 SPARE_CPUS = 2.0  # for Ray Data's own tasks
-# Of a GPU that a learner and an engine take turns on. They fit beside each other, and two learners do not fit
-# on one GPU. Learners are placed first, so that each GPU then has room for one engine.
-LEARNER_SHARE = 0.6
-ENGINE_SHARE = 0.4
-ROUNDING = 1e-6  # of sums of shares
+# Of a GPU that a learner and an engine take turns on. They fit beside each other. Learners are placed first,
+# in one placement group, for which Ray adds up the GPUs of a node: with so large a share no node of up to 18
+# GPUs seems to have room for more learners than it has GPUs. Each GPU then has room for one engine.
+LEARNER_SHARE = 0.95
+ENGINE_SHARE = 0.05
 # Shares of a GPU's memory for an engine's weights and KV cache, unless the config has one.
 MEMORY_ALONE = 0.85
 MEMORY_BESIDE_LEARNERS = 0.4
@@ -190,8 +189,18 @@ def check_placement(resolved: Resolved, placement: Placement, engines: bool) -> 
     """Raises UserError if the cluster can never place what the run asks for."""
     needed = demand(resolved, placement, engines)
     check_totals(needed)
-    if placement.device == "cuda":
-        _check_gpus(resolved, placement, needed, [node.get("GPU", 0.0) for node in _nodes()])
+    if placement.device != "cuda":
+        return
+    gpus = [node.get("GPU", 0.0) for node in _nodes()]
+    problem = turns_problem(resolved) if placement.colocated else ""
+    if problem:
+        raise UserError(
+            f"Learners and engines cannot take turns on {sum(gpus):g} GPUs: {problem}. Change that, or set "
+            "cluster.placement=separate."
+        )
+    engines_take = {"rollout.gpus_per_engine": [placement.engine_gpus] * needed.engines}
+    learners_take = {"learner.gpus_per_worker": [placement.learner_gpus] * needed.learners}
+    check_gpus(engines_take | learners_take, gpus, str(needed))
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -213,36 +222,3 @@ def check_totals(needed: Demand) -> None:
         f"The run asks for {needed}, but the Ray cluster has {has}: lower learner.num_workers or "
         "rollout.num_engines (or their cpus_per_… and resources), or add nodes."
     )
-
-
-def _check_gpus(resolved: Resolved, placement: Placement, needed: Demand, gpus_of_nodes: list[float]) -> None:
-    """Raises UserError if the GPUs of single nodes are too few for an engine or for all of them together."""
-    problem = turns_problem(resolved) if placement.colocated else ""
-    if problem:
-        raise UserError(
-            f"Learners and engines cannot take turns on {sum(gpus_of_nodes):g} GPUs: {problem}. Change that, "
-            "or set cluster.placement=separate."
-        )
-    parts = [placement.engine_gpus] * needed.engines + [placement.learner_gpus] * needed.learners
-    # Shares of a GPU never span two of them; whole GPUs of an engine never span two nodes.
-    bins = [1.0] * round(sum(gpus_of_nodes)) if placement.colocated else gpus_of_nodes
-    if not fits(parts, bins):
-        raise UserError(
-            f"The run asks for {needed}, of which an engine takes {placement.engine_gpus:g} GPUs of a node. "
-            f"The nodes have {', '.join(f'{gpus:g}' for gpus in gpus_of_nodes)} GPUs: lower "
-            "rollout.tensor_parallel, rollout.num_engines or learner.num_workers, or add nodes."
-        )
-
-
-def fits(parts: Iterable[float], bins: Iterable[float]) -> bool:
-    """Whether parts can be put into bins, the largest part first into the first bin with room.
-
-    That finds a way if there is one, as long as each size divides the next larger one.
-    """
-    room = list(bins)
-    for part in sorted(parts, reverse=True):
-        place: Any = next((i for i, left in enumerate(room) if left + ROUNDING >= part), None)
-        if place is None:
-            return False
-        room[place] -= part
-    return True

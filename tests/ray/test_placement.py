@@ -1,5 +1,6 @@
 """Real placement by Ray of learners and engines on logical GPUs: every one is where it should be."""
 
+import time
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -17,6 +18,8 @@ from srft_ray.run.placement import check_placement, choose_placement, learner_re
 from tests.unit.test_placement import resolved
 
 pytestmark = pytest.mark.full
+
+START_S = 200.0  # that all processes have to start
 
 
 @ray.remote(num_cpus=0)
@@ -40,10 +43,16 @@ def sit(seats: Any, kind: str) -> None:
 
 
 class Engine:
-    def __init__(self, seats: Any) -> None:
+    """Gives no block before every process of the run is there: the stream would end without the late ones."""
+
+    def __init__(self, seats: Any, processes: int) -> None:
+        self.seats, self.processes = seats, processes
         sit(seats, "engine")
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + START_S
+        while len(ray.get(self.seats.all.remote())) < self.processes and time.monotonic() < deadline:
+            time.sleep(0.2)
         return block
 
 
@@ -69,7 +78,9 @@ def cluster(request: pytest.FixtureRequest):
 def seats_of(tmp_path: Any, run: Any, placement: Any, learners: int, engines: int) -> list[Any]:
     seats = Seats.remote()
     plan = StreamPlan(1, (StepSize(0, 16),), 1, learners, {}, 0)
-    pool = ActorPool(partial(Engine, seats), Bounds(engines, engines), 0, 1.0, placement.engine_gpus, 0)
+    pool = ActorPool(
+        partial(Engine, seats, learners + engines), Bounds(engines, engines), 0, 1.0, placement.engine_gpus, 0
+    )
     trainer = TorchTrainer(
         train,
         train_loop_config={"seats": seats},
@@ -94,11 +105,14 @@ def seats_of(tmp_path: Any, run: Any, placement: Any, learners: int, engines: in
         ((2,), 1, 1, 1, False),
         ((2,), 2, 2, 1, True),
         ((4,), 2, 2, 1, False),
+        ((4,), 4, 4, 1, True),
         ((4,), 2, 1, 2, False),
+        ((8,), 4, 4, 1, False),
         ((8,), 4, 2, 2, False),
         ((8,), 4, 1, 4, False),
         ((8,), 8, 8, 1, True),
         ((4, 4), 4, 4, 1, False),
+        ((4, 4), 4, 2, 2, False),
         ((4, 4), 4, 1, 4, False),
         ((4, 4), 8, 8, 1, True),
     ],

@@ -10,19 +10,22 @@ from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.errors import UserError
 from srft_ray.run import placement as module
 from srft_ray.run.cluster import automatic_choices
-from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, fits
+from srft_ray.run.node_gpus import fits
+from srft_ray.run.placement import Placement, check_placement, choose_placement, demand
 from srft_ray.run.transport_backend import with_backend
 
 CPUS = 64.0
 
 
-def resolved(placement: str = "auto", engines: Any = 1, learners: Any = 1, **rollout: Any) -> Resolved:
+def resolved(
+    placement: str = "auto", engines: Any = 1, learners: Any = 1, learner_gpus: float = 1, **rollout: Any
+) -> Resolved:
     values = {
         "model": {"path": "/nowhere"},
         "data": {"path": "/nowhere.jsonl"},
         "cluster": {"placement": placement},
         "rollout": {"num_engines": engines, **rollout},
-        "learner": {"num_workers": learners},
+        "learner": {"num_workers": learners, "gpus_per_worker": learner_gpus},
         "trainer": {"groups_per_step": 8},
     }
     return resolve(make_config(values), SRFT())
@@ -88,10 +91,16 @@ def test_auto_takes_turns_only_where_there_are_too_few(
             {"tensor_parallel": 4},
             r"The run asks for .* and 5 GPUs, but the Ray cluster has .* 4 GPUs",
         ),
-        ((3, 3), {"tensor_parallel": 4}, r"an engine takes 4 GPUs of a node\. The nodes have 3, 3 GPUs"),
+        ((3, 3), {"tensor_parallel": 4}, r"takes up to 4 GPUs of a node\. The nodes have 3, 3 GPUs"),
         ((2,), {"placement": "colocated", "engines": 2}, r"there must not be more engines than learners"),
         ((4,), {"placement": "colocated", "tensor_parallel": 2}, r"rollout\.tensor_parallel must be 1"),
         ((1,), {"placement": "colocated", "learners": 2, "engines": 1}, "2 learners and 1 engines"),
+        ((4,), {"learner_gpus": 1.5}, r"learner\.gpus_per_worker=1\.5: more than one GPU must be a whole"),
+        (
+            (4, 4),
+            {"learners": 4, "learner_gpus": 0.6},
+            r"learner\.gpus_per_worker=0\.6: Ray adds up the GPUs of a node, and on nodes of 4, 4 GPUs",
+        ),
     ],
 )
 def test_what_can_never_be_placed_is_refused(
@@ -132,18 +141,22 @@ def test_a_run_without_engines_takes_no_turns():
 
 
 @pytest.mark.parametrize(
-    ("parts", "bins", "wanted"),
+    ("parts", "gpus", "wanted"),
     [
         ([4, 2, 1, 1], [4, 4], True),
         ([1, 1, 2, 4], [4, 4], True),
         ([4, 4, 1], [4, 4], False),
         ([2, 2], [3, 1], False),
-        ([0.6, 0.4] * 2, [1.0, 1.0], True),
-        ([0.6, 0.6], [1.0], False),
+        ([0.6, 0.4] * 2, [1, 1], True),
+        ([0.6, 0.6], [1], False),
+        ([0.6] * 3 + [0.2], [2], False),
+        ([2, 0.5, 0.5], [3], True),
+        ([2, 0.5, 0.5], [1, 2], True),
+        ([2, 0.6, 0.6], [1, 2], False),
     ],
 )
-def test_parts_are_put_into_bins(parts: list[float], bins: list[float], wanted: bool):
-    assert fits(parts, bins) is wanted
+def test_parts_are_placed_on_single_gpus_and_nodes(parts: list[float], gpus: list[float], wanted: bool):
+    assert fits(parts, gpus) is wanted
 
 
 @pytest.mark.parametrize(
