@@ -21,6 +21,10 @@ from srft_ray.train.entry import train_loop
 from srft_ray.train.job import Job
 
 ELASTIC_START_TIMEOUT_S = 30.0
+# How often Ray Train asks learners whether they run. It sees their end, and their death, that much later.
+LEARNERS_LOOK_S = 0.25
+RAYS_LOOK_S = 2.0
+MANY_LEARNERS = 64  # from which on the interval is Ray's
 
 
 def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> TorchTrainer:
@@ -88,6 +92,8 @@ def _set_deadlines(resolved: Resolved) -> None:
         placing_s = min(ELASTIC_START_TIMEOUT_S, learner.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(placing_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(learner.timeout_s)
+    look_s = LEARNERS_LOOK_S if resolved.learners.high < MANY_LEARNERS else RAYS_LOOK_S
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(look_s)
 
 
 def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placement: Placement) -> Job:
