@@ -2,8 +2,12 @@
 
 import atexit
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# When the large imports of this process began and ended, in Unix seconds.
+took: list[tuple[float, float]] = []
 
 
 @contextmanager
@@ -15,9 +19,11 @@ def large_imports() -> Iterator[None]:
     """
     enabled = gc.isenabled()
     gc.disable()
+    began = time.time()
     try:
         yield
     finally:
+        took.append((began, time.time()))
         gc.freeze()
         atexit.register(gc.unfreeze)  # libraries look for what they have leaked when Python ends
         if enabled:

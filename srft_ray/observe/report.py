@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srft_ray.observe.journal import EVALUATIONS, METRICS, read_json_lines, write_whole
+from srft_ray.observe.start import newest_starts
 
 Record = dict[str, Any]
 Series = dict[str, list[tuple[float, float]]]  # points (step, value) by name
@@ -32,6 +33,7 @@ def write(run_dir: Path, steps: int, chosen: int, model: str, seconds: float) ->
     records = read_json_lines(run_dir / METRICS)
     evaluations = read_json_lines(run_dir / EVALUATIONS)
     write_plots(run_dir / "plots", records, evaluations)
+    _write_start_plot(run_dir)
     # A step without fresh rollouts has no parity.
     parities = [value for r in records if (value := r.get("parity/abs_logprob_diff")) is not None]
     summary = {
@@ -67,6 +69,32 @@ def write_plots(folder: Path, records: Sequence[Record], evaluations: Sequence[R
         _draw(axes, *panel)
         figure.savefig(folder / f"{name}.png", dpi=120)
     overview.savefig(folder / "overview.png", dpi=120)
+
+
+def _write_start_plot(run_dir: Path) -> None:
+    """A line for each process of the newest start, with what it did when; nothing for older runs."""
+    from matplotlib.figure import Figure
+
+    starts = newest_starts(run_dir)
+    if not starts:
+        return
+    begin = min(start for record in starts for start, _ in record["phases"].values())
+    names = list(dict.fromkeys(name for record in starts for name in record["phases"]))
+    figure = Figure(figsize=(8, 1.5 + 0.35 * len(starts)), layout="constrained")
+    axes = figure.add_subplot()
+    for color, name in enumerate(names):
+        shown = [(row, r["phases"][name]) for row, r in enumerate(starts) if name in r["phases"]]
+        axes.barh(
+            [row for row, _ in shown],
+            [end - start for _, (start, end) in shown],
+            left=[start - begin for _, (start, _) in shown],
+            color=f"C{color}",
+            label=name,
+        )
+    axes.set(xlabel="seconds", yticks=range(len(starts)), yticklabels=[r["who"] for r in starts])
+    axes.invert_yaxis()
+    axes.legend(fontsize="small")
+    figure.savefig(run_dir / "plots/start.png", dpi=120)
 
 
 def _series(records: Sequence[Record], wanted: tuple[str, ...]) -> Series:

@@ -1,7 +1,7 @@
 """When everything of a run happened: spans of time, which learners write and trace viewers show.
 
-Each learner appends a line for each of its steps to `timeline/rank-NNNN.jsonl`. `write_trace` makes of them a
-file in the Trace Event Format, which Perfetto and Chrome's about:tracing open.
+Each learner appends a line for each of its steps to `timeline/rank-NNNN.jsonl`, beside the files of `start`.
+`write_trace` makes of them a file in the Trace Event Format, which Perfetto and Chrome's about:tracing open.
 """
 
 import json
@@ -13,10 +13,12 @@ from typing import Any
 
 from algorithms import Group
 from srft_ray.observe import journal
+from srft_ray.observe.start import starts
 
 TRACE = "timeline.json"
 TRACE_STEPS = 1000  # the newest ones that the file at the end of a run has
-LEARNERS, ENGINES = 1, 2  # numbers of the two processes that a viewer shows
+LEARNERS, ENGINES, DRIVERS = 1, 2, 3  # numbers of the processes that a viewer shows
+KINDS = {LEARNERS: "learner", ENGINES: "engine", DRIVERS: "driver"}
 
 Span = tuple[float, float]
 
@@ -63,12 +65,17 @@ def write_trace(run_dir: Path, target: Path, first: int = 0, stop: int | None = 
         How many events it has.
     """
     events = []
+
+    def is_wanted(record: dict[str, Any]) -> bool:
+        return record["step"] >= first and (stop is None or record["step"] < stop)
+
     for path in sorted((run_dir / journal.TIMELINE).glob("rank-*.jsonl")):
         rank = int(path.stem.removeprefix("rank-"))
-        for record in journal.read_json_lines(path):
-            if record["step"] >= first and (stop is None or record["step"] < stop):
-                events += _learner_events(rank, record)
-                events += _engine_events(record)
+        for record in filter(is_wanted, journal.read_json_lines(path)):
+            events += _learner_events(rank, record)
+            events += _engine_events(record)
+    for record in filter(is_wanted, starts(run_dir)):
+        events += _start_events(record)
     if not events:
         return 0
     origin = min(event["ts"] for event in events)
@@ -112,12 +119,20 @@ def _engine_events(record: dict[str, Any]) -> list[dict[str, Any]]:
     return events
 
 
+def _start_events(record: dict[str, Any]) -> list[dict[str, Any]]:
+    [process] = [number for number, kind in KINDS.items() if record["who"].startswith(kind)]
+    return [
+        _event(f"start: {name}", process, record["who"], span, record["step"])
+        for name, span in record["phases"].items()
+    ]
+
+
 def _event(name: str, process: int, thread: str, span: Sequence[float], step: int) -> dict[str, Any]:
     """A complete event; times are in microseconds."""
     start, end = span
     return {
         "name": name,
-        "cat": "learner" if process == LEARNERS else "engine",
+        "cat": KINDS[process],
         "ph": "X",
         "ts": 1e6 * start,
         "dur": round(1e6 * max(0.0, end - start), 3),
@@ -134,8 +149,8 @@ def _names(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for event in events:
         event["tid"] = numbers[event["pid"], event["tid"]]
     lines = [_name("thread_name", process, number, name) for (process, name), number in numbers.items()]
-    processes = ((LEARNERS, "learners"), (ENGINES, "engines"))
-    return [*(_name("process_name", number, 0, name) for number, name in processes), *lines]
+    processes = [_name("process_name", number, 0, f"{kind}s") for number, kind in KINDS.items()]
+    return [*processes, *lines]
 
 
 def _name(kind: str, process: int, thread: int, name: str) -> dict[str, Any]:

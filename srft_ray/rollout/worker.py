@@ -15,6 +15,7 @@ from srft_ray.config.schema import ModelSection, VerifierSection
 from srft_ray.config.training import LoraSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
+from srft_ray.observe.start import StartClock
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, set_verdict
 from srft_ray.rollout.engine_life import EngineLife
 from srft_ray.rollout.generation import Generation, Sampling
@@ -43,6 +44,7 @@ class RolloutSettings:
         verifier_function: a verifier given from Python, in the place of the section's.
         threads: of the engine on CPU; None for as many as Ray gives the actor.
         lora: the adapter that the learners publish; None if they publish all weights.
+        run_dir: of the run whose timeline shows the start of the engine; None for none.
     """
 
     seed: int
@@ -56,6 +58,7 @@ class RolloutSettings:
     verifier_function: Callable[..., Any] | None = None
     threads: int | None = None
     lora: LoraSection | None = None
+    run_dir: Path | None = None
 
 
 class RolloutWorker:
@@ -68,6 +71,7 @@ class RolloutWorker:
         self, settings: RolloutSettings, reader: GroupReader, coordinator: Any, generation: int
     ) -> None:
         """`generation`: of the learners' start whose stream this worker belongs to."""
+        clock = StartClock()
         self.settings = settings
         self.reader = reader
         self.coordinator = coordinator
@@ -102,6 +106,9 @@ class RolloutWorker:
             self._fingerprint = model_fingerprint(settings.model.path)
             self._probe = self._score_probe()
         self.loaded.weights = self._engine_weights(0)
+        clock.mark("engine")
+        if settings.run_dir:
+            clock.write(settings.run_dir, f"engine {self.life.process.engine[:8]}", reader.start)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.refills.refill_without_rollouts(self.reader.read(block))

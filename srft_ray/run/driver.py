@@ -23,6 +23,7 @@ from srft_ray.observe.follow import RunFollower
 from srft_ray.observe.journal import EVALUATIONS, read_json_lines, record_event, truncate, write_whole
 from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
+from srft_ray.observe.start import StartClock
 from srft_ray.observe.timeline import write_newest_trace
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.device_memory import device_memory
@@ -95,6 +96,7 @@ def fit(
         RunFailed: the run could not finish; its directory is usable.
         Exception: what a callback or a logger raised, after the run has stopped in order.
     """
+    clock = StartClock()
     listeners = as_callbacks(callbacks, loggers)
     resolved = resolve(as_config(config), algorithm, verifier)
     if not cluster_address(resolved.config.cluster):
@@ -104,10 +106,12 @@ def fit(
         prepared = prepare_run(resolved)
         if is_finished(prepared):
             return _finished(resolved, prepared.store, time.time())
+        clock.mark("data")
         with placed(resolved, resolved.needs_engines) as placement:
             memory = device_memory(placement.device, bool(cluster_address(resolved.config.cluster)))
             check_memory(resolved, placement, model_shape(resolved.config), memory)
-            return _run(prepared, placement, listeners)
+            clock.mark("Ray")
+            return _run(prepared, placement, listeners, clock)
 
 
 def is_finished(prepared: Prepared) -> bool:
@@ -129,7 +133,9 @@ def _is_evaluated(prepared: Prepared, last: int) -> bool:
     return found >= prepared.evaluation.keys()
 
 
-def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]) -> Result:
+def _run(
+    prepared: Prepared, placement: Placement, listeners: Sequence[Callback], clock: StartClock
+) -> Result:
     resolved, store = prepared.resolved, prepared.store
     run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
     started = time.time()
@@ -145,6 +151,8 @@ def _run(prepared: Prepared, placement: Placement, listeners: Sequence[Callback]
         record_event(run_dir, "placement", choice)
     coordinator = start_coordinator(resolved)
     truncate(run_dir, start)
+    clock.mark("coordinator")
+    clock.write(run_dir, "driver", start)
     try:
         with (
             stopping(coordinator) as stop,

@@ -80,6 +80,7 @@ def stream_source(prepared: Prepared, coordinator: Any, placement: Placement) ->
         engine_dtype(config.model, config.rollout.dtype, placement.device),
         resolved.verifier,
         config.learner.lora if config.learner.lora.rank else None,
+        resolved.run_dir,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -39,6 +40,7 @@ class StreamSource:
         coordinator: handle of the coordinator's actor.
         verifier_function: a verifier given from Python, in the place of the config's.
         lora: the adapter that the learners publish; None if they publish all weights, or there are none.
+        run_dir: of the run whose timeline shows the start of the engines; None for none.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class StreamSource:
     dtype: str
     verifier_function: Callable[..., Any] | None = None
     lora: LoraSection | None = None
+    run_dir: Path | None = None
 
     def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
         """The stream from step `start` on, for the learners' start of that generation.
@@ -100,6 +103,7 @@ class StreamSource:
             self.verifier_function,
             self.placement.engine_threads,
             self.lora,
+            self.run_dir,
         )
         return RolloutWorker(settings, self._reader(start), self.coordinator, generation)
 

@@ -6,6 +6,7 @@ import ray
 
 from srft_ray.errors import UserError
 from srft_ray.imports import large_imports
+from srft_ray.observe.start import StartClock
 from srft_ray.train.checkpoint import CheckpointFailed
 from srft_ray.train.job import Batches, Job, blocks_of_this_learner
 
@@ -20,8 +21,11 @@ def train_loop(settings: dict[str, Any]) -> None:
         from srft_ray.train.parity import ParityError
         from srft_ray.train.worker import LearnerWorker
 
+    clock = StartClock()
     try:
         worker = LearnerWorker(job, batches)
+        clock.mark("model")
+        clock.write(job.run_dir, f"learner {worker.rank}", worker.step)
         try:
             worker.run()
         except ParityError:

@@ -4,11 +4,14 @@ import json
 import time
 
 import jsonschema
+import psutil
 import pytest
 
 from algorithms import Group
+from srft_ray import imports
 from srft_ray.commands.cli import main
 from srft_ray.observe import journal
+from srft_ray.observe.start import StartClock, newest_starts
 from srft_ray.observe.timeline import TRACE, Timeline, write_newest_trace, write_trace
 
 # The Trace Event Format (of Chromium's documentation), as far as complete events and metadata go. Times are
@@ -143,3 +146,56 @@ def test_what_storage_refuses_is_an_event(run_dir):
     write_newest_trace(run_dir)
     [event] = journal.read_json_lines(run_dir / "events.jsonl")
     assert "timeline.json could not be written" in event["message"]
+
+
+def write_start(run_dir, who, begin, step=0, **seconds):
+    """A start whose phases follow each other."""
+    clock = StartClock()
+    for name, took in seconds.items():
+        clock.spans[name] = (begin, begin + took)
+        begin += took
+    clock.write(run_dir, who, step)
+
+
+def test_a_trace_has_the_starts_of_all_processes(run_dir):
+    write_start(run_dir, "driver", 5.0, process=1, imports=2, data=3)
+    write_start(run_dir, "learner 0", 12.0, process=1, imports=2, model=0.5)
+    write_start(run_dir, "learner 0", 50.0, step=2, process=1, imports=2, model=0.5)
+    write_start(run_dir, "engine aaaa", 13.0, process=1, imports=4, engine=2)
+    write_trace(run_dir, run_dir / TRACE)
+    trace = json.loads((run_dir / TRACE).read_text())
+    jsonschema.validate(trace, SCHEMA)
+    found = [(line, name, took) for line, name, _, took in spans(trace) if name.startswith("start: ")]
+    assert ("driver", "start: data", 3.0) in found and ("engine aaaa", "start: imports", 4.0) in found
+    assert found.count(("learner 0", "start: model", 0.5)) == 2
+    write_trace(run_dir, run_dir / TRACE, 1)
+    starts = [found for found in spans(json.loads((run_dir / TRACE).read_text())) if "start" in found[1]]
+    assert {line for line, *_ in starts} == {"learner 0"} and len(starts) == 3
+
+
+def test_the_newest_start_is_that_of_the_newest_command(tmp_path):
+    write_start(tmp_path, "driver", 5.0, data=3)
+    write_start(tmp_path, "engine aaaa", 9.0, engine=2)
+    write_start(tmp_path, "driver", 105.0, data=3)
+    write_start(tmp_path, "learner 0", 110.0, model=3)
+    write_start(tmp_path, "engine bbbb", 109.0, engine=2)
+    write_start(tmp_path, "engine bbbb", 300.0, step=7, engine=2)  # after its death
+    assert [(record["who"], record["step"]) for record in newest_starts(tmp_path)] == [
+        ("driver", 0),
+        ("engine bbbb", 0),
+        ("learner 0", 0),
+    ]
+
+
+def test_a_clock_begins_with_its_process_where_that_imported():
+    imports.took.clear()
+    with imports.large_imports():
+        time.sleep(0.01)
+    clock = StartClock()
+    clock.mark("model")
+    process, imported, model = (clock.spans[name] for name in ("process", "imports", "model"))
+    assert process[0] == pytest.approx(psutil.Process().create_time(), abs=1.5)
+    assert process[1] == imported[0] and imported[1] == model[0] and imported[1] - imported[0] >= 0.01
+    second = StartClock()  # of a second run in the same process
+    second.mark("data")
+    assert set(second.spans) == {"data"}
