@@ -79,7 +79,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
     except UserError:
         remove(created)
         raise
-    plan = plan_stream(resolved, sizes)
+    plan = plan_stream(resolved, sizes, evaluates_beside(config, evaluation))
     return Prepared(resolved, train, evaluation, plan, store)
 
 
@@ -134,8 +134,11 @@ def open_store(config: Config) -> CheckpointStore:
     return CheckpointStore.of(config.run_dir, config.run.name, config.trainer.checkpoint_path)
 
 
-def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
-    """The plan of the run's stream, with so many prompts of each evaluation set; errors as `make_plan`."""
+def plan_stream(resolved: Resolved, sizes: dict[str, int], beside: bool = False) -> StreamPlan:
+    """The plan of the run's stream, with so many prompts of each evaluation set; errors as `make_plan`.
+
+    `beside`: whether evaluations are sampled while learners update.
+    """
     config = resolved.config
     return make_plan(
         config.trainer,
@@ -144,7 +147,18 @@ def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
         resolved.engines,
         config.rollout.groups_per_task,
         sizes,
+        beside,
     )
+
+
+def evaluates_beside(config: Config, evaluation: dict[str, PreparedData]) -> bool:
+    """Whether evaluations are sampled while learners update: with staleness, engines sample then anyway.
+
+    Early stopping needs the figures before the update, and learners score demonstrations with the weights
+    that are evaluated, which they have no longer after it.
+    """
+    demonstrations = any(data.counts.demonstrations for data in evaluation.values())
+    return config.rollout.max_staleness > 0 and config.trainer.patience is None and not demonstrations
 
 
 def prepare_data(
