@@ -111,9 +111,10 @@ METRICS: Table = {
     "time/learner": Entry("Duration of the update.", "seconds"),
     "time/publish": Entry("Duration of the publication of the new weights.", "seconds"),
     "time/evaluation": Entry(
-        "Time in which the learners waited for the evaluation after `step` steps and recorded it; 0 if there "
-        "is none. Where engines sample it during the update, it is the time by which it delays the "
-        "publication, and that of its record. The evaluation after the last step belongs to no step.",
+        "Time in which the learners waited for the evaluation after `step` steps, scored its demonstrations "
+        "and recorded it; 0 if there is none. With rollout.max_staleness above 0 engines sample it during "
+        "the update, and the learners wait only for what is left of it then. The evaluation after the last "
+        "step belongs to no step.",
         "seconds",
     ),
     "time/generation": Entry(

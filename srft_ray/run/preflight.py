@@ -79,7 +79,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
     except UserError:
         remove(created)
         raise
-    plan = plan_stream(resolved, sizes, evaluates_beside(config, evaluation))
+    plan = plan_stream(resolved, sizes)
     return Prepared(resolved, train, evaluation, plan, store)
 
 
@@ -134,12 +134,11 @@ def open_store(config: Config) -> CheckpointStore:
     return CheckpointStore.of(config.run_dir, config.run.name, config.trainer.checkpoint_path)
 
 
-def plan_stream(resolved: Resolved, sizes: dict[str, int], beside: bool = False) -> StreamPlan:
-    """The plan of the run's stream, with so many prompts of each evaluation set; errors as `make_plan`.
-
-    `beside`: whether evaluations are sampled while learners update.
-    """
+def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
+    """The plan of the run's stream, with so many prompts of each evaluation set; errors as `make_plan`."""
     config = resolved.config
+    # Early stopping decides by an evaluation before the update.
+    beside = config.rollout.max_staleness > 0 and config.trainer.patience is None
     return make_plan(
         config.trainer,
         resolved.algorithm,
@@ -149,16 +148,6 @@ def plan_stream(resolved: Resolved, sizes: dict[str, int], beside: bool = False)
         sizes,
         beside,
     )
-
-
-def evaluates_beside(config: Config, evaluation: dict[str, PreparedData]) -> bool:
-    """Whether evaluations are sampled while learners update: with staleness, engines sample then anyway.
-
-    Early stopping needs the figures before the update, and learners score demonstrations with the weights
-    that are evaluated, which they have no longer after it.
-    """
-    demonstrations = any(data.counts.demonstrations for data in evaluation.values())
-    return config.rollout.max_staleness > 0 and config.trainer.patience is None and not demonstrations
 
 
 def prepare_data(

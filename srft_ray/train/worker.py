@@ -66,7 +66,7 @@ class LearnerWorker:
         more = (*(each.content for each in files), self.engine.tensors.adapter_files)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, more)
         self.timeline = Timeline(job.run_dir, self.rank)
-        self.evaluations = Evaluations(job.plan, self.intake, self.learner, self.recorder, self.timeline)
+        self.evaluations = Evaluations(job.reader, self.intake, self.learner, self.recorder, self.timeline)
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.best = BestStep(job.run_dir, job.trainer)
         self.step = self._resume()
@@ -155,6 +155,8 @@ class LearnerWorker:
             return False
         probe_difference = self.intake.probe_difference
         self.checkpoints.settle(wait=False)
+        waited = time.perf_counter()
+        self.evaluations.score_beside(step)
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.job.trainer.steps)
@@ -171,7 +173,7 @@ class LearnerWorker:
         # Engines wait for the weights: they are published before anything is written.
         self._publish(self.step)
         phases = {
-            "rollout wait": (mark, started),
+            "rollout wait": (mark, waited),
             "update": (started, learned),
             "publish": (evaluated, time.perf_counter()),
         }
