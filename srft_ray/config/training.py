@@ -198,7 +198,8 @@ class TrainerSection:
     evaluate_every: int = setting(
         0,
         "Steps between evaluations; there is also one before the first and one after the last step. 0 never "
-        "evaluates.",
+        "evaluates. With rollout.max_staleness above 0 engines sample them while learners train, unless "
+        "patience is set.",
         least=0,
     )
     on_nonfinite: str = setting(

@@ -31,11 +31,11 @@ REFILLED_BLOCKS = 4  # of an engine in a step
 class Segment:
     """Consecutive groups of the stream that belong together.
 
-    A segment is one training step, or one evaluation set before a step.
+    A segment is one training step, or one evaluation set.
 
     Attributes:
         dataset: `train`, or the name of an evaluation set.
-        step: the step that they are trained in, or before which they are evaluated.
+        step: the step that they are trained in, or the number of steps after which they are evaluated.
         groups: how many carry something.
         padded: how many there are with empty ones at the end: a multiple of what all learners take at a time.
     """
@@ -67,6 +67,9 @@ class StreamPlan:
         learner_multiple: evaluation sets are padded to a multiple of so many blocks.
         first_group: position in the seeded order of prompts where step 0 begins.
         stream_blocks: most blocks of one stream, unless a single step has more.
+        evaluates_beside: whether the evaluation after s steps stands behind the groups that step s trains on,
+            so that engines sample it while learners update. It still needs version s: learners publish the
+            next one when they have taken it.
     """
 
     steps: int
@@ -77,6 +80,7 @@ class StreamPlan:
     learner_multiple: int
     first_group: int = 0
     stream_blocks: int = STREAM_BLOCKS[0]
+    evaluates_beside: bool = False
 
     @property
     def blocks_per_step(self) -> int:
@@ -105,7 +109,16 @@ class StreamPlan:
         for step in range(start, stop):
             yield from self._segments_of(step)
         if stop == self.steps:
-            yield from self._evaluations(stop)
+            yield from self.evaluations(stop)
+
+    def training(self, step: int) -> Segment:
+        """The groups that `step` trains on."""
+        return Segment("train", step, self.size(step), self.size(step))
+
+    def evaluations(self, step: int) -> list[Segment]:
+        """The sets that are evaluated after `step` steps; empty if there is no evaluation then."""
+        sizes = self.evaluation_sizes if self.evaluates(step) else {}
+        return [Segment(name, step, size, self._padded(size)) for name, size in sizes.items()]
 
     def stream_stop(self, start: int) -> int:
         """The step before which a stream that begins at step `start` ends."""
@@ -142,16 +155,10 @@ class StreamPlan:
         """The last step whose segments begin at or before a position of the whole stream."""
         return bisect_right(range(self.steps + 1), target, key=self._stream_position) - 1
 
-    def _segments_of(self, step: int) -> Iterator[Segment]:
-        yield from self._evaluations(step)
-        if step < self.steps:
-            groups = self.size(step)
-            yield Segment("train", step, groups, groups)
-
-    def _evaluations(self, step: int) -> Iterator[Segment]:
-        if self.evaluates(step):
-            for name, size in self.evaluation_sizes.items():
-                yield Segment(name, step, size, self._padded(size))
+    def _segments_of(self, step: int) -> list[Segment]:
+        training = [self.training(step)] if step < self.steps else []
+        evaluations = self.evaluations(step)
+        return training + evaluations if self.evaluates_beside else evaluations + training
 
     def _evaluation_length(self) -> int:
         return sum(map(self._padded, self.evaluation_sizes.values()))
@@ -168,12 +175,14 @@ def make_plan(
     engines: Bounds,
     groups_per_block: int | None,
     evaluation_sizes: dict[str, int],
+    evaluates_beside: bool = False,
 ) -> StreamPlan:
     """The plan of a run.
 
     Args:
         groups_per_block: as the user sets it; None for as few that engines share each step evenly.
         evaluation_sizes: prompts of each evaluation set.
+        evaluates_beside: as of `StreamPlan`.
 
     Raises:
         UserError: the groups of a step cannot be shared by the learners, or not in such blocks.
@@ -201,6 +210,7 @@ def make_plan(
         math.lcm(*learners),
         trainer.first_group,
         _stream_blocks(sizes, block),
+        evaluates_beside,
     )
 
 

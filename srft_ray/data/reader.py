@@ -110,9 +110,10 @@ class GroupReader:
         segment, offset = self.plan.locate(self.start, position)
         if segment.dataset == "train":
             return self.training_group(segment.step, self.plan.position(segment.step) + offset)
-        return self._evaluation_group(segment, offset)
+        return self.evaluation_group(segment, offset)
 
-    def _evaluation_group(self, segment: Segment, offset: int) -> Group:
+    def evaluation_group(self, segment: Segment, offset: int) -> Group:
+        """The group at a place of an evaluation set, without rollouts."""
         if offset >= segment.groups:  # fills the segment up to a multiple of what the learners take at a time
             return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
         settings = self.settings.evaluation[segment.dataset]

@@ -103,10 +103,20 @@ METRICS: Table = {
     ),
     "groups/discarded": Entry("Groups without signal that other groups took the place of.", "groups"),
     "verdict/timeout_or_error": Entry("Rollouts whose verdict is `timeout` or `error`.", "rollouts"),
-    "time/step": Entry("Duration of the step, from the wait for its groups to its record.", "seconds"),
+    "time/step": Entry(
+        "Duration of the step, from the wait for its groups to its record, without `time/evaluation`.",
+        "seconds",
+    ),
     "time/rollout_wait": Entry("Time in which the learners waited for the step's groups.", "seconds"),
     "time/learner": Entry("Duration of the update.", "seconds"),
     "time/publish": Entry("Duration of the publication of the new weights.", "seconds"),
+    "time/evaluation": Entry(
+        "Time in which the learners waited for the evaluation after `step` steps, scored its demonstrations "
+        "and recorded it; 0 if there is none. With rollout.max_staleness above 0 engines sample it during "
+        "the update, and the learners wait only for what is left of it then. The evaluation after the last "
+        "step belongs to no step.",
+        "seconds",
+    ),
     "time/generation": Entry(
         "From the first start to the last end of generation of the step's groups; 0 without rollouts.",
         "seconds",

@@ -137,6 +137,8 @@ def open_store(config: Config) -> CheckpointStore:
 def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
     """The plan of the run's stream, with so many prompts of each evaluation set; errors as `make_plan`."""
     config = resolved.config
+    # Early stopping decides by an evaluation before the update.
+    beside = config.rollout.max_staleness > 0 and config.trainer.patience is None
     return make_plan(
         config.trainer,
         resolved.algorithm,
@@ -144,6 +146,7 @@ def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
         resolved.engines,
         config.rollout.groups_per_task,
         sizes,
+        beside,
     )
 
 

@@ -9,6 +9,7 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from srft_ray.config.resolve import Resolved
+from srft_ray.data.reader import GroupReader
 from srft_ray.data.stream import execution_options
 from srft_ray.models import count_parameters, engine_dtype, resolve_dtype
 from srft_ray.observe.loggers import LoggerSettings
@@ -34,7 +35,7 @@ def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: P
     _set_deadlines(resolved)
     source = stream_source(prepared, coordinator, placement)
     dtype = resolve_dtype(resolved.config.model, placement.device)
-    job = _job(prepared, run_id, coordinator, dtype, placement)
+    job = _job(prepared, run_id, coordinator, dtype, placement, source.reader(0))
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -97,7 +98,9 @@ def _set_deadlines(resolved: Resolved) -> None:
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(look_s)
 
 
-def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placement: Placement) -> Job:
+def _job(
+    prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placement: Placement, reader: GroupReader
+) -> Job:
     resolved = prepared.resolved
     config = resolved.config
     recomputed = recomputes_activations(config.learner, placement)
@@ -115,6 +118,7 @@ def _job(prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placemen
         resolved.algorithm,
         resolved.needs_engines,
         prepared.plan,
+        reader,
         prepared.store,
         coordinator,
         loggers,

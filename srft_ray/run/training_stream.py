@@ -64,7 +64,7 @@ class StreamSource:
         `first`: position in it of the first group that is wanted, a multiple of the size of a block.
         """
         if self.engines is None:
-            return make_stream(self.plan, start, SupervisedReader(self._reader(start)), first)
+            return make_stream(self.plan, start, SupervisedReader(self.reader(start)), first)
         rollout = self.config.rollout
         pool = ActorPool(
             partial(self._worker, start, generation),
@@ -77,7 +77,8 @@ class StreamSource:
         )
         return make_stream(self.plan, start, pool, first)
 
-    def _reader(self, start: int) -> GroupReader:
+    def reader(self, start: int) -> GroupReader:
+        """Reads the groups of the stream from step `start` on."""
         config = self.config
         settings = GroupSettings(
             config.run.seed,
@@ -105,7 +106,7 @@ class StreamSource:
             self.lora,
             self.run_dir,
         )
-        return RolloutWorker(settings, self._reader(start), self.coordinator, generation)
+        return RolloutWorker(settings, self.reader(start), self.coordinator, generation)
 
     def _rollout(self) -> RolloutSection:
         """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""

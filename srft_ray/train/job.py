@@ -16,6 +16,7 @@ from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LearnerSection, TrainerSection
 from srft_ray.data.blocks import groups_of
 from srft_ray.data.plan import Segment, StreamPlan
+from srft_ray.data.reader import GroupReader
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.train.checkpoint import CheckpointStore
 
@@ -29,6 +30,7 @@ class Job:
 
     Attributes:
         run_id: written into every checkpoint.
+        reader: reads the groups of evaluation sets.
         uses_engines: whether weights are published to rollout engines.
         coordinator: handle of the coordinator's actor.
         dtype: name of the number format.
@@ -49,6 +51,7 @@ class Job:
     algorithm: Algorithm
     uses_engines: bool
     plan: StreamPlan
+    reader: GroupReader
     store: CheckpointStore
     coordinator: Any
     loggers: LoggerSettings

@@ -66,7 +66,8 @@ class Provenance:
         if found[0]:
             problems = [""] * dist.get_world_size()
             dist.all_gather_object(problems, problem)
-            raise ProvenanceError(f"Step {step}: {next(filter(None, problems))} No update was applied.")
+            problem = next(filter(None, problems))
+            raise ProvenanceError(f"Step {step}: {problem} Nothing of this step is kept.")
         return float(found[1]) if found[1] >= 0 else None
 
     def problem(self, step: int, group: Group) -> str:

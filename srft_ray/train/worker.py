@@ -19,9 +19,10 @@ from srft_ray.train.checkpoints import Checkpoints
 from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
-from srft_ray.train.held_out import held_out_figures
+from srft_ray.train.evaluations import Evaluations
 from srft_ray.train.history import HistoryKeeper
-from srft_ray.train.job import Batches, Job, LeaveQuestion
+from srft_ray.train.intake import Intake, any_rank
+from srft_ray.train.job import Batches, Job
 from srft_ray.train.learner import Learner
 from srft_ray.train.lora import Adapter
 from srft_ray.train.model_checks import check_model
@@ -42,7 +43,6 @@ class LearnerWorker:
             torch.set_num_threads(job.threads)
         self.job = job
         self.run_dir: Path = job.run_dir
-        self.batches = batches
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -57,8 +57,8 @@ class LearnerWorker:
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
-        self.leave = LeaveQuestion(job.coordinator, job.is_preempted)
         self.publisher = Publisher(job, self.start, self.engine, threshold)
+        self.intake = Intake(job, batches, self.publisher, self.engine.device)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
         self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
         self.replays = ReplayPool(job.algorithm.replay_age)
@@ -66,7 +66,7 @@ class LearnerWorker:
         more = (*(each.content for each in files), self.engine.tensors.adapter_files)
         self.saver = Saver(job.store, job.trainer, self.engine, model, tokenizer, more)
         self.timeline = Timeline(job.run_dir, self.rank)
-        self.taken = 0  # groups, by all learners since they started
+        self.evaluations = Evaluations(job.reader, self.intake, self.learner, self.recorder, self.timeline)
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.best = BestStep(job.run_dir, job.trainer)
         self.step = self._resume()
@@ -115,31 +115,18 @@ class LearnerWorker:
 
     def run(self) -> None:
         """Trains until the last step, or until the learners are to leave; then they leave a checkpoint."""
-        mark = time.perf_counter()
-        stop = self.job.plan.stream_stop(self.step)
-        for segment in self.job.plan.segments(self.step, stop):
-            if segment.dataset == "train" and self._is_patience_over(segment.step):
+        plan = self.job.plan
+        stop = plan.stream_stop(self.step)
+        for step in range(self.step, stop):
+            if not plan.evaluates_beside and not self.evaluations.evaluate(step):
+                return self.save(final=False)
+            if self._is_patience_over(step):
                 self.save(final=True)
                 return self.saver.finish(self.step, self.job.trainer.stopping_rule)
-            share = segment.padded // self.world_size
-            groups = self.batches.take(segment, share, self.job.rollout.timeout_s, self.leave.look)
-            # One vote of all ranks before each step: who leaves, leaves together, and no rank waits in a
-            # collective for one that has left.
-            if self._leaving(groups is None):
+            if not self._train(step):
                 return self.save(final=False)
-            self.checkpoints.settle(wait=False)
-            # Rollouts of other weights are refused before they are trained on or counted.
-            probe_difference = self.publisher.check(segment.step, groups)
-            self.taken += segment.padded
-            if segment.dataset == "train":
-                self._train(segment.step, groups, mark, probe_difference)
-            else:
-                figures = held_out_figures(self.learner, groups, segment.step)
-                self.recorder.evaluation(segment, groups, figures)
-                self.timeline.step(segment.step, {"evaluation": (mark, time.perf_counter())}, groups)
-            mark = time.perf_counter()
-        if stop < self.job.plan.steps:
-            # The stream of a very long run ends here; the next start goes on from this checkpoint.
+        # The stream of a very long run ends before the last step; the next start goes on from a checkpoint.
+        if stop < plan.steps or not self.evaluations.evaluate(stop):
             return self.save(final=False)
         if self.step > self.checkpoints.saved:
             return self.save(final=True, finished=True)
@@ -154,26 +141,22 @@ class LearnerWorker:
             trainer = self.job.trainer
             why = f"{trainer.patience} evaluations were not better by {trainer.keep_best}"
             journal.record_event(self.run_dir, "trainer", f"training ends after step {step}: {why}")
-        return self._any_rank(over)
+        return any_rank(over, self.engine.device)
 
-    def _leaving(self, without_groups: bool) -> bool:
-        """Whether any rank is to leave; a collective, all ranks get the same answer."""
-        leave = without_groups or self.job.is_preempted() or (self.rank == 0 and self.leave.ask())
-        return self._any_rank(leave)
+    def _train(self, step: int) -> bool:
+        """One step: its groups, update, publication, records, and a checkpoint if one is due.
 
-    def _any_rank(self, answer: bool) -> bool:
-        """Whether any rank says yes; a collective."""
-        flag = torch.tensor(float(answer), device=self.engine.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
-
-    def _train(self, step: int, groups: list[Group], mark: float, probe_difference: float | None) -> None:
-        """One step: update, publish, record, and a checkpoint if one is due.
-
-        Args:
-            mark: when the step began to wait.
-            probe_difference: of the engines that sampled the groups.
+        Returns:
+            False if the learners are to leave instead.
         """
+        mark = time.perf_counter()
+        groups = self.intake.take(self.job.plan.training(step))
+        if groups is None:
+            return False
+        probe_difference = self.intake.probe_difference
+        self.checkpoints.settle(wait=False)
+        waited = time.perf_counter()
+        self.evaluations.score_beside(step)
         started = time.perf_counter()
         torch.manual_seed(self.job.seed * 2**20 + step)  # so that no random state needs to be saved
         stage = self.job.algorithm.stage(step, self.job.trainer.steps)
@@ -182,35 +165,48 @@ class LearnerWorker:
         self.replays.add(step, groups)
         self.step = step + 1
         learned = time.perf_counter()
+        if not self.evaluations.take_beside(step, self.checkpoints.saved):
+            return False
+        evaluated = time.perf_counter()
         # Weights that admit a group come after the history that chooses its prompt.
         self.history.add(step, groups)
         # Engines wait for the weights: they are published before anything is written.
         self._publish(self.step)
-        published = time.perf_counter()
-        self.recorder.ledger(step, [*groups, *self.learner.buffer.used])
+        phases = {
+            "rollout wait": (mark, waited),
+            "update": (started, learned),
+            "publish": (evaluated, time.perf_counter()),
+        }
         record = {"step": step, "policy_version": step, **learned_metrics}
         record |= {"parity/probe_abs_logprob_diff": probe_difference} if self.publisher.probes else {}
+        self._record(step, groups, record, phases)
+        self.checkpoints.save_if_due(self.step)
+        return True
+
+    def _record(
+        self, step: int, groups: list[Group], record: dict[str, float], phases: dict[str, tuple[float, float]]
+    ) -> None:
+        """Writes what is known of a step.
+
+        Args:
+            record: metrics of the update.
+            phases: spans of the step so far.
+        """
+        self.evaluations.record(step)  # where it came before the update, it is recorded already
+        started = time.perf_counter()
+        self.recorder.ledger(step, [*groups, *self.learner.buffer.used])
         record |= metrics.group_metrics(groups, step, self.engine.device)
         record |= self.replays.metrics(groups, self.engine.device)
-        record |= {
-            "time/rollout_wait": started - mark,
-            "time/learner": learned - started,
-            "time/publish": published - learned,
-        }
+        names = {"time/rollout_wait": "rollout wait", "time/learner": "update", "time/publish": "publish"}
+        record |= {name: phases[phase][1] - phases[phase][0] for name, phase in names.items()}
+        record["time/evaluation"] = self.evaluations.seconds
         if self.rank == 0:
-            engines = ray.get(self.job.coordinator.engine_metrics.remote(self.taken))
+            engines = ray.get(self.job.coordinator.engine_metrics.remote(self.intake.groups))
             record |= {"learners": self.world_size, **engines}
-        recorded = time.perf_counter()
-        record["time/step"] = recorded - mark
+        phases = phases | {"record": (started, time.perf_counter())}
+        record["time/step"] = sum(end - start for start, end in phases.values())
         self.recorder.step(record | metrics.utilization(record) | step_cost(record, self.job.parameters))
-        phases = {
-            "rollout wait": (mark, started),
-            "update": (started, learned),
-            "publish": (learned, published),
-            "record": (published, recorded),
-        }
         self.timeline.step(step, phases, groups)
-        self.checkpoints.save_if_due(self.step)
 
     def _learn(self, step: int, groups: list[Group], stage: Stage) -> dict[str, float]:
         """Updates the policy, or skips a step that is not finite; returns its metrics, equal on all ranks.
@@ -240,7 +236,8 @@ class LearnerWorker:
 
     def save(self, final: bool, finished: bool = False) -> None:
         """Writes a checkpoint of the steps done so far unless there is one (`Checkpoints.save`)."""
-        self.checkpoints.save(self.step, final, finished)
+        if not self.evaluations.missing:
+            self.checkpoints.save(self.step, final, finished)
 
     def close(self) -> None:
         self.checkpoints.close()

@@ -7,10 +7,15 @@ from typing import Any
 import pytest
 
 from algorithms import DAPO, SFT, SRFT, Algorithm, Schedule, TwoStage
+from srft_ray.config.load import make_config
+from srft_ray.config.resolve import resolve
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
 from srft_ray.data.plan import Segment, StepSize, StreamPlan, make_plan
 from srft_ray.errors import UserError
+from srft_ray.run.preflight import plan_stream
+from srft_ray.sync.versions import PublishedVersions, WeightShare
+from tests.conftest import base_config
 
 
 def plan(
@@ -18,6 +23,7 @@ def plan(
     engines: Any = 1,
     learners: Any = 1,
     per_task: int | None = None,
+    beside: bool = False,
     **trainer: int,
 ) -> StreamPlan:
     return make_plan(
@@ -27,6 +33,7 @@ def plan(
         Bounds.parse(engines, "rollout.num_engines"),
         per_task,
         evaluation or {},
+        beside,
     )
 
 
@@ -59,19 +66,67 @@ def test_evaluations_come_before_the_first_every_n_and_after_the_last_step(
     ]
 
 
-def test_every_set_is_evaluated_in_turn():
-    assert outline(plan({"a": 3, "b": 1}, steps=1, groups_per_step=2, evaluate_every=1)) == [
-        "a0",
-        "b0",
-        "train0",
-        "a1",
-        "b1",
-    ]
+@pytest.mark.parametrize(
+    ("steps", "every", "wanted"),
+    [
+        (4, 2, "train0 a0 train1 train2 a2 train3 a4"),
+        (5, 2, "train0 a0 train1 train2 a2 train3 train4 a4 a5"),
+        (2, 1, "train0 a0 train1 a1 a2"),
+        (2, 9, "train0 a0 train1 a2"),
+        (2, 0, "train0 train1"),
+    ],
+)
+def test_beside_updates_evaluations_stand_behind_the_groups_of_their_step(
+    steps: int, every: int, wanted: str
+):
+    stream = plan({"a": 3}, beside=True, steps=steps, groups_per_step=4, evaluate_every=every)
+    assert " ".join(outline(stream)) == wanted
 
 
+@pytest.mark.parametrize("max_staleness", [1, 2, 5])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_what_learners_wait_for_may_start_and_evaluations_have_one_version(every: int, max_staleness: int):
+    """Learners publish version s when they have taken everything of the steps before s."""
+    stream = plan({"a": 3}, beside=True, steps=7, groups_per_step=4, evaluate_every=every)
+    versions = PublishedVersions(max_staleness)
+    versions.restart(0, now=100.0)
+    for segment in stream.segments(0):
+        if segment.step > versions.offered.version:
+            versions.publish(100, WeightShare(segment.step, ranks=1))
+        is_evaluation = segment.dataset != "train"
+        assert versions.admits(segment.step, exact=is_evaluation)
+        assert not is_evaluation or versions.offered.version == segment.step
+
+
+@pytest.mark.parametrize(
+    ("max_staleness", "patience", "beside"),
+    [(0, None, False), (1, None, True), (2, None, True), (1, 3, False)],
+)
+def test_engines_evaluate_beside_updates_with_staleness_unless_training_may_stop_early(
+    tmp_path, max_staleness: int, patience: int | None, beside: bool
+):
+    best = {"keep_best": "held", "checkpoint_every": 1} if patience else {}
+    values = base_config(
+        tmp_path,
+        tmp_path / "model",
+        rollout={"max_staleness": max_staleness},
+        trainer={"evaluate_every": 1, "patience": patience, **best},
+        evaluation={"data": {"held": {}}},
+    )
+    assert plan_stream(resolve(make_config(values)), {"held": 8}).evaluates_beside == beside
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_every_set_is_evaluated_in_turn(beside: bool):
+    stream = plan({"a": 3, "b": 1}, beside=beside, steps=1, groups_per_step=2, evaluate_every=1)
+    first = ["train0", "a0", "b0"] if beside else ["a0", "b0", "train0"]
+    assert outline(stream) == [*first, "a1", "b1"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("start", range(6))
-def test_a_stream_from_a_later_step_is_the_rest_of_the_whole(start: int):
-    stream = plan({"a": 3}, steps=5, groups_per_step=4, evaluate_every=2)
+def test_a_stream_from_a_later_step_is_the_rest_of_the_whole(start: int, beside: bool):
+    stream = plan({"a": 3}, beside=beside, steps=5, groups_per_step=4, evaluate_every=2)
     whole = list(stream.segments(0))
     assert list(stream.segments(start)) == [segment for segment in whole if segment.step >= start]
 
@@ -159,20 +214,21 @@ def test_groups_per_task_must_divide_a_learners_share(per_task: int, learners: A
         plan(per_task=per_task, learners=learners, steps=1, groups_per_step=16)
 
 
-def unequal(every: int = 3, sets: dict[str, int] | None = None) -> StreamPlan:
+def unequal(every: int = 3, sets: dict[str, int] | None = None, beside: bool = False) -> StreamPlan:
     """Two stages of different sizes, the second from step 4 on, with evaluations of two sets."""
     trainer = TrainerSection(steps=11, groups_per_step=4, evaluate_every=every, first_group=100)
     stages = TwoStage(
         first_steps=4, first_schedule=Schedule(groups_per_step=8), second_schedule=Schedule(groups_per_step=4)
     )
     sets = {"a": 3, "b": 5} if sets is None else sets
-    return make_plan(trainer, stages, Bounds(1, 2), Bounds(1, 1), 2, sets)
+    return make_plan(trainer, stages, Bounds(1, 2), Bounds(1, 1), 2, sets, beside)
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("every", [0, 1, 3, 4, 11, 50])
 @pytest.mark.parametrize("start", [0, 1, 4, 10, 11])
-def test_positions_by_formula_are_those_of_the_list(every: int, start: int):
-    stream = unequal(every)
+def test_positions_by_formula_are_those_of_the_list(every: int, start: int, beside: bool):
+    stream = unequal(every, beside=beside)
     sizes = [8] * 4 + [4] * 7
     assert [stream.size(step) for step in range(11)] == sizes
     assert [stream.position(step) for step in range(12)] == [100 + sum(sizes[:step]) for step in range(12)]
@@ -183,10 +239,11 @@ def test_positions_by_formula_are_those_of_the_list(every: int, start: int):
         stream.locate(start, len(listed))
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("most", [1, 3, 7, 10, 1000])
-def test_streams_follow_each_other_without_a_gap(most: int, monkeypatch: pytest.MonkeyPatch):
+def test_streams_follow_each_other_without_a_gap(most: int, beside: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", (most, most))
-    stream = unequal()
+    stream = unequal(beside=beside)
     found, start, stops = [], 0, []
     while not stops or stops[-1] < stream.steps:
         stops.append(stream.stream_stop(start))
