@@ -43,6 +43,8 @@ class RolloutSettings:
         verifier_function: a verifier given from Python, in the place of the section's.
         threads: of the engine on CPU; None for as many as Ray gives the actor.
         lora: the adapter that the learners publish; None if they publish all weights.
+        beside_cache: bytes of a GPU that the engine shares with a learner, and needs for everything but its
+            cache; None where it has a GPU for itself.
     """
 
     seed: int
@@ -56,6 +58,7 @@ class RolloutSettings:
     verifier_function: Callable[..., Any] | None = None
     threads: int | None = None
     lora: LoraSection | None = None
+    beside_cache: int | None = None
 
 
 class RolloutWorker:
@@ -98,6 +101,7 @@ class RolloutWorker:
                 settings.dtype,
                 settings.threads,
                 settings.lora,
+                settings.beside_cache,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
             self._probe = self._score_probe()

@@ -1,4 +1,4 @@
-"""Memory of a learner and of an engine on their device, from shapes alone.
+"""Memory of a learner on its device, from shapes alone.
 
 Every term is what must be there, so that a sum is a lower bound: what a kernel needs for itself, and what is
 lost between the blocks of an allocator, is not counted. All figures are bytes. P is the number of parameters,
@@ -123,12 +123,12 @@ class LearnerMemory:
     def of(cls, shape: ModelShape, setting: LearnerSetting) -> "LearnerMemory":
         """The memory of each of the learners."""
         trained = replace(shape, parameters=shape.trained)
-        own = _share(shape.trained, setting.learners)
+        own = share(shape.trained, setting.learners)
         offload = setting.learner.offload_optimizer
         divided = setting.stage >= 1
         master = FLOAT32 * own if divided else 0
         moments = MOMENTS * (own if divided else shape.trained) * (2 if setting.second_moments else 1)
-        weights, weights_on_host = _weights(shape, setting, _share(shape.parameters, setting.learners))
+        weights, weights_on_host = _weights(shape, setting, share(shape.parameters, setting.learners))
         gradients, gradients_on_host = _gradients(trained, setting, own)
         tokens = min(setting.tokens, chunk_tokens(max(1, shape.vocabulary), setting.learner.logit_chunk_mb))
         matrices = 4 if setting.compared else 2
@@ -156,42 +156,7 @@ class LearnerMemory:
         )
 
 
-@dataclass(frozen=True)
-class EngineMemory:
-    """Terms of an engine on each of its GPUs.
-
-    Attributes:
-        weights: divided over the GPUs of the engine.
-        logits: of all sequences of a step, in float32, and their log-probs.
-        cache: what is left for keys and values.
-        sequences: of the longest length that the cache holds; None if the model's layers are unknown.
-    """
-
-    weights: int
-    logits: int
-    cache: int
-    sequences: float | None
-
-    @classmethod
-    def of(
-        cls,
-        shape: ModelShape,
-        w: int,
-        shards: int,
-        max_num_seqs: int,
-        max_length: int,
-        memory: float,
-    ) -> "EngineMemory":
-        """`memory`: what vLLM may use of each GPU (its gpu_memory_utilization times the GPU's)."""
-        weights = _share(shape.parameters * w, shards)
-        logits = 2 * FLOAT32 * max_num_seqs * shape.vocabulary
-        cache = max(0, int(memory) - weights - logits)
-        of_token = shape.cache(w, shards)
-        sequences = cache / (of_token * max_length) if of_token else None
-        return cls(weights, logits, cache, sequences)
-
-
-def _share(number: int, parts: int) -> int:
+def share(number: int, parts: int) -> int:
     return -(-number // parts)
 
 

@@ -21,9 +21,6 @@ SPARE_CPUS = 2.0  # for Ray Data's own tasks
 LEARNER_SHARE = 0.6
 ENGINE_SHARE = 0.4
 ROUNDING = 1e-6  # of sums of shares
-# Shares of a GPU's memory for an engine's weights and KV cache, unless the config has one.
-MEMORY_ALONE = 0.85
-MEMORY_BESIDE_LEARNERS = 0.4
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,11 @@ class Placement:
     engine_gpus: float = 0.0
     learner_threads: int | None = None
     engine_threads: int | None = None
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a learner and an engine have one GPU."""
+        return self.colocated and self.device == "cuda"
 
     def __str__(self) -> str:
         devices = "CPU cores" if self.device == "cpu" else "GPUs"
@@ -135,18 +137,11 @@ def gpus_per_engine(rollout: RolloutSection) -> float:
     return rollout.gpus_per_engine if parallel == 1 else float(parallel)
 
 
-def engine_memory_share(rollout: RolloutSection, placement: Placement) -> float:
-    """The share of a GPU's memory that vLLM may use."""
-    if rollout.gpu_memory_utilization is not None:
-        return rollout.gpu_memory_utilization
-    return MEMORY_BESIDE_LEARNERS if placement.colocated else MEMORY_ALONE
-
-
 def recomputes_activations(learner: LearnerSection, placement: Placement) -> bool:
     """By default where an engine takes a part of the learner's GPU."""
     if learner.activation_checkpointing is not None:
         return learner.activation_checkpointing
-    return placement.colocated and placement.device == "cuda"
+    return placement.shares_gpus
 
 
 def demand(resolved: Resolved, placement: Placement, engines: bool) -> Demand:

@@ -22,7 +22,8 @@ from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
 from srft_ray.run.directory import choose_start
-from srft_ray.run.placement import Placement, engine_memory_share
+from srft_ray.run.engine_memory import engine_memory_share
+from srft_ray.run.placement import Placement
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
@@ -39,6 +40,8 @@ class StreamSource:
         coordinator: handle of the coordinator's actor.
         verifier_function: a verifier given from Python, in the place of the config's.
         lora: the adapter that the learners publish; None if they publish all weights, or there are none.
+        beside_cache: bytes that an engine needs of a GPU that it shares with a learner, for everything but
+            its cache; None where it shares none.
     """
 
     config: Config
@@ -54,6 +57,7 @@ class StreamSource:
     dtype: str
     verifier_function: Callable[..., Any] | None = None
     lora: LoraSection | None = None
+    beside_cache: int | None = None
 
     def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
         """The stream from step `start` on, for the learners' start of that generation.
@@ -100,6 +104,7 @@ class StreamSource:
             self.verifier_function,
             self.placement.engine_threads,
             self.lora,
+            self.beside_cache,
         )
         return RolloutWorker(settings, self._reader(start), self.coordinator, generation)
 
