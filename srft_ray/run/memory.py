@@ -11,6 +11,7 @@ from typing import Any
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.run.model_shape import FLOAT32, ModelShape
+from srft_ray.train.chunks import PIECE_BYTES
 from srft_ray.train.logprobs import chunk_tokens
 
 GIB = 2**30
@@ -37,6 +38,7 @@ class LearnerSetting:
         second_moments: whether updates of buffered groups have moments of their own.
         compared: whether terms need the gradient of entropies, or divergences over the whole vocabulary.
         cuda: whether the device is a GPU.
+        async_checkpoints: whether checkpoints are written from a copy of their content.
     """
 
     learner: LearnerSection
@@ -49,6 +51,7 @@ class LearnerSetting:
     second_moments: bool = False
     compared: bool = False
     cuda: bool = True
+    async_checkpoints: bool = False
 
     @property
     def zero(self) -> Mapping[str, Any]:
@@ -58,7 +61,7 @@ class LearnerSetting:
     @property
     def of_critic(self) -> "LearnerSetting":
         """Of the critic's own states, which come beside those of the policy."""
-        return replace(self, reference=False, critic=False, second_moments=False)
+        return replace(self, reference=False, critic=False, second_moments=False, async_checkpoints=False)
 
     @property
     def alone(self) -> bool:
@@ -92,7 +95,8 @@ class LearnerMemory:
             vocabulary (`chunked_logprobs`), four where terms compare distributions.
         step: what only the optimizer's step needs, when activations are gone; the bucket of ZeRO 3 stays.
         context: of CUDA.
-        host: in CPU memory: what `offload_optimizer` and `offload_param` move there.
+        host: in CPU memory: what `offload_optimizer` and `offload_param` move there, and the copy of a
+            checkpoint that is written in the background.
     """
 
     weights: int
@@ -139,6 +143,8 @@ class LearnerMemory:
             master = moments = 0
         # All of a critic is trained, also beside adapters.
         critic = cls.of(replace(shape, adapters=None), setting.of_critic) if setting.critic else None
+        if setting.async_checkpoints:
+            host += _checkpoint(shape, setting, own)
         head_gradient = 0 if shape.adapters else 2 * shape.hidden
         return cls(
             weights=weights,
@@ -183,6 +189,15 @@ def _gradients(shape: ModelShape, setting: LearnerSetting, own: int) -> tuple[in
     if setting.w == 2:
         return (whole if setting.stage == 1 else share), share + passing
     return (whole if setting.stage == 1 else 0), 2 * share + passing
+
+
+def _checkpoint(shape: ModelShape, setting: LearnerSetting, own: int) -> int:
+    """A learner's part of a checkpoint: the float32 state, and pieces of the model, or all of a small one."""
+    state = (FLOAT32 + MOMENTS * (2 if setting.second_moments else 1)) * own
+    if setting.critic:
+        state += (FLOAT32 + MOMENTS) * share(shape.parameters, setting.learners)
+    model = setting.w * shape.parameters
+    return state + max(min(model, PIECE_BYTES), share(model, setting.learners))
 
 
 def _made(shape: ModelShape, setting: LearnerSetting) -> int:

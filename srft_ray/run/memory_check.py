@@ -46,6 +46,7 @@ def learner_memory(resolved: Resolved, placement: Placement, shape: ModelShape) 
         any(algorithm.buffer_size for algorithm in algorithms),
         any(COMPARING & algorithm.needs for algorithm in algorithms),
         placement.device == "cuda",
+        config.trainer.async_checkpoints,
     )
     return LearnerMemory.of(shape, setting)
 

@@ -66,6 +66,24 @@ def test_a_learner_of_one_and_a_half_billion_on_one_card_by_hand():
     assert recomputed.activations == 16_384 * 258_608 and recomputed.peak == 36_894_498_816
 
 
+def test_a_checkpoint_in_the_background_is_a_copy_by_hand():
+    """12 bytes of each parameter of a share, and a share of the weights, at least one piece of 1 GiB."""
+    saved = {"trainer": {"async_checkpoints": True}}
+    assert learner_memory(run(learners=2), SEPARATE, MIDDLE).host == 0
+    halves = learner_memory(run(learners=2, **saved), SEPARATE, MIDDLE)
+    assert halves.host == 12 * MIDDLE.parameters // 2 + MIDDLE.parameters
+    found = learner_memory(run(learners=4, **saved), SEPARATE, MIDDLE)
+    assert found.host == 12 * MIDDLE.parameters // 4 + GIB
+    assert (
+        learner_memory(run(learners=4, **saved), SEPARATE, SMALL).host == 3 * SMALL.parameters + 988_065_536
+    )
+    with_critic = learner_memory(run(PPO(), learners=4, **saved), SEPARATE, MIDDLE)
+    assert with_critic.host - found.host == 12 * MIDDLE.parameters // 4
+    adapted = dataclasses.replace(MIDDLE, adapters=18_464_768)
+    found = learner_memory(run(**saved), SEPARATE, adapted)
+    assert found.host == 12 * 18_464_768 + 2 * MIDDLE.parameters
+
+
 def test_a_critic_has_states_of_its_own():
     plain, ppo = (learner_memory(run(algorithm), SEPARATE, MIDDLE) for algorithm in (GRPO(), PPO()))
     assert ppo.critic == 18 * MIDDLE.parameters and ppo.peak - plain.peak == ppo.critic
