@@ -50,7 +50,8 @@ class Placement:
 
     Attributes:
         device: cpu or cuda.
-        colocated: whether learners and engines take turns on the same devices.
+        colocated: whether learners and engines take turns on the same devices, or, on the CPUs of a cluster,
+            each on those that it reserves.
         learner_gpus, engine_gpus: GPUs, or the share of one, that a learner and an engine reserve.
         learner_threads, engine_threads: CPU threads of each; None for as many as Ray or the library gives.
     """
@@ -68,6 +69,8 @@ class Placement:
         return self.colocated and self.device == "cuda"
 
     def __str__(self) -> str:
+        if self.colocated and self.device == "cpu" and self.engine_threads is None:
+            return "learners and engines take turns, each on the CPUs that it reserves"
         devices = "CPU cores" if self.device == "cpu" else "GPUs"
         how = "take turns on the same" if self.colocated else "have separate"
         return f"learners and engines {how} {devices}"
