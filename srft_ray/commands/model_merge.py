@@ -146,6 +146,11 @@ def _check_names(base: Weights, other: Weights) -> None:
         )
 
 
+def _save(piece: dict[str, Tensor], folder: Path, index: Index) -> None:
+    name = index.add({name: tensor.nbytes for name, tensor in piece.items()})
+    save_file(piece, folder / name, {"format": "pt"})
+
+
 def _write(base: Weights, models: Sequence[Weights], folder: Path, method: Method, seed: int) -> Merged:
     index = Index()
     numbers = changed = 0
@@ -156,10 +161,10 @@ def _write(base: Weights, models: Sequence[Weights], folder: Path, method: Metho
         numbers += before.numel()
         changed += int((piece[name] != before).sum())
         if sum(tensor.nbytes for tensor in piece.values()) >= PIECE_BYTES:
-            save_file(piece, folder / index.add(piece), {"format": "pt"})
+            _save(piece, folder, index)
             piece = {}
     if piece:
-        save_file(piece, folder / index.add(piece), {"format": "pt"})
+        _save(piece, folder, index)
     index.save(folder)
     for file in _other_files(base.folder):
         shutil.copy2(file, folder / file.name)

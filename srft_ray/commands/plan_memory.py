@@ -1,10 +1,11 @@
 """What `srft-ray plan` says of memory: the terms of `run/memory`, and what they leave."""
 
 from srft_ray.config.resolve import Resolved
+from srft_ray.run.engine_memory import engine_memory_share
 from srft_ray.run.memory import GIB, LearnerMemory
 from srft_ray.run.memory_check import engine_memory, largest_micro_batch, learner_memory
 from srft_ray.run.model_shape import ModelShape
-from srft_ray.run.placement import Placement, engine_memory_share
+from srft_ray.run.placement import Placement
 
 TERMS = {
     "weights": "weights",
@@ -55,7 +56,8 @@ def _engine_lines(
     if placement.device == "cpu":
         cache = config.rollout.kv_cache_gib
         return [f"each engine {_gib(engine.weights)} of weights, and {cache} GiB of cache"]
-    line = f"each engine {_gib(engine.weights)} of weights on a GPU"
+    own = engine.step + engine.runtime
+    line = f"each engine {_gib(engine.weights)} of weights and {_gib(own)} of vLLM's own on a GPU"
     if not device:
         return [f"{line}, the rest is its cache: state hardware.gpu_memory_gib to see what it holds"]
     share = engine_memory_share(config.rollout, placement)

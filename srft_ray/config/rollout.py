@@ -64,7 +64,7 @@ class RolloutSection:
     engine: dict[str, Any] = setting(
         dict,
         "Further arguments of vLLM's engine (its `EngineArgs`), such as `{block_size: 32}`. "
-        "Arguments that other settings decide are refused.",
+        "Arguments that other settings decide are refused; so is `kv_cache_memory_bytes` beside a learner.",
         may_change=True,
     )
     max_num_seqs: int = setting(

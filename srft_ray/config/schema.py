@@ -60,8 +60,8 @@ class ClusterSection:
         "auto",
         "Whether learners and engines have devices of their own (`separate`), or take turns on the same "
         "ones (`colocated`), which needs rollout.max_staleness=0: on GPUs each learner shares one with at "
-        "most one engine, on CPU whoever works has all cores. `auto` takes turns where GPUs are too few "
-        "for both.",
+        "most one engine; on CPU whoever works has all cores of this machine, but in a Ray cluster only "
+        "the CPUs that it reserves. `auto` takes turns where GPUs are too few for both.",
         choices=("auto", "separate", "colocated"),
         may_change=True,
     )

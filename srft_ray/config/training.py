@@ -143,9 +143,10 @@ class TrainerSection:
     async_checkpoints: bool = setting(
         False,
         "Whether training goes on while a checkpoint is written, from a copy in CPU memory: each learner's "
-        "share of the state (12 bytes of a parameter, divided by the learners), and the weights on the "
-        "first. It counts, and is recorded, when it is complete, some steps later. At most one is being "
-        "written: learners that stop, or reach the next one, wait for it.",
+        "share of the state (12 bytes of a parameter, divided by the learners) and of the weights, which the "
+        "first has alone if they are less than 1 GiB. It counts, and is recorded, when it is complete, some "
+        "steps later. At most one is being written: learners that stop, or reach the next one, wait for it. "
+        "Half of learner.timeout_s after it was begun it must be complete.",
         may_change=True,
     )
     checkpoint_path: str | None = setting(

@@ -1,12 +1,13 @@
 """Arguments and environment of a vLLM engine, from the config."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LoraSection
-from srft_ray.errors import require
+from srft_ray.errors import nearest, require
 
 MIN_BATCHED_TOKENS = 8192  # of prompts that are read in one step, on CPU
 # Arguments of vLLM that other settings decide, or that a run relies on.
@@ -32,16 +33,19 @@ OWNED = (
     "trust_remote_code",
     "worker_extension_cls",
 )
+GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
-def check_owned(given: dict[str, Any]) -> None:
-    """Raises UserError for an argument in `rollout.engine` that is not the user's."""
+def check_arguments(given: dict[str, Any], known: Collection[str]) -> None:
+    """Raises UserError for an argument in `rollout.engine` that is not the user's, or not among the known."""
     for name in given:
         require(
             name not in OWNED,
             f"rollout.engine.{name} cannot be set: other keys of the model and rollout sections decide it.",
         )
+        suggestion = nearest(name, set(known) - set(OWNED))
+        require(name in known, f"rollout.engine.{name} is no argument of vLLM: {suggestion}")
 
 
 def set_environment(rollout: RolloutSection, device: str) -> None:
@@ -87,6 +91,32 @@ def engine_settings(
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(MIN_BATCHED_TOKENS, model.max_length),
     }
+
+
+def cache_bytes(memory: float, beside_cache: int) -> int:
+    """Of an engine's KV cache on a GPU, of which the engine may use `memory` bytes in all."""
+    return max(0, int(memory) - beside_cache)
+
+
+def cache_settings(rollout: RolloutSection, gpu: int, beside_cache: int) -> dict[str, Any]:
+    """Arguments of vLLM for an engine that shares its GPU of `gpu` bytes with a learner.
+
+    Without a given size vLLM measures at its start what the whole GPU has in use. A learner that loads at the
+    same time would change that, and its memory would be taken from the engine's cache.
+
+    Args:
+        beside_cache: bytes that the engine needs for everything but its cache.
+    """
+    share = rollout.gpu_memory_utilization
+    cache = cache_bytes(share * gpu, beside_cache)
+    require(
+        cache > 0,
+        f"An engine has {share:g} of a GPU with {gpu / GIB:.1f} GiB, and needs {beside_cache / GIB:.1f} GiB "
+        "beside its cache: raise rollout.gpu_memory_utilization, or let all GPUs have the same memory.",
+    )
+    # vLLM still refuses to start if less than this share of the GPU is free. It looks when its CUDA context,
+    # which belongs to the engine's share, is there already: only the cache is sure to come.
+    return {"kv_cache_memory_bytes": cache, "gpu_memory_utilization": cache / gpu}
 
 
 def _room(rank: int) -> int:

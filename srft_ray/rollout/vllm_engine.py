@@ -14,10 +14,9 @@ from typing import Any
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LoraSection
-from srft_ray.errors import nearest, require
 from srft_ray.imports import large_imports
 from srft_ray.rollout.adapter import adapter_folder
-from srft_ray.rollout.engine_settings import OWNED, check_owned, engine_settings, set_environment
+from srft_ray.rollout.engine_settings import cache_settings, check_arguments, engine_settings, set_environment
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
@@ -35,19 +34,24 @@ class Engine:
         dtype: str,
         threads: int | None = None,
         lora: LoraSection | None = None,
+        beside_cache: int | None = None,
     ) -> None:
         """
         Args:
             threads: of the loop that steps the engine, on CPU; None for as many as the process has.
             lora: the adapter that `load` brings; None if it brings all weights.
+            beside_cache: as of `cache_settings`; None: vLLM measures what its GPU has for the cache.
         """
         set_environment(rollout, device)
         with large_imports():
             import torch
             from vllm import EngineArgs
+            from vllm.platforms import current_platform
             from vllm.v1.engine.llm_engine import LLMEngine
 
         settings = engine_settings(model, rollout, device, lora) | rollout.engine
+        if beside_cache is not None:
+            settings |= cache_settings(rollout, current_platform.get_device_total_memory(), beside_cache)
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self.loads = 0  # that `load` did, by which vLLM notes for each token which weights sampled it
@@ -220,14 +224,10 @@ def check_engine_arguments(given: dict[str, Any]) -> None:
 
     It imports vllm if there are any, which takes seconds.
     """
-    if not given:
-        return
-    check_owned(given)
-    from vllm import EngineArgs
+    if given:
+        from vllm import EngineArgs
 
-    known = {field.name for field in dataclasses.fields(EngineArgs)} - set(OWNED)
-    for name in given:
-        require(name in known, f"rollout.engine.{name} is no argument of vLLM: {nearest(name, known)}")
+        check_arguments(given, [field.name for field in dataclasses.fields(EngineArgs)])
 
 
 def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:

@@ -2,17 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from algorithms import Completion, Group
-from srft_ray.config.evaluation import EvaluationSetSection
-from srft_ray.config.rollout import RolloutSection
-from srft_ray.config.schema import ModelSection, VerifierSection
-from srft_ray.config.training import LoraSection
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.observe.start import StartClock
@@ -23,6 +18,7 @@ from srft_ray.rollout.history import CoordinatorHistory
 from srft_ray.rollout.judges import Judge, Judges, make_environment
 from srft_ray.rollout.loaded_version import EngineWeights, LoadedVersion
 from srft_ray.rollout.requests import Request, requests_of
+from srft_ray.rollout.settings import RolloutSettings
 from srft_ray.rollout.turns import converse
 from srft_ray.rollout.vllm_engine import Engine
 from srft_ray.sync.admission import Admission, wait_for_admission
@@ -32,33 +28,6 @@ from srft_ray.sync.processes import Process
 from srft_ray.sync.transports import transport_class
 from srft_ray.sync.versions import PolicyWeights
 from srft_ray.verify import Item, Verdict
-
-
-@dataclass(frozen=True)
-class RolloutSettings:
-    """What an actor of the pool needs of the config.
-
-    Attributes:
-        max_staleness: versions that a training rollout may be behind when it starts.
-        evaluation: how each evaluation set is sampled and judged.
-        verifier_function: a verifier given from Python, in the place of the section's.
-        threads: of the engine on CPU; None for as many as Ray gives the actor.
-        lora: the adapter that the learners publish; None if they publish all weights.
-        run_dir: of the run whose timeline shows the start of the engine; None for none.
-    """
-
-    seed: int
-    device: str
-    dtype: str
-    model: ModelSection
-    rollout: RolloutSection
-    evaluation: Mapping[str, EvaluationSetSection]
-    verifier: VerifierSection
-    max_staleness: int
-    verifier_function: Callable[..., Any] | None = None
-    threads: int | None = None
-    lora: LoraSection | None = None
-    run_dir: Path | None = None
 
 
 class RolloutWorker:
@@ -102,6 +71,7 @@ class RolloutWorker:
                 settings.dtype,
                 settings.threads,
                 settings.lora,
+                settings.beside_cache,
             )
             self._fingerprint = model_fingerprint(settings.model.path)
             self._probe = self._score_probe()

@@ -1,4 +1,4 @@
-"""Memory of a learner and of an engine on their device, from shapes alone.
+"""Memory of a learner on its device, from shapes alone.
 
 Every term is what must be there, so that a sum is a lower bound: what a kernel needs for itself, and what is
 lost between the blocks of an allocator, is not counted. All figures are bytes. P is the number of parameters,
@@ -11,6 +11,7 @@ from typing import Any
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.run.model_shape import FLOAT32, ModelShape
+from srft_ray.train.chunks import PIECE_BYTES
 from srft_ray.train.logprobs import chunk_tokens
 
 GIB = 2**30
@@ -37,6 +38,7 @@ class LearnerSetting:
         second_moments: whether updates of buffered groups have moments of their own.
         compared: whether terms need the gradient of entropies, or divergences over the whole vocabulary.
         cuda: whether the device is a GPU.
+        async_checkpoints: whether checkpoints are written from a copy of their content.
     """
 
     learner: LearnerSection
@@ -49,6 +51,7 @@ class LearnerSetting:
     second_moments: bool = False
     compared: bool = False
     cuda: bool = True
+    async_checkpoints: bool = False
 
     @property
     def zero(self) -> Mapping[str, Any]:
@@ -58,7 +61,7 @@ class LearnerSetting:
     @property
     def of_critic(self) -> "LearnerSetting":
         """Of the critic's own states, which come beside those of the policy."""
-        return replace(self, reference=False, critic=False, second_moments=False)
+        return replace(self, reference=False, critic=False, second_moments=False, async_checkpoints=False)
 
     @property
     def alone(self) -> bool:
@@ -92,7 +95,8 @@ class LearnerMemory:
             vocabulary (`chunked_logprobs`), four where terms compare distributions.
         step: what only the optimizer's step needs, when activations are gone; the bucket of ZeRO 3 stays.
         context: of CUDA.
-        host: in CPU memory: what `offload_optimizer` and `offload_param` move there.
+        host: in CPU memory: what `offload_optimizer` and `offload_param` move there, and the copy of a
+            checkpoint that is written in the background.
     """
 
     weights: int
@@ -123,12 +127,12 @@ class LearnerMemory:
     def of(cls, shape: ModelShape, setting: LearnerSetting) -> "LearnerMemory":
         """The memory of each of the learners."""
         trained = replace(shape, parameters=shape.trained)
-        own = _share(shape.trained, setting.learners)
+        own = share(shape.trained, setting.learners)
         offload = setting.learner.offload_optimizer
         divided = setting.stage >= 1
         master = FLOAT32 * own if divided else 0
         moments = MOMENTS * (own if divided else shape.trained) * (2 if setting.second_moments else 1)
-        weights, weights_on_host = _weights(shape, setting, _share(shape.parameters, setting.learners))
+        weights, weights_on_host = _weights(shape, setting, share(shape.parameters, setting.learners))
         gradients, gradients_on_host = _gradients(trained, setting, own)
         tokens = min(setting.tokens, chunk_tokens(max(1, shape.vocabulary), setting.learner.logit_chunk_mb))
         matrices = 4 if setting.compared else 2
@@ -139,6 +143,8 @@ class LearnerMemory:
             master = moments = 0
         # All of a critic is trained, also beside adapters.
         critic = cls.of(replace(shape, adapters=None), setting.of_critic) if setting.critic else None
+        if setting.async_checkpoints:
+            host += _checkpoint(shape, setting, own)
         head_gradient = 0 if shape.adapters else 2 * shape.hidden
         return cls(
             weights=weights,
@@ -156,42 +162,7 @@ class LearnerMemory:
         )
 
 
-@dataclass(frozen=True)
-class EngineMemory:
-    """Terms of an engine on each of its GPUs.
-
-    Attributes:
-        weights: divided over the GPUs of the engine.
-        logits: of all sequences of a step, in float32, and their log-probs.
-        cache: what is left for keys and values.
-        sequences: of the longest length that the cache holds; None if the model's layers are unknown.
-    """
-
-    weights: int
-    logits: int
-    cache: int
-    sequences: float | None
-
-    @classmethod
-    def of(
-        cls,
-        shape: ModelShape,
-        w: int,
-        shards: int,
-        max_num_seqs: int,
-        max_length: int,
-        memory: float,
-    ) -> "EngineMemory":
-        """`memory`: what vLLM may use of each GPU (its gpu_memory_utilization times the GPU's)."""
-        weights = _share(shape.parameters * w, shards)
-        logits = 2 * FLOAT32 * max_num_seqs * shape.vocabulary
-        cache = max(0, int(memory) - weights - logits)
-        of_token = shape.cache(w, shards)
-        sequences = cache / (of_token * max_length) if of_token else None
-        return cls(weights, logits, cache, sequences)
-
-
-def _share(number: int, parts: int) -> int:
+def share(number: int, parts: int) -> int:
     return -(-number // parts)
 
 
@@ -218,6 +189,15 @@ def _gradients(shape: ModelShape, setting: LearnerSetting, own: int) -> tuple[in
     if setting.w == 2:
         return (whole if setting.stage == 1 else share), share + passing
     return (whole if setting.stage == 1 else 0), 2 * share + passing
+
+
+def _checkpoint(shape: ModelShape, setting: LearnerSetting, own: int) -> int:
+    """A learner's part of a checkpoint: the float32 state, and pieces of the model, or all of a small one."""
+    state = (FLOAT32 + MOMENTS * (2 if setting.second_moments else 1)) * own
+    if setting.critic:
+        state += (FLOAT32 + MOMENTS) * share(shape.parameters, setting.learners)
+    model = setting.w * shape.parameters
+    return state + max(min(model, PIECE_BYTES), share(model, setting.learners))
 
 
 def _made(shape: ModelShape, setting: LearnerSetting) -> int:

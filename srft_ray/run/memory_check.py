@@ -10,9 +10,10 @@ from srft_ray.config.schedule import stage_size
 from srft_ray.config.schema import Config
 from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters, engine_dtype, load_model_config, resolve_dtype
-from srft_ray.run.memory import GIB, EngineMemory, LearnerMemory, LearnerSetting
+from srft_ray.run.engine_memory import BATCHED_TOKENS, EngineMemory, engine_memory_share
+from srft_ray.run.memory import GIB, LearnerMemory, LearnerSetting
 from srft_ray.run.model_shape import ModelShape
-from srft_ray.run.placement import Placement, engine_memory_share, recomputes_activations
+from srft_ray.run.placement import Placement, recomputes_activations
 from srft_ray.train.lora import count_adapter_parameters
 
 COMPARING = {"entropy_gradient", "reference_kl", "teacher_kl"}  # needs of terms
@@ -45,6 +46,7 @@ def learner_memory(resolved: Resolved, placement: Placement, shape: ModelShape) 
         any(algorithm.buffer_size for algorithm in algorithms),
         any(COMPARING & algorithm.needs for algorithm in algorithms),
         placement.device == "cuda",
+        config.trainer.async_checkpoints,
     )
     return LearnerMemory.of(shape, setting)
 
@@ -70,7 +72,13 @@ def engine_memory(resolved: Resolved, placement: Placement, shape: ModelShape, g
     w = _bytes_of(engine_dtype(config.model, rollout.dtype, placement.device))
     memory = gpu * engine_memory_share(rollout, placement)
     return EngineMemory.of(
-        shape, w, rollout.tensor_parallel, rollout.max_num_seqs, config.model.max_length, memory
+        shape,
+        w,
+        rollout.tensor_parallel,
+        rollout.max_num_seqs,
+        config.model.max_length,
+        memory,
+        rollout.engine.get("max_num_batched_tokens", BATCHED_TOKENS),
     )
 
 
@@ -80,6 +88,11 @@ def check_memory(resolved: Resolved, placement: Placement, shape: ModelShape, de
     `device`: bytes of the largest GPU, or of the machine if it alone runs everything on CPU; None if they are
     not known.
     """
+    require(
+        not (placement.shares_gpus and "kv_cache_memory_bytes" in resolved.config.rollout.engine),
+        "rollout.engine.kv_cache_memory_bytes cannot be set where a learner and an engine share a GPU: "
+        "rollout.gpu_memory_utilization decides it there.",
+    )
     if device and placement.device == "cpu":
         _check_machine(resolved, placement, shape, device)
     elif device:
@@ -106,9 +119,10 @@ def _check_engine(resolved: Resolved, placement: Placement, shape: ModelShape, g
     longest = resolved.config.model.max_length
     require(
         found.sequences is None or found.sequences >= 1,
-        f"An engine has {share:g} of a GPU's {_gib(gpu)} for {_gib(found.weights)} of weights and a cache "
-        f"that would not hold one sequence of model.max_length={longest} tokens: raise "
-        "rollout.gpu_memory_utilization or rollout.tensor_parallel.",
+        f"An engine has {share:g} of a GPU's {_gib(gpu)} for {_gib(found.weights)} of weights, "
+        f"{_gib(found.step + found.runtime)} of vLLM's own, and a cache that would not hold one sequence of "
+        f"model.max_length={longest} tokens: raise rollout.gpu_memory_utilization or "
+        "rollout.tensor_parallel.",
     )
 
 

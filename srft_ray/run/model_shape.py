@@ -62,6 +62,15 @@ class ModelShape:
         attention = 2 * w * (self.queries + self.keys) + FLOAT32 * self.heads
         return norms + attention + 4 * w * self.intermediate
 
+    def layer_forward(self, w: int) -> int:
+        """What one layer holds of a token where nothing is kept for a backward pass, as in an engine.
+
+        Its input and the sum that goes on, and either queries, keys, values and the result of attention, or
+        the outputs of both linear layers of the MLP and their product.
+        """
+        attention, mlp = 2 * (self.queries + self.keys), 3 * self.intermediate
+        return w * (2 * self.hidden + max(attention, mlp))
+
     def activations(self, w: int, recomputed: bool) -> int:
         """Of a token at the end of the forward pass, and what flows backward through one layer.
 

@@ -20,9 +20,6 @@ SPARE_CPUS = 2.0  # for Ray Data's own tasks
 # GPUs seems to have room for more learners than it has GPUs. Each GPU then has room for one engine.
 LEARNER_SHARE = 0.95
 ENGINE_SHARE = 0.05
-# Shares of a GPU's memory for an engine's weights and KV cache, unless the config has one.
-MEMORY_ALONE = 0.85
-MEMORY_BESIDE_LEARNERS = 0.4
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,8 @@ class Placement:
 
     Attributes:
         device: cpu or cuda.
-        colocated: whether learners and engines take turns on the same devices.
+        colocated: whether learners and engines take turns on the same devices, or, on the CPUs of a cluster,
+            each on those that it reserves.
         learner_gpus, engine_gpus: GPUs, or the share of one, that a learner and an engine reserve.
         learner_threads, engine_threads: CPU threads of each; None for as many as Ray or the library gives.
     """
@@ -64,7 +62,14 @@ class Placement:
     learner_threads: int | None = None
     engine_threads: int | None = None
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a learner and an engine have one GPU."""
+        return self.colocated and self.device == "cuda"
+
     def __str__(self) -> str:
+        if self.colocated and self.device == "cpu" and self.engine_threads is None:
+            return "learners and engines take turns, each on the CPUs that it reserves"
         devices = "CPU cores" if self.device == "cpu" else "GPUs"
         how = "take turns on the same" if self.colocated else "have separate"
         return f"learners and engines {how} {devices}"
@@ -134,18 +139,11 @@ def gpus_per_engine(rollout: RolloutSection) -> float:
     return rollout.gpus_per_engine if parallel == 1 else float(parallel)
 
 
-def engine_memory_share(rollout: RolloutSection, placement: Placement) -> float:
-    """The share of a GPU's memory that vLLM may use."""
-    if rollout.gpu_memory_utilization is not None:
-        return rollout.gpu_memory_utilization
-    return MEMORY_BESIDE_LEARNERS if placement.colocated else MEMORY_ALONE
-
-
 def recomputes_activations(learner: LearnerSection, placement: Placement) -> bool:
     """By default where an engine takes a part of the learner's GPU."""
     if learner.activation_checkpointing is not None:
         return learner.activation_checkpointing
-    return placement.colocated and placement.device == "cuda"
+    return placement.shares_gpus
 
 
 def demand(resolved: Resolved, placement: Placement, engines: bool) -> Demand:

@@ -14,6 +14,7 @@ from srft_ray.data.stream import execution_options
 from srft_ray.models import count_parameters, engine_dtype, resolve_dtype
 from srft_ray.observe.loggers import LoggerSettings
 from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
+from srft_ray.run.memory_check import engine_memory, model_shape
 from srft_ray.run.placement import Placement, learner_resources, recomputes_activations
 from srft_ray.run.preflight import Prepared
 from srft_ray.run.training_stream import StreamSource, TrainingStream
@@ -67,6 +68,9 @@ def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: P
 def stream_source(prepared: Prepared, coordinator: Any, placement: Placement) -> StreamSource:
     resolved = prepared.resolved
     config = resolved.config
+    beside_cache = None
+    if placement.shares_gpus:
+        beside_cache = engine_memory(resolved, placement, model_shape(config), 0.0).beside_cache
     return StreamSource(
         config,
         resolved.algorithm,
@@ -82,6 +86,7 @@ def stream_source(prepared: Prepared, coordinator: Any, placement: Placement) ->
         resolved.verifier,
         config.learner.lora if config.learner.lora.rank else None,
         resolved.run_dir,
+        beside_cache,
     )
 
 

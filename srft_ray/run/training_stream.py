@@ -21,9 +21,11 @@ from srft_ray.data.store import PreparedData
 from srft_ray.data.stream import ActorPool, make_stream
 from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
-from srft_ray.rollout.worker import RolloutSettings, RolloutWorker
+from srft_ray.rollout.settings import RolloutSettings
+from srft_ray.rollout.worker import RolloutWorker
 from srft_ray.run.directory import choose_start
-from srft_ray.run.placement import Placement, engine_memory_share
+from srft_ray.run.engine_memory import engine_memory_share
+from srft_ray.run.placement import Placement
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.sync.processes import Process
 from srft_ray.train.checkpoint import CheckpointStore
@@ -41,6 +43,8 @@ class StreamSource:
         verifier_function: a verifier given from Python, in the place of the config's.
         lora: the adapter that the learners publish; None if they publish all weights, or there are none.
         run_dir: of the run whose timeline shows the start of the engines; None for none.
+        beside_cache: bytes that an engine needs of a GPU that it shares with a learner, for everything but
+            its cache; None where it shares none.
     """
 
     config: Config
@@ -57,6 +61,7 @@ class StreamSource:
     verifier_function: Callable[..., Any] | None = None
     lora: LoraSection | None = None
     run_dir: Path | None = None
+    beside_cache: int | None = None
 
     def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
         """The stream from step `start` on, for the learners' start of that generation.
@@ -105,6 +110,7 @@ class StreamSource:
             self.placement.engine_threads,
             self.lora,
             self.run_dir,
+            self.beside_cache,
         )
         return RolloutWorker(settings, self.reader(start), self.coordinator, generation)
 

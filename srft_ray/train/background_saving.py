@@ -5,6 +5,7 @@ copy. When all ranks have written theirs, which is asked before each step, the c
 Until then there is no checkpoint of that step: a crash leaves the one before it.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,15 @@ PATIENCE = 0.5  # of learner.timeout_s, with which the other ranks wait for one 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A checkpoint that is being written, with what its manifest is to say."""
+    """A checkpoint that is being written, with what its manifest is to say.
+
+    `deadline`: when it is to be written, as of time.monotonic.
+    """
 
     step: int
     about: dict[str, Any]
     share: BackgroundShare
+    deadline: float
 
 
 class BackgroundSaver:
@@ -42,10 +47,11 @@ class BackgroundSaver:
         Raises:
             CheckpointFailed: too many failures in a row.
         """
-        unfinished = Unfinished(step, self.saver.described(about), BackgroundShare())
-        error = self.saver.start(step, unfinished.share)
+        share = BackgroundShare()
+        error = self.saver.start(step, share)
         if error is None:
-            self.unfinished = unfinished
+            deadline = time.monotonic() + self.timeout_s
+            self.unfinished = Unfinished(step, self.saver.described(about), share, deadline)
         else:
             self.saver.account(step, error, final=False)
 
@@ -65,17 +71,20 @@ class BackgroundSaver:
         return pending.step if self.saver.account(pending.step, error, final=False) else None
 
     def _is_written(self, pending: Unfinished, wait: bool) -> bool:
-        """Whether all ranks have written their files."""
-        own = pending.share.is_written(self.timeout_s if wait else 0.0)
-        written = torch.tensor(float(own), device=self.saver.engine.device)
-        dist.all_reduce(written, dist.ReduceOp.MIN)
-        if wait and not written:
+        """Whether all ranks have written their files; raises as `settle`."""
+        left = pending.deadline - time.monotonic()
+        own = pending.share.is_written(max(0.0, left) if wait else 0.0)
+        may_go_on = left > 0 and not wait
+        known = torch.tensor([float(own), float(may_go_on)], device=self.saver.engine.device)
+        dist.all_reduce(known, dist.ReduceOp.MIN)
+        written, in_time = known.bool().tolist()
+        if not written and not in_time:
             raise CheckpointFailed(
                 f"The checkpoint of step {pending.step} was not written within {self.timeout_s:.0f} s, half "
                 "of learner.timeout_s: its storage hangs or is too slow. The checkpoint of step "
                 f"{self.saver.newest} is the newest."
             )
-        return bool(written)
+        return written
 
     def close(self) -> None:
         """Ends the writing, so that no file of it comes between those of other learners."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from srft_ray.sync.pieces import header, header_entry
 
+PIECE_BYTES = 2**30  # of a checkpoint, about the size of one file
+
 
 def chunks(
     tensors: Iterator[tuple[str, Tensor]], limit: int, keep: Callable[[int], bool], copy: bool

@@ -17,12 +17,12 @@ class Index:
     total_bytes: int = 0
     pieces: int = 0
 
-    def add(self, piece: Mapping[str, Tensor]) -> str:
-        """The name of the next file, which holds the piece."""
+    def add(self, sizes: Mapping[str, int]) -> str:
+        """The name of the next file, which holds weights of these bytes by name."""
         self.pieces += 1
         name = f"model-{self.pieces:05d}.safetensors"
-        self.files |= dict.fromkeys(piece, name)
-        self.total_bytes += sum(tensor.nbytes for tensor in piece.values())
+        self.files |= dict.fromkeys(sizes, name)
+        self.total_bytes += sum(sizes.values())
         return name
 
     def save(self, folder: Path) -> None:
@@ -44,6 +44,34 @@ def without_tied(model: Any, weights: Iterator[tuple[str, Tensor]]) -> Iterator[
         if name not in again:
             yield name, tensor
         del tensor  # before the next one needs memory
+
+
+def rounds(
+    weights: Iterator[tuple[str, Tensor]], limit: int, rank: int, ranks: int
+) -> Iterator[tuple[list[dict[str, int]], dict[str, Tensor]]]:
+    """Deals pieces of about `limit` bytes to the ranks, one to each in a round; it goes through all weights.
+
+    Nothing is yielded before each rank has its piece, so that all write at the same time.
+
+    Yields:
+        For each round the bytes of the weights of its pieces by name, and a copy of this rank's piece on the
+        CPU, which is empty if the last round has none for it.
+    """
+    sizes: list[dict[str, int]] = [{}]
+    own: dict[str, Tensor] = {}
+    for name, tensor in weights:
+        sizes[-1][name] = tensor.nbytes
+        if len(sizes) == rank + 1:
+            own[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        del tensor  # before the next one needs memory
+        if sum(sizes[-1].values()) >= limit:
+            sizes.append({})
+        if len(sizes) > ranks:
+            yield sizes[:-1], own
+            sizes, own = [{}], {}
+    last = [piece for piece in sizes if piece]
+    if last:
+        yield last, own
 
 
 def save_rest(model: Any, tokenizer: Any, index: Index, folder: Path) -> None:

@@ -219,7 +219,7 @@ class Learner:
         logprobs_N, entropies_N, *kls_N = self.engine.forward(*inputs, *options)
         reference_BT = None
         if self.reference and "reference" in needs:
-            reference_BT = micro_batch.align(self.reference(*inputs, position_ids_BL=positions)[0])
+            reference_BT = micro_batch.align(self.reference.forward(*inputs, position_ids_BL=positions)[0])
         return PolicyOutput(
             logprobs_BT=micro_batch.align(logprobs_N),
             entropies_BT=micro_batch.align(entropies_N),

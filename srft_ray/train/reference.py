@@ -26,17 +26,18 @@ class ReferenceModel:
     def __init__(
         self, model: nn.Module, learner: LearnerSection, dtype: torch.dtype, device: torch.device
     ) -> None:
-        policy_model = PolicyModel(model, learner.logit_chunk_mb).requires_grad_(False).to(device)
-        self.model: Any = policy_model
+        self.policy = PolicyModel(model, learner.logit_chunk_mb).requires_grad_(False).to(device)
+        self.model: Any = self.policy
+        self.device = device
         self.zero_stage = learner.zero_stage
         self.dtype = dtype
         self.moved = False
         if learner.zero_stage == 3:
             self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
-        self._parameters = dict(policy_model.model.named_parameters())  # tied ones once
+        self._parameters = dict(self.policy.model.named_parameters())  # tied ones once
 
     @torch.no_grad()
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """As `PolicyModel.forward`, without gradient."""
         return self.model(*inputs, **options)
 

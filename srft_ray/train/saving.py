@@ -18,12 +18,11 @@ from srft_ray.observe.journal import record_event
 from srft_ray.train import hf_files
 from srft_ray.train.checkpoint import CheckpointFailed, CheckpointStore
 from srft_ray.train.checkpoint_share import BackgroundShare, Entries, Share, attempt
-from srft_ray.train.chunks import chunks, safetensors_parts
+from srft_ray.train.chunks import PIECE_BYTES, chunks, safetensors_parts
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.retention import Retention
 from srft_ray.train.state_reader import STATE_PREFIX
 
-PIECE_BYTES = 2**30  # of the training state, about the size of one file
 WHOLE = 2**62  # more bytes than any model has
 
 
@@ -162,7 +161,7 @@ class Saver:
         return None
 
     def _write_files(self, step: int, share: Share | BackgroundShare) -> None:
-        """Writes this rank's share of the state, and on rank 0 the model.
+        """Writes this rank's share of the state and of the model; a small model is written by rank 0.
 
         Gathering a tensor is a collective: every rank goes through all tensors, also after a write of its own
         has failed, so that no other rank waits for it for ever.
@@ -184,13 +183,15 @@ class Saver:
             self._write_hf_pieces(step, share)
 
     def _write_hf_pieces(self, step: int, share: Share | BackgroundShare) -> None:
-        """Writes a large model in pieces, so that rank 0 never holds all of it."""
+        """Writes a large model in pieces, each rank an equal part of them, so that none holds all of it."""
         named = hf_files.without_tied(self.model, self.engine.weights())
         index = hf_files.Index()
-        for piece in chunks(named, PIECE_BYTES, lambda n: self.rank == 0, copy=True):
-            name = index.add(piece)
-            share.add(piece, partial(self._write_tensors, step, f"hf/{name}", piece, {"format": "pt"}))
-            del piece
+        for sizes, own in hf_files.rounds(named, PIECE_BYTES, self.rank, self.world_size):
+            names = [index.add(piece) for piece in sizes]
+            if own:
+                name = f"hf/{names[self.rank]}"
+                share.add(own, partial(self._write_tensors, step, name, own, {"format": "pt"}))
+            del own
         if self.rank == 0:
             share.add({}, partial(self._write_hf_rest, step, index))
 

@@ -18,7 +18,7 @@ def known_logits(
     if reference and "reference_kl" in needs:
         inputs = (micro_batch.input_ids_BL, micro_batch.rows_N, micro_batch.positions_N, temperature)
         positions = micro_batch.position_ids_BL
-        found["reference_kl_BT"] = reference(*inputs, logits_only=True, position_ids_BL=positions)
+        found["reference_kl_BT"] = reference.forward(*inputs, logits_only=True, position_ids_BL=positions)
     if "teacher_kl" in needs:
         inputs = shown_demonstrations(micro_batch)
         found["teacher_kl_BT"] = engine.forward(*inputs, temperature, logits_only=True)

@@ -53,7 +53,7 @@ class LearnerWorker:
             Adapter(model, job.learner.lora, job.seed, job.model.path) if job.learner.lora.rank else None
         )
         self.engine = DeepSpeedEngine(model, job.learner, dtype, adapter)
-        check_model(self.engine, parity.THRESHOLDS[job.dtype], job.learner.packing)
+        check_model(self.engine, "model.path", parity.THRESHOLDS[job.dtype], job.learner.packing)
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
         self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
@@ -73,18 +73,20 @@ class LearnerWorker:
         self.checkpoints = Checkpoints(job, self.saver, self.recorder, self.timeline, self.step)
 
     def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
-        settings = self.job.learner
+        job, settings = self.job, self.job.learner
         reference = None
-        if self.job.algorithm.uses_reference:
-            path = settings.reference or self.job.model.path
-            frozen = load_for_learner(self.job.model, settings, dtype, path)
+        if job.algorithm.uses_reference:
+            path = settings.reference or job.model.path
+            frozen = load_for_learner(job.model, settings, dtype, path)
             reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
+            if settings.reference:
+                check_model(reference, "learner.reference", parity.THRESHOLDS[job.dtype], settings.packing)
         critic = None
-        if self.job.algorithm.uses_critic:
-            path = settings.critic or self.job.model.path
-            layers = value_layers(load_for_learner(self.job.model, settings, dtype, path))
+        if job.algorithm.uses_critic:
+            path = settings.critic or job.model.path
+            layers = value_layers(load_for_learner(job.model, settings, dtype, path))
             critic = Critic(CriticEngine(layers, settings, dtype), settings.critic_lr, self.engine)
-        return Learner(self.engine, settings, parity_threshold, reference, self.job.ledger_tokens, critic)
+        return Learner(self.engine, settings, parity_threshold, reference, job.ledger_tokens, critic)
 
     def _resume(self) -> int:
         """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""

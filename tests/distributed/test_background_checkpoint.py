@@ -114,8 +114,11 @@ def test_a_crash_while_it_is_written_leaves_the_one_before(tmp_path, tiny_model,
     assert losses == undisturbed[1:]
 
 
-def save_to_bad_storage(rank, world, model_path, folder):
-    """(what came of a refused checkpoint, of one that hangs, and of a good one between them)."""
+def save_to_bad_storage(rank, world, model_path, folder, wait):
+    """(what came of a refused checkpoint, of one that hangs, and of a good one between them).
+
+    `wait`: whether the ranks wait for the one that hangs, or one of them asks after the deadline.
+    """
     _, _, saver, background = learners(model_path, folder, 0)
     saver.engine._create_optimizer_state()
     write = CheckpointStore.write
@@ -131,20 +134,23 @@ def save_to_bad_storage(rank, world, model_path, folder):
     good = background.settle(wait=True), saver.failures, saver.store.steps()
     hangs = threading.Event()
     CheckpointStore.write = lambda *_: hangs.wait(60) and {}
-    background.timeout_s = 0.2
+    background.timeout_s = 2.0
     background.begin(3, {})
     assert background.settle(wait=False) is None
+    if not wait and rank:
+        time.sleep(2.0)
     with pytest.raises(CheckpointFailed) as failed:
-        background.settle(wait=True)
+        background.settle(wait)
     hangs.set()
     background.close()
     return refused, good, str(failed.value), saver.store.steps()
 
 
-def test_storage_that_refuses_or_hangs(tmp_path, tiny_model):
-    refused, good, failed, steps = spawn(2, save_to_bad_storage, tiny_model, tmp_path)
+@pytest.mark.parametrize("wait", [True, False])
+def test_storage_that_refuses_or_hangs(tmp_path, tiny_model, wait):
+    refused, good, failed, steps = spawn(2, save_to_bad_storage, tiny_model, tmp_path, wait)
     assert refused == (None, 1) and good == (2, 0, [2]) and steps == [2]
     assert (
-        "The checkpoint of step 3 was not written within 0 s" in failed and "step 2 is the newest" in failed
+        "The checkpoint of step 3 was not written within 2 s" in failed and "step 2 is the newest" in failed
     )
     assert "No space left on device" in (tmp_path / "run/events.jsonl").read_text()

@@ -291,6 +291,53 @@ def test_a_large_model_is_written_in_pieces(tmp_path, tiny_model):
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
+def save_the_start(rank, world, model_path, folder, zero, background):
+    """Saves the model as it is, in pieces; each rank leaves the names of the files that it wrote."""
+    from srft_ray.train import saving
+    from srft_ray.train.background_saving import BackgroundSaver
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+    from tests.conftest import make_tokenizer
+
+    saving.PIECE_BYTES = 50_000
+    model, _ = load(model_path)
+    engine = DeepSpeedEngine(model, case(zero).learner(), torch.float32)
+    engine._create_optimizer_state()
+    config = config_for(folder)
+    saver = saving.Saver(open_store(config), config.trainer, engine, model, make_tokenizer())
+    write, written = CheckpointStore.write, []
+
+    def note(store, step, name, *parts):
+        written.append(name)
+        return write(store, step, name, *parts)
+
+    CheckpointStore.write = note
+    if background:
+        saver = BackgroundSaver(saver, 60.0)
+        saver.begin(1, {})
+        assert saver.settle(wait=True) == 1
+    else:
+        assert saver.save(1, final=True, about={})
+    (folder / f"rank-{rank}.json").write_text(json.dumps([name for name in written if "hf/model-" in name]))
+
+
+@pytest.mark.parametrize(("world", "zero", "background"), [(3, 3, False), (2, 2, True)])
+def test_each_rank_writes_an_equal_part_of_the_model(tmp_path, tiny_model, world, zero, background):
+    """The files are bitwise those that one learner writes alone."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, setting in ((alone, (1, 0, False)), (together, (world, zero, background))):
+        folder.mkdir()
+        spawn(setting[0], save_the_start, tiny_model, folder, *setting[1:])
+    expected, found = (
+        {file.name: file.read_bytes() for file in (folder / "run/checkpoints/step-1/hf").iterdir()}
+        for folder in (alone, together)
+    )
+    assert found == expected
+    pieces = sorted(f"hf/{name}" for name in expected if name.endswith(".safetensors"))
+    for rank in range(world):
+        written = json.loads((together / f"rank-{rank}.json").read_text())
+        assert written == pieces[rank::world] and len(pieces) > world
+
+
 def test_hf_is_the_trained_model(saved, tiny_model):
     from transformers import AutoModelForCausalLM
 

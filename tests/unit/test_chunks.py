@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from srft_ray.train import hf_files
 from srft_ray.train.chunks import chunks, safetensors_parts
 from srft_ray.train.nonfinite import first_nonfinite_tensor
 
@@ -43,6 +44,21 @@ def test_chunks_have_a_bounded_size_and_hold_what_is_kept():
     assert [list(chunk) for chunk in found] == [["0", "1"], ["2", "4"], ["5", "6"]]
     given[0][1].fill_(9.0)
     assert found[0]["0"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 9])
+@pytest.mark.parametrize("last", [12, 13])  # the last piece is full, or not
+def test_pieces_are_the_same_however_they_are_dealt(ranks: int, last: int):
+    given = [(f"{n}", torch.full((n % 3 + 1,), float(n))) for n in range(last)]
+    expected = list(chunks(iter(given), 16, lambda n: True, copy=True))
+    dealt = [list(hf_files.rounds(iter(given), 16, rank, ranks)) for rank in range(ranks)]
+    for rank, rounds in enumerate(dealt):
+        sizes = [piece for pieces, _ in rounds for piece in pieces]
+        assert sizes == [{name: tensor.nbytes for name, tensor in piece.items()} for piece in expected]
+        own = [list(piece) for _, piece in rounds if piece]
+        assert own == [list(piece) for piece in expected[rank::ranks]]
+    given[0][1].fill_(9.0)
+    assert dealt[0][0][1]["0"].tolist() == [0.0], "it is a copy"
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])

@@ -134,6 +134,16 @@ def test_on_this_machine_s_cpu_who_works_has_all_cores(
     assert choose_placement(run, "cpu", True, cores=8) == wanted
 
 
+def test_what_is_said_of_turns_on_cpu():
+    """In a cluster learners and engines may be on different nodes: no core is of both."""
+    run = resolved("colocated")
+    run.config.learner.cpus_per_worker = 2.0
+    here, in_cluster = (choose_placement(run, "cpu", True, cores=cores) for cores in (8, None))
+    assert str(here) == "learners and engines take turns on the same CPU cores"
+    assert in_cluster == Placement("cpu", True, learner_threads=2)
+    assert str(in_cluster) == "learners and engines take turns, each on the CPUs that it reserves"
+
+
 def test_a_run_without_engines_takes_no_turns():
     assert choose_placement(resolved("colocated"), "cpu", False, cores=8) == Placement(
         "cpu", learner_threads=8
