@@ -52,9 +52,10 @@ def exchange(
 def assign(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
     """The rank that each sequence goes to, from the lengths of each rank's sequences; in the same order.
 
-    The longest sequence first, each goes to the rank with the fewest tokens so far, or stays where it is if
-    that has hardly more: the greedy rule of scheduling, whose largest sum is at most 4/3 of the smallest
-    possible one (Graham 1969).
+    The longest sequence first, each goes to the rank with the fewest tokens so far: the greedy rule of
+    scheduling, whose largest sum is at most 4/3 of the smallest possible one (Graham 1969). Unlike in that
+    rule, a sequence stays where it is if its rank has at most PREFERENCE of a mean rank's tokens more than
+    that. Graham's proof then gives a bound that is larger by as much, 4/3 + PREFERENCE.
     """
     before = [sum(own) for own in lengths]
     if max(before) <= BALANCED * min(before):

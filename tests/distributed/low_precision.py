@@ -4,6 +4,7 @@ Activations, and the gradients that flow between layers, are those of the plain 
 The gradient of each weight is computed from them here, without the code under test.
 """
 
+import copy
 from collections import defaultdict
 from unittest.mock import patch
 
@@ -11,34 +12,84 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tests.distributed import harness, low_rank
+from srft_ray.config.training import LearnerSection
+from tests.distributed import harness, low_rank, one_page_critic
 from tests.distributed.harness import Case, load
 
 
 def reference(model_path: str, case: Case) -> dict[str, torch.Tensor]:
-    """Weights and first moments after one update, float64, named as by `DeepSpeedEngine.state`."""
+    """Weights and first moments after one step, float64, named as by `DeepSpeedEngine.state`."""
     model, frozen = (m.to(torch.bfloat16) for m in load(model_path))
-    stage, learner = case.stage(0), case.learner()
+    stage, learner, number = case.stage(0), case.learner(), case.updates(0)
+    groups = case.make_groups(stage, 0)
     if case.lora:
         low_rank.with_adapter(model, learner.lora)
-    gradients = collect(model)
-    losses(model, frozen, case, stage, case.make_groups(stage, 0)).backward()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    masters = {names[id(p)]: nn.Parameter(p.detach().double()) for p in trained if id(p) in gradients}
-    for parameter in trained:
-        masters[names[id(parameter)]].grad = gradients[id(parameter)].view_as(parameter)
-    nn.utils.clip_grad_norm_(masters.values(), learner.max_grad_norm)
-    optimizer = torch.optim.AdamW(
-        masters.values(),
-        lr=learner.lr,
-        betas=tuple(learner.betas),
-        eps=learner.eps,
-        weight_decay=learner.weight_decay,
-    )
-    optimizer.step()
-    moments = {f"{name}|exp_avg": optimizer.state[p]["exp_avg"] for name, p in masters.items()}
-    return {f"{name}|weight": p.detach() for name, p in masters.items()} | moments
+    old = copy.deepcopy(model) if number > 1 else None
+    policy = Masters(model, learner, learner.lr)
+    if stage.algorithm.uses_critic:
+        values = Values(frozen, case.length)
+        critic = Masters(values, learner, learner.critic_lr)
+        values.give_credit(stage.algorithm, groups)
+    for index in range(number):
+        own = [group for group in groups if group.group_id % number == index]
+        losses(model, old, frozen, case, stage, groups, own, number).backward()
+        policy.step()
+        if stage.algorithm.uses_critic:
+            values.loss(stage.algorithm, own).backward()
+            critic.step()
+    found = policy.state()
+    if stage.algorithm.uses_critic:
+        found |= {f"critic|{name}": value for name, value in critic.state().items()}
+    return found
+
+
+class Masters:
+    """The float64 weights behind a bfloat16 model, and their optimizer."""
+
+    def __init__(self, model: nn.Module, learner: LearnerSection, lr: float) -> None:
+        self.sums = collect(model)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: nn.Parameter(p.detach().double()) for name, p in self.trained.items()}
+        self.largest_norm = learner.max_grad_norm
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(),
+            lr=lr,
+            betas=tuple(learner.betas),
+            eps=learner.eps,
+            weight_decay=learner.weight_decay,
+        )
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """An update with the gradients since the last one."""
+        for name, parameter in self.trained.items():
+            if id(parameter) in self.sums:
+                self.weights[name].grad = self.sums[id(parameter)].view_as(parameter)
+        self.sums.clear()
+        nn.utils.clip_grad_norm_(self.weights.values(), self.largest_norm)
+        self.optimizer.step()
+        for name, parameter in self.trained.items():
+            parameter.copy_(self.weights[name])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        updated = {name: p for name, p in self.weights.items() if p.grad is not None}
+        moments = {f"{name}|exp_avg": self.optimizer.state[p]["exp_avg"] for name, p in updated.items()}
+        return {f"{name}|weight": p.detach() for name, p in updated.items()} | moments
+
+
+class Values(one_page_critic.Values):
+    """The critic of one page in bfloat16, its sequences padded to one length."""
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        super().__init__(model)
+        self.head.to(torch.bfloat16)
+        self.length = length
+
+    def forward(self, group, completion):
+        ids, first = [*group.prompt_ids, *completion.ids], len(group.prompt_ids) - 1
+        padded = torch.tensor([ids + [0] * (self.length - len(ids))])
+        hidden = self.decoder(input_ids=padded, use_cache=False).last_hidden_state[0]
+        return self.head(hidden[first : len(ids) - 1])[:, 0].float()
 
 
 def collect(model: nn.Module) -> dict[int, torch.Tensor]:
@@ -72,8 +123,8 @@ def collect(model: nn.Module) -> dict[int, torch.Tensor]:
     return sums
 
 
-def losses(model, frozen, case, stage, groups) -> torch.Tensor:
-    """The loss of the whole update; what a model says of a token is in float32, as in the learner.
+def losses(model, old, frozen, case, stage, everything, groups, number) -> torch.Tensor:
+    """The loss of one of `number` updates; what a model says of a token is in float32, as in the learner.
 
     A sequence passes through a model once, whatever is computed from it.
     """
@@ -92,7 +143,7 @@ def losses(model, frozen, case, stage, groups) -> torch.Tensor:
         return whole_kl(of, known, pairs, temperature, distribution, shown)
 
     with patch.object(harness, "forward", forward), patch.object(harness, "full_kl", full_kl):
-        found = harness.update_losses(model, None, frozen, case, stage, groups, groups, 1)
+        found = harness.update_losses(model, old, frozen, case, stage, everything, groups, number)
     return sum(found.values())
 
 

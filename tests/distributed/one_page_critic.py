@@ -34,7 +34,7 @@ class Values(torch.nn.Module):
             values, own = self(group, c), written(c)
             advantages = torch.zeros_like(values)
             credit = gae(values[own].tolist(), c.advantage, ppo.discount, ppo.gae_lambda)
-            advantages[own] = torch.tensor(credit, dtype=torch.float64)
+            advantages[own] = torch.tensor(credit, dtype=values.dtype)
             c.measured = {"values": values, "advantages": advantages, "returns": advantages + values}
         every = torch.cat([c.measured["advantages"][written(c)] for _, c in everything])
         for _, c in everything:

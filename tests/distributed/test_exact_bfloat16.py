@@ -21,8 +21,13 @@ In chunks the head's softmax is another float32 formula, and the reference takes
 gradient may be rounded to another bfloat16 number, in few tokens of thousands, and which ones hangs on the
 CPU. Such an algorithm is allowed in the full proof if all settings agree with each other within TOLERANCE.
 
-*One update.* After it, float32 weights that differ by rounding may round to different bfloat16 weights, and
-then the passes are no longer the same.
+*Several updates.* After one, float32 weights that differ by rounding may round to different bfloat16
+weights, and then the passes are no longer the same. So two updates in one step (`mini_batches`) are compared
+at a small learning rate only, with which hardly a weight gets as far as half a step of bfloat16; what shows a
+difference then is the first moments.
+
+*Packing* is not here: attention with a mask rounds otherwise, so that the passes are others. Packed and
+padded updates are compared in float32 and float64 (`test_packing`).
 """
 
 from contextlib import contextmanager
@@ -42,8 +47,7 @@ TIES = 3  # algorithms of all that may have one
 LARGEST_TIE = (
     2**-5
 )  # how far it may take a tensor from the reference: some roundings to bfloat16, of 2^-9 each
-# The reference has no critic; in float32 a critic is in the proof of `test_exact_update`.
-WITHOUT_CRITIC = [cls for cls in REGISTRY.values() if not cls.uses_critic]
+SMALL = 1e-6  # a learning rate
 ALL = 10_000  # tokens that hold all sequences of an update
 SETTINGS = [
     {"zero_stage": 0, "micro_batch_tokens": ALL},
@@ -55,6 +59,12 @@ SETTINGS = [
     {"zero_stage": 3, "micro_batch_tokens": ALL, "logit_chunk_mb": 0.01, "activation_checkpointing": True},
     {"zero_stage": 3, "micro_batch_tokens": 1, "clip": True},
 ]
+FURTHER = [  # of the full test
+    {"zero_stage": 1, "micro_batch_tokens": 100, "temperature": 0.7},
+    {"zero_stage": 2, "micro_batch_tokens": 1, "mini_batches": 2, "lr": SMALL},
+    {"zero_stage": 3, "micro_batch_tokens": 150, "mini_batches": 2, "lr": SMALL, "temperature": 0.7},
+]
+PLAIN = Case(SRFT())
 
 
 def case(algorithm: Algorithm, **settings) -> Case:
@@ -81,8 +91,8 @@ def expected(model, essence):
 
 def essence(chosen: Case) -> Case:
     """What the reference depends on."""
-    same = {name: getattr(chosen, name) for name in ("clip", "norm", "groups", "lora", "logit_chunk_mb")}
-    return case(chosen.algorithm, **same)
+    execution = ("zero_stage", "micro_batch_tokens", "offload", "activation_checkpointing")
+    return replace(chosen, **{name: getattr(PLAIN, name) for name in execution})
 
 
 def gap(state, truth) -> float:
@@ -114,7 +124,7 @@ def test_update_is_the_sum_of_the_same_passes(world, tiny_model, capsys):
     """Each algorithm on one number of ranks with one of the settings, in turn; the full test has all."""
     chosen = [
         case(cls(), **SETTINGS[index % len(SETTINGS)])
-        for index, cls in enumerate(WITHOUT_CRITIC)
+        for index, cls in enumerate(REGISTRY.values())
         if (1, 2, 4)[index % 3] == world
     ]
     check(world, tiny_model, chosen, capsys)
@@ -130,7 +140,7 @@ def test_adapters(world, tiny_model, capsys):
 @pytest.mark.full
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_algorithm_with_every_setting(world, untied_model, capsys):
-    chosen = [case(cls(), **setting) for cls in WITHOUT_CRITIC for setting in SETTINGS]
+    chosen = [case(cls(), **setting) for cls in REGISTRY.values() for setting in SETTINGS + FURTHER]
     check(world, untied_model, chosen, capsys, TIES)
 
 

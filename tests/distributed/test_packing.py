@@ -1,20 +1,52 @@
-"""An update with packed sequences is that with padded ones, for every registered algorithm."""
+"""An update with packed sequences is that with padded ones, for every algorithm in several architectures.
+
+The difference that is left is that of float32 sums in another order; two micro-batch sizes without packing
+differ as much. `tests/unit/test_packing.py` shows in float64 that nothing else is behind it.
+"""
 
 from dataclasses import replace
 
-from algorithms import REGISTRY
+import pytest
+
+from algorithms import REGISTRY, TwoStage
 from tests.distributed.harness import Case, calibrated, difference, run
+from tests.unit.test_packing import KINDS, architecture
+
+LIMIT = 1e-6
+ALGORITHMS = list(REGISTRY)
 
 
-def test_packed_update_equals_the_padded_one(tiny_model, capsys):
-    stages = [cls().stage(0, 2).algorithm for cls in REGISTRY.values()]
-    padded = [calibrated(tiny_model, Case(algorithm, micro_batch_tokens=100)) for algorithm in stages]
-    cases = [replace(case, packing=packing) for case in padded for packing in (False, True)]
-    states = [state for state, _ in run(tiny_model, 1, cases)]
-    gaps = [
-        difference(packed, {name: value.double() for name, value in plain.items()})
-        for plain, packed in zip(states[::2], states[1::2], strict=True)
-    ]
+def case(name):
+    """One update; of a method of two stages one of each."""
+    algorithm = REGISTRY[name]()
+    return Case(algorithm, steps=2 if isinstance(algorithm, TwoStage) else 1, micro_batch_tokens=100)
+
+
+def check(kind, names, folder, capsys):
+    architecture(kind).save_pretrained(folder)
+    padded = [calibrated(folder, case(name)) for name in names]
+    both = [replace(case, packing=packing) for case in padded for packing in (False, True)]
+    states = [state for state, _ in run(folder, 1, both)]
+    gaps = {
+        name: difference(packed, {key: value.double() for key, value in plain.items()})
+        for name, plain, packed in zip(names, states[::2], states[1::2], strict=True)
+    }
+    worst = max(gaps, key=gaps.get)
     with capsys.disabled():
-        print(f"\n{len(gaps)} updates, packed and padded: largest relative difference {max(gaps):.1e}")
-    assert max(gaps) <= 1e-6
+        print(
+            f"\n{len(gaps)} updates of {kind}, packed and padded: "
+            f"largest relative difference {gaps[worst]:.1e} ({worst})"
+        )
+    assert {name: gap for name, gap in gaps.items() if gap > LIMIT} == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_update_equals_the_padded_one(kind, tmp_path, capsys):
+    """Each algorithm in one architecture, in turn; the full test has all in each."""
+    check(kind, ALGORITHMS[KINDS.index(kind) :: len(KINDS)], tmp_path, capsys)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_algorithm_in_every_architecture(kind, tmp_path, capsys):
+    check(kind, ALGORITHMS, tmp_path, capsys)

@@ -1,6 +1,9 @@
 """The engine around vLLM: what it adds to vLLM's own output, and what it leaves out."""
 
+from importlib import import_module
+
 import pytest
+import torch
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
@@ -44,3 +47,62 @@ def test_the_text_is_the_one_that_vllm_decodes(engine, monkeypatch):
     assert {generation.finish_reason for generation in found} == {"stop", "length"}
     at_once = [engine.text(generation.ids) for generation in found]
     assert at_once != [generation.text for generation in found]
+
+
+@pytest.fixture
+def of_vllm():
+    """vLLM's modules, made outside an engine. It takes seconds to import, and an engine is in this file."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    with set_current_vllm_config(VllmConfig()):
+        yield lambda name: import_module(f"vllm.model_executor.layers.{name}")
+
+
+def numbers(*shape):
+    return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))).bfloat16()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+@torch.no_grad()
+def test_norms_are_the_learners(kind, of_vllm):
+    """In bfloat16 bitwise: the engine's native norm alone, and behind the sum of a residual stream.
+
+    There the engine norms the sum in float32, the learner the sum that is rounded to bfloat16.
+    """
+    modeling = import_module(f"transformers.models.{kind.lower()}.modeling_{kind.lower()}")
+    learners = getattr(modeling, f"{kind}RMSNorm")(96, eps=1e-6).bfloat16()
+    learners.weight.copy_(numbers(96))
+    engines = of_vllm("layernorm").RMSNorm(96, eps=1e-6, dtype=torch.bfloat16)
+    engines.weight.copy_(learners.weight)
+    hidden, added = numbers(512, 96), numbers(2, 256, 96).view(512, 96)
+    assert torch.equal(engines.forward_native(hidden), learners(hidden))
+    found, total = engines.forward_native(added.clone(), hidden.clone())
+    assert torch.equal(total, hidden + added)
+    unrounded = hidden.float() + added.float()
+    scale = torch.rsqrt(unrounded.square().mean(-1, keepdim=True) + 1e-6)
+    assert torch.equal(found, learners.weight * (unrounded * scale).bfloat16())
+    # A rounding of the sum, and each side's of the normed number and of its product; 2^-8 each.
+    gaps = (found.float() - learners(total).float()).abs()
+    assert (gaps <= 5 * 2**-8 * found.float().abs()).all() and gaps.any()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+def test_rotary_embeddings_are_the_learners(kind, of_vllm):
+    """In bfloat16 bitwise, at all positions."""
+    import transformers
+
+    modeling = import_module(f"transformers.models.{kind.lower()}.modeling_{kind.lower()}")
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=96, num_attention_heads=3, rope_parameters=rope
+    )
+    positions = torch.arange(4096)
+    queries, keys = numbers(4096, 3, 32), numbers(1, 4096, 1, 32)[0]
+    angles = getattr(modeling, f"{kind}RotaryEmbedding")(config)(queries, positions[None])
+    expected = modeling.apply_rotary_pos_emb(
+        queries.transpose(0, 1)[None], keys.transpose(0, 1)[None], *angles
+    )
+    engines = of_vllm("rotary_embedding").get_rope(32, 4096, True, rope, torch.bfloat16)
+    found = engines.forward_native(positions, queries.flatten(1), keys.flatten(1))
+    for own, theirs in zip(found, expected, strict=True):
+        assert torch.equal(own.view(4096, -1, 32), theirs[0].transpose(0, 1))

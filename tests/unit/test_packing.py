@@ -1,4 +1,6 @@
-"""Packed sequences have the log-probs, entropies and gradients of padded ones, in several architectures."""
+"""Packed sequences have the log-probs, entropies and gradients of padded ones, in several architectures.
+
+`tests/distributed/test_packing.py` has whole updates of all algorithms."""
 
 import pytest
 import torch
@@ -12,6 +14,22 @@ from tests.unit.test_logprobs import make_model
 
 KINDS = ("Qwen2", "Qwen3", "Llama", "Gemma", "Gemma2", "Gemma3Text")
 ROOM = 120  # tokens of a micro-batch
+
+
+def architecture(kind: str) -> nn.Module:
+    """A tiny random model; a window of attention, where there is one, is shorter than most sequences.
+
+    What a new model fills with zeros (biases, Gemma's norms) has numbers, as in every trained model. Left at
+    zero, such a tensor would be one update after the first step, and in a bias of keys nearly all of a
+    gradient cancels: of all algorithms in all architectures, three then differ by 1.1e-6 to 3.4e-6 of the
+    update.
+    """
+    windowed = kind.startswith(("Gemma2", "Gemma3"))
+    model = make_model(kind, {"sliding_window": 9} if windowed else {})
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def micro_batches(packing: bool) -> list[MicroBatch]:
@@ -37,13 +55,15 @@ def scores(model: nn.Module, packing: bool) -> tuple[dict[tuple[int, int], Tenso
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_equals_padded(kind: str) -> None:
-    model = make_model(kind, {"sliding_window": 9} if kind.startswith(("Gemma2", "Gemma3")) else {})
+    """In float64: only the order of sums may differ. Gemma's norms are summed in float32 in any format."""
+    model = architecture(kind).double()
     padded, packed = scores(model, False), scores(model, True)
     assert padded[0].keys() == packed[0].keys()
     for key, expected in padded[0].items():
-        assert (packed[0][key] - expected).abs().max() <= 1e-6 * expected.abs().max().clamp(min=1), key
+        assert (packed[0][key] - expected).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1), key
     for name, expected in padded[1].items():
-        assert (packed[1][name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+        limit = 1e-6 if "norm" in name and kind.startswith("Gemma") else 1e-12
+        assert (packed[1][name] - expected).abs().max() <= limit * expected.abs().max(), name
 
 
 def test_without_positions_the_sequences_of_a_row_see_each_other() -> None:
