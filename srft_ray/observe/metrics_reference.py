@@ -107,6 +107,7 @@ METRICS: Table = {
         "Duration of the step, from the wait for its groups to its record, without `time/evaluation`.",
         "seconds",
     ),
+    "time/recorded": Entry("When the step was recorded, as seconds since 1970-01-01 UTC.", "seconds"),
     "time/rollout_wait": Entry("Time in which the learners waited for the step's groups.", "seconds"),
     "time/learner": Entry("Duration of the update.", "seconds"),
     "time/publish": Entry("Duration of the publication of the new weights.", "seconds"),

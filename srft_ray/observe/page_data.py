@@ -1,6 +1,7 @@
 """What the page of a run shows, as data for JSON."""
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ import yaml
 
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import CORRECT_ABOVE
-from srft_ray.observe.journal import CHECKPOINTS, EVALUATIONS, EVENTS, METRICS, read_json_lines
+from srft_ray.observe.journal import EVALUATIONS, EVENTS, METRICS, read_json_lines
 from srft_ray.observe.page_comparisons import averages_of, model_step
 from srft_ray.observe.page_groups import sampled_groups
 from srft_ray.text import sanitize_text
 
 Pieces = Callable[[Sequence[int]], list[str]]  # the text of each token id
+EVENTS_SHOWN = 200  # the newest ones
 RESPONSES = 4  # of a prompt that are shown of an evaluation
 
 
@@ -68,6 +70,7 @@ def run_data(
     """One run: its figures, its events, and samples of its ledgers."""
     summary = run_dir / "summary.json"
     config = run_dir / "config.yaml"
+    steps = read_json_lines(run_dir / METRICS)
     return {
         "name": run_dir.name,
         "finished": summary.exists(),
@@ -75,15 +78,25 @@ def run_data(
         "config": _text(config, limits),
         "about": _about(run_dir.name, config),
         "model_step": model_step(run_dir),
-        "metrics": _columns(read_json_lines(run_dir / METRICS)),
+        "metrics": _columns(steps),
         "evaluations": read_json_lines(run_dir / EVALUATIONS),
-        "checkpoints": read_json_lines(run_dir / CHECKPOINTS),
-        "events": read_json_lines(run_dir / EVENTS)[-200:],
+        "events": _events(run_dir, steps),
         "groups": sampled_groups(
             run_dir, limits.steps, limits.groups, limits.characters, limits.tokens, pieces
         ),
         "sets": _evaluation_sets(run_dir, limits),
     }
+
+
+def _events(run_dir: Path, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest events, each with its step: the first one that was recorded after it."""
+    ends = [record["time/recorded"] for record in steps if "time/recorded" in record]
+    events = read_json_lines(run_dir / EVENTS)[-EVENTS_SHOWN:]
+    if len(ends) < len(steps) or not steps:  # steps of older runs do not say when they were recorded
+        return events
+    numbers = [record["step"] for record in steps]
+    after = [*numbers, numbers[-1] + 1]
+    return [event | {"step": after[bisect_left(ends, event["time"])]} for event in events]
 
 
 def _about(name: str, config: Path) -> dict[str, Any]:

@@ -207,6 +207,7 @@ class LearnerWorker:
             record |= {"learners": self.world_size, **engines}
         phases = phases | {"record": (started, time.perf_counter())}
         record["time/step"] = sum(end - start for start, end in phases.values())
+        record["time/recorded"] = time.time()
         self.recorder.step(record | metrics.utilization(record) | step_cost(record, self.job.parameters))
         self.timeline.step(step, phases, groups)
 

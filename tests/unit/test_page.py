@@ -16,6 +16,7 @@ from srft_ray.observe.journal import append_json, read_json_lines
 from srft_ray.observe.page import escaped_json, render, write_page_quietly
 from srft_ray.observe.page_data import Limits, run_data
 from srft_ray.observe.page_groups import spread
+from tests.conftest import write_jsonl
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -68,7 +69,7 @@ def write_run(folder, texts, steps=3, groups=4):
             completions = [completion(0, text[0], 1.0), completion(1, text[1], 0.0)]
             found.append(Group(step, step * groups + number, text[2], [1], text[3], {}, completions))
         ledger.write(folder, step, 0, found)
-        append_json(folder / "metrics.jsonl", {"step": step, **FIGURES})
+        append_json(folder / "metrics.jsonl", {"step": step, "time/recorded": 1e9 + 2 * step, **FIGURES})
         append_json(
             folder / "events.jsonl", {"time": 1e9 + 2.5 * step, "kind": texts[0], "message": texts[-1]}
         )
@@ -197,6 +198,17 @@ def test_evaluations_show_what_changed_and_runs_are_compared(tmp_path):
     (found,) = data["comparisons"]
     assert (found["first"], found["second"], found["prompts"], found["mean"]) == ("a", "b", 3, 0)
     assert data["runs"][0]["about"] == {"method": "srft", "seed": 3, "model": "nowhere"}
+
+
+def test_an_event_is_shown_at_the_step_that_was_recorded_next(tmp_path):
+    """Steps are recorded at 0, 2 and 4 s, events are at 0, 2.5 and 5 s."""
+    folder = write_run(tmp_path / "run", ["some", "text"])
+    assert [event["step"] for event in run_data(folder, Limits(), None)["events"]] == [0, 2, 3]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["time/recorded"]
+    write_jsonl(folder / "metrics.jsonl", records)
+    assert all("step" not in event for event in run_data(folder, Limits(), None)["events"])
 
 
 def test_a_page_that_cannot_be_written_is_an_event_and_no_failure(tmp_path):

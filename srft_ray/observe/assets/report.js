@@ -53,20 +53,9 @@ function evaluationCharts() {
     ...sets.map((set) => evaluationChart(set, "loss of demonstrations (held out)", "nats", (record) => ({ y: record.demo_loss }))),
   ];
 }
-// Steps have durations and checkpoints have times: an event lies in the step that ended after it.
 function eventMarks() {
-  return RUNS.flatMap((run) => {
-    const first = run.checkpoints[0];
-    const seconds = run.metrics["time/step"];
-    if (!first || !seconds) return [];
-    const ends = [];
-    seconds.forEach((value, step) => ends.push((ends[step - 1] || 0) + (value || 0)));
-    const start = first.time - (ends[first.step - 1] || 0);
-    return run.events.map((event) => {
-      const step = ends.findIndex((end) => end >= event.time - start);
-      return { x: step < 0 ? seconds.length : step, text: `${event.kind}: ${event.message}` };
-    });
-  });
+  return RUNS.flatMap((run) => run.events.filter((event) => event.step !== undefined)
+    .map((event) => ({ x: event.step, text: `${event.kind}: ${event.message}` })));
 }
 function overview() {
   const marks = eventMarks();
