@@ -26,7 +26,6 @@ class CollectiveTransport(ObjectStoreTransport):
 
     def __init__(self, coordinator: Any, config: RolloutSection, generation: int = 0) -> None:
         super().__init__(coordinator, config, generation)
-        self.deadline_s = config.transport_deadline_s
         self.root = Root(config.transport_backend) if generation else None
         if not generation:
             Listener(coordinator, config.transport_backend, self.deadline_s).start()

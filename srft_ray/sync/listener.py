@@ -70,7 +70,7 @@ class Listener:
         """Receives a version. If that fails, whoever wants it takes it from the object store."""
         write = partial(self._receive, invitation, Deadline(self.deadline_s))
         try:
-            self._held.enter_context(node_copy(invitation.fingerprint, write))
+            self._held.enter_context(node_copy(invitation.fingerprint, write, self.deadline_s))
             self._holds = invitation.fingerprint
         except NotMember:
             pass

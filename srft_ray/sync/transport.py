@@ -55,6 +55,7 @@ class ObjectStoreTransport:
         self.rank = Rank.of_this_process()
         self.piece_bytes = config.transport_chunk_mb * 2**20
         self.timeout_s = config.timeout_s
+        self.deadline_s = config.transport_deadline_s
         # What was published last, shared by the learner's thread and that of `_republish_loop`.
         self._share = WeightShare(0)
         self._lock = threading.Lock()
@@ -139,7 +140,8 @@ class ObjectStoreTransport:
             try:
                 if newest.pieces:
                     # Equal fingerprints are equal tensors, whoever has written them.
-                    with node_copy(newest.weights.fingerprint, partial(_write, newest)) as folder:
+                    fingerprint, write = newest.weights.fingerprint, partial(_write, newest)
+                    with node_copy(fingerprint, write, self.deadline_s) as folder:
                         reload(folder)
                     return newest.weights.version
                 problem = "it has not been published"

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +211,15 @@ class Cast:
         for one in chosen:
             one.ask()
         return [one.answer() for one in chosen]
+
+    def first_fetch(self) -> tuple[float, tuple[int, str, bool]]:
+        """All engines are told to fetch: the seconds until one has done so, and what it says."""
+        started = time.monotonic()
+        for one in self.engines:
+            one.ask()
+        [first, *_] = wait([one.told for one in self.engines], TIMEOUT_S) or [None]
+        assert first, "no answer"
+        return time.monotonic() - started, first.recv()
 
 
 @contextmanager

@@ -59,6 +59,17 @@ def test_a_listener_that_dies_between_ready_and_broadcast_takes_nothing_from_the
         assert scene.fetch(0, 2) == [expected(2)] * 2
 
 
+def test_an_engine_does_not_wait_for_a_listener_of_its_node_that_hangs(tmp_path: Path):
+    """Whichever of the two is invited is stopped in the round, and holds the lock of the node's copy."""
+    with cast(tmp_path, 1, "AA", DEADLINE_S, {0: "stopped after", 1: "stopped after"}) as scene:
+        scene.wait_for_listeners(2)
+        scene.publish(1)
+        seconds, answer = scene.first_fetch()
+        print(f"fetched in {seconds:.1f} s")
+        assert answer == expected(1, by_store=True)
+        assert seconds < DEADLINE_S + SLACK_S
+
+
 def test_a_coordinator_that_forgot_costs_no_weights(tmp_path: Path):
     with cast(tmp_path, 2, "AB", DEADLINE_S) as scene:
         scene.wait_for_listeners(2)
