@@ -38,9 +38,9 @@ class CollectiveTransport(ObjectStoreTransport):
         round: Round | None = None
         try:
             entry = self.root.entry(share, self.rank)
-            # All ranks are at the same point of the same step.
-            asked = self.coordinator.enter_round.remote(self.generation, entry, self.deadline_s)
-            round = ray.get(asked, timeout=2 * self.deadline_s)
+            # All ranks are at the same point of the same step. The other half is for the bytes.
+            asked = self.coordinator.enter_round.remote(self.generation, entry, self.deadline_s / 2)
+            round = ray.get(asked, timeout=deadline.remaining_s)
             if round and round.members:
                 # One at a time: a store that is too small for all has written some of them to the disk.
                 pieces = (ray.get(piece, timeout=deadline.remaining_s) for piece in share.pieces)

@@ -74,17 +74,17 @@ class Listener:
             self._holds = invitation.fingerprint
         except NotMember:
             pass
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, RayError) as error:
             # The others learn of it by the end of the connections, and not only by the deadline.
             self.close()
             problem = f"{type(error).__name__} at a listener: {error}"
             ray.get(self.coordinator.round_failed.remote(invitation.round, problem))
 
     def _receive(self, invitation: Invitation, deadline: Deadline, folder: Path) -> None:
-        """Raises NotMember, or RuntimeError or OSError if a learner or a listener dies or the deadline is
-        over."""
+        """Raises NotMember, or RuntimeError, OSError or RayError if a learner, a listener or the coordinator
+        dies or the deadline is over."""
         joined = self.coordinator.join_round.remote(invitation.round, self.name, self._group_name)
-        round: Round | None = ray.get(joined)
+        round: Round | None = ray.get(joined, timeout=deadline.remaining_s)
         if round is None:
             raise NotMember
         self._connect(round, deadline)

@@ -126,7 +126,11 @@ class Rounds:
     # Learners
 
     async def enter(self, generation: int, entry: Entry, wait_s: float) -> Round | None:
-        """The round of a version, when its members are known; None if other ranks did not enter in time."""
+        """The round of a version, when its members are known; None if other ranks did not enter in time.
+
+        It takes at most `wait_s`.
+        """
+        end = time.monotonic() + wait_s
         key = (generation, entry.version)
         if key != self._key:
             self._reset(key)
@@ -139,7 +143,8 @@ class Rounds:
             # A rank that comes later must not wait for this one.
             self._given_up = self._given_up or self._key == key
             return None
-        await self._wait_until(lambda: self._round is not None or self._invited <= set(self._ready), READY_S)
+        ready_s = min(READY_S, end - time.monotonic())
+        await self._wait_until(lambda: self._round is not None or self._invited <= set(self._ready), ready_s)
         return await self._freeze() if self._key == key else None
 
     async def failed(self, name: str, problem: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.managers import BaseManager
@@ -49,6 +50,7 @@ class Served:
 
     def __init__(self) -> None:
         rounds.READY_S = 30.0  # on a machine that does other things
+        self._hanging = ""
         self.reports: list[str] = []
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -59,6 +61,8 @@ class Served:
         self._coordinator.rounds._report = self.reports.append
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if name == self._hanging:
+            time.sleep(2 * TIMEOUT_S)
         called = getattr(self._coordinator, name)(*arguments)
         return asyncio.run_coroutine_threadsafe(called, self._loop).result()
 
@@ -69,6 +73,10 @@ class Served:
     def told(self) -> list[str]:
         return self.reports
 
+    def hang(self, name: str) -> None:
+        """From now on calls of that name are not answered."""
+        self._hanging = name
+
 
 class Manager(BaseManager):
     pass
@@ -78,13 +86,20 @@ Manager.register("Served", Served)
 
 
 class Handle:
-    """As that of an actor, whose calls are answered before they return."""
+    """As that of an actor."""
 
     def __init__(self, served: Any) -> None:
-        self.served = served
+        self._served = served
+        self._pool = ThreadPoolExecutor()
 
     def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: self.served.call(name, arguments))
+        call = self._served.call
+        return SimpleNamespace(remote=lambda *arguments: self._pool.submit(call, name, arguments))
+
+
+def get(value: Any, timeout: float | None = None) -> Any:
+    """What an actor answers, or what was put into the store."""
+    return value.result(timeout) if isinstance(value, Future) else value
 
 
 def set_scene(memory: Path) -> None:
@@ -93,7 +108,7 @@ def set_scene(memory: Path) -> None:
     node_copy.SHARED_MEMORY = memory
     broadcast.SLICE_BYTES = 1_000_003
     address = SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
-    ray = SimpleNamespace(put=copy.deepcopy, get=lambda value, timeout=None: value, util=address)
+    ray = SimpleNamespace(put=copy.deepcopy, get=get, util=address)
     for module in (transport, collective, listener):
         module.ray = ray
 

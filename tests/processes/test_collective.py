@@ -70,6 +70,22 @@ def test_an_engine_does_not_wait_for_a_listener_of_its_node_that_hangs(tmp_path:
         assert seconds < DEADLINE_S + SLACK_S
 
 
+@pytest.mark.parametrize("call", ["enter_round", "join_round"])
+def test_a_coordinator_that_hangs_costs_no_more_than_the_deadline(tmp_path: Path, call: str):
+    """While it is asked by a learner or by a listener."""
+    with cast(tmp_path, 1, "A", DEADLINE_S) as scene:
+        scene.wait_for_listeners(1)
+        scene.served.hang(call)
+        seconds = scene.publish(1)
+        print(f"published in {seconds:.1f} s")
+        assert seconds < 1.5 * DEADLINE_S
+        assert scene.fetch() == [expected(1, by_store=True)]
+        scene.served.hang("")
+        scene.wait_for_listeners(1)
+        scene.publish(2)
+        assert scene.fetch() == [expected(2)]
+
+
 def test_a_coordinator_that_forgot_costs_no_weights(tmp_path: Path):
     with cast(tmp_path, 2, "AB", DEADLINE_S) as scene:
         scene.wait_for_listeners(2)
