@@ -48,6 +48,7 @@ class CollectiveTransport(ObjectStoreTransport):
         except OutdatedLearners:
             raise
         except (RuntimeError, OSError, RayError) as error:
+            # Listeners that wait for this learner are told by the end of its store, not by the deadline.
             self.root.close()
             if round:
                 problem = f"{type(error).__name__} at learner {self.rank.number}: {error}"
@@ -59,21 +60,22 @@ class Root:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        self._address = host, self._store.port
+        self._host = ray.util.get_node_ip_address()
+        self._store: dist.TCPStore | None = None
         self._group_name = ""
         self._group: BroadcastGroup | None = None
         self._plan = ""  # key of the newest one
 
     def entry(self, share: WeightShare, rank: Rank) -> Entry:
         """What the coordinator is told before a round."""
+        if not self._store:
+            self._store = dist.TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
         return Entry(
             share.version,
             rank.number,
             rank.count,
             share.hashes,
-            self._address,
+            (self._host, self._store.port),
             self._group_name,
             share.headers,
         )
@@ -95,14 +97,18 @@ class Root:
         self._plan = round.name
         self._store.set(self._plan, write_plan(plan))
         if round.group != self._group_name:
-            self.close()
+            self._leave()
             size = 1 + len(round.members)
             self._group = make_group(self.backend, self._store, round.group, 0, size, deadline)
             self._group_name = round.group
         send(self._group, pieces, deadline)
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group, and ends the store."""
+        self._leave()
+        self._store, self._plan = None, ""
+
+    def _leave(self) -> None:
         if self._group:
             self._group.close()
         self._group, self._group_name = None, ""

@@ -2,6 +2,7 @@
 its node while the engine samples."""
 
 import json
+import socket
 import threading
 import time
 import uuid
@@ -111,6 +112,8 @@ class Listener:
         self.close()
         rank = 1 + round.members.index(self.name)
         for host, port in round.addresses:
+            # That of torch tries again and again where nobody listens any more.
+            socket.create_connection((host, port), deadline.remaining_s).close()
             store = dist.TCPStore(host, port, is_master=False, timeout=deadline.remaining)
             self._stores.append(store)
             size = 1 + len(round.members)

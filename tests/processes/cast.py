@@ -1,18 +1,14 @@
 """Learners and engines as real processes that exchange weights over gloo; a coordinator in the place of
 Ray's."""
 
-import asyncio
 import copy
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from multiprocessing.managers import BaseManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +16,13 @@ from typing import Any
 import torch
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync import broadcast, collective, listener, node_copy, rounds, transport
+from srft_ray.sync import broadcast, collective, listener, node_copy, transport
 from srft_ray.sync.collective import CollectiveTransport
-from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.fingerprint import FingerprintedWeights, folder_fingerprint
 from srft_ray.sync.listener import Listener
 from srft_ray.sync.pieces import Rank
+from tests.processes.served import TIMEOUT_S, Forgetful, Handle, Manager, get
 
-TIMEOUT_S = 120
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.processes.cast"])
 LARGE = 3_000_017  # float32 numbers of one tensor: 12 MB
@@ -43,63 +38,6 @@ def weights(version: int) -> dict[str, torch.Tensor]:
         "flags": torch.tensor([True, False, True]),
         "matrix": torch.randn(300, 200, generator=generator).T,
     }
-
-
-class Served:
-    """A coordinator with a thread for each call, as other processes see an actor."""
-
-    def __init__(self) -> None:
-        rounds.READY_S = 30.0  # on a machine that does other things
-        self._hanging = ""
-        self.reports: list[str] = []
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.forget()
-
-    def forget(self) -> None:
-        self._coordinator = Coordinator(0)
-        self._coordinator.rounds._report = self.reports.append
-
-    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name == self._hanging:
-            time.sleep(2 * TIMEOUT_S)
-        called = getattr(self._coordinator, name)(*arguments)
-        return asyncio.run_coroutine_threadsafe(called, self._loop).result()
-
-    def waiting(self) -> int:
-        """Listeners that wait for a round."""
-        return len(self._coordinator.rounds._waiting)
-
-    def told(self) -> list[str]:
-        return self.reports
-
-    def hang(self, name: str) -> None:
-        """From now on calls of that name are not answered."""
-        self._hanging = name
-
-
-class Manager(BaseManager):
-    pass
-
-
-Manager.register("Served", Served)
-
-
-class Handle:
-    """As that of an actor."""
-
-    def __init__(self, served: Any) -> None:
-        self._served = served
-        self._pool = ThreadPoolExecutor()
-
-    def __getattr__(self, name: str) -> Any:
-        call = self._served.call
-        return SimpleNamespace(remote=lambda *arguments: self._pool.submit(call, name, arguments))
-
-
-def get(value: Any, timeout: float | None = None) -> Any:
-    """What an actor answers, or what was put into the store."""
-    return value.result(timeout) if isinstance(value, Future) else value
 
 
 def set_scene(memory: Path) -> None:
@@ -130,7 +68,8 @@ def learn(
     publisher = CollectiveTransport(Handle(served), section(deadline_s), generation)
     publisher.rank = rank
     while True:
-        version = tell.recv()
+        version, fails = tell.recv()
+        publisher.coordinator = Forgetful(served) if fails else Handle(served)
         passed = FingerprintedWeights(weights(version).items(), rank)
         started = time.monotonic()
         publisher.publish(version, passed, sender=rank.number == 0)
@@ -215,10 +154,11 @@ class Cast:
             assert time.monotonic() < deadline, self.served.waiting()
             time.sleep(0.02)
 
-    def publish(self, version: int) -> float:
-        """The seconds of the slowest learner."""
-        for learner in self.learners:
-            learner.ask(version)
+    def publish(self, version: int, fails: int | None = None) -> float:
+        """The seconds of the slowest learner; the rank that `fails` enters the round and does not hear of
+        it."""
+        for rank, learner in enumerate(self.learners):
+            learner.ask((version, rank == fails))
         return max(learner.answer()[0] for learner in self.learners)
 
     def fetch(self, *engines: int) -> list[tuple[int, str, bool]]:

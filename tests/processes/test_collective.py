@@ -1,5 +1,6 @@
 """The collective transport between processes, over gloo: weights arrive, whoever is killed."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,24 @@ def test_an_engine_does_not_wait_for_a_listener_of_its_node_that_hangs(tmp_path:
         print(f"fetched in {seconds:.1f} s")
         assert answer == expected(1, by_store=True)
         assert seconds < DEADLINE_S + SLACK_S
+
+
+@pytest.mark.parametrize("version", [1, 2], ids=["new groups", "groups that are used again"])
+def test_a_learner_that_does_not_hear_of_the_round_ends_it_for_all(tmp_path: Path, version: int):
+    with cast(tmp_path, 2, "AB") as scene:
+        for before in range(1, version):
+            scene.wait_for_listeners(2)
+            scene.publish(before)
+        scene.wait_for_listeners(2)
+        started = time.monotonic()
+        scene.publish(version, fails=1)
+        assert scene.fetch() == [expected(version, by_store=True)] * 2
+        seconds = time.monotonic() - started
+        print(f"fetched in {seconds:.1f} s")
+        assert seconds < 30.0, "half of the deadline"
+        scene.wait_for_listeners(2)
+        scene.publish(version + 1)
+        assert scene.fetch() == [expected(version + 1)] * 2
 
 
 @pytest.mark.parametrize("call", ["enter_round", "join_round"])
