@@ -51,21 +51,29 @@ class Listener:
         threading.Thread(target=self._listen, name="weight-listener", daemon=True).start()
 
     def _listen(self) -> None:
-        while True:
-            try:
-                self.step()
-            except RayError:
-                time.sleep(RETRY_INTERVAL_S)  # Ray starts the coordinator again
+        try:
+            while True:
+                try:
+                    self.step()
+                except RayError:
+                    time.sleep(RETRY_INTERVAL_S)  # Ray starts the coordinator again
+        finally:
+            # Without the thread nobody would let the copy go.
+            self._release()
+            self.close()
 
     def step(self) -> None:
         """Waits for a notice of the coordinator for some seconds, and does what it says."""
         waiting = Waiting(self.name, memory_id(), self._holds)
         notice: Notice = ray.get(self.coordinator.next_round.remote(waiting, LISTEN_S))
         if notice.released:
-            self._holds = ""
-            self._held.close()
+            self._release()
         if notice.invitation:
             self._take_part(notice.invitation)
+
+    def _release(self) -> None:
+        self._holds = ""
+        self._held.close()
 
     def _take_part(self, invitation: Invitation) -> None:
         """Receives a version. If that fails, whoever wants it takes it from the object store."""
@@ -75,7 +83,7 @@ class Listener:
             self._holds = invitation.fingerprint
         except NotMember:
             pass
-        except (RuntimeError, OSError, RayError) as error:
+        except Exception as error:  # whatever it is costs only this round, and the coordinator reports it
             # The others learn of it by the end of the connections, and not only by the deadline.
             self.close()
             problem = f"{type(error).__name__} at a listener: {error}"

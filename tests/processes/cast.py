@@ -79,7 +79,7 @@ def learn(
 def engine(served: Any, memory: Path, deadline_s: float, dies: str, tell: Connection) -> None:
     """An engine, which fetches when it is told to: (version, fingerprint, whether it used the store).
 
-    `dies`: when it is killed or stopped in its first round; empty for never.
+    `dies`: when it is killed or stopped in its first round, or that it raises; empty for never.
     """
     memory.mkdir(exist_ok=True)
     set_scene(memory)
@@ -103,6 +103,9 @@ def _arrange_death(dies: str) -> None:
     number = signal.SIGSTOP if "stopped" in dies else signal.SIGKILL
 
     def connect_and_die(self: Listener, *about: Any) -> None:
+        if dies == "raises":
+            Listener._connect = connect
+            raise KeyError("of a program that is wrong")
         if "before" in dies:
             os.kill(os.getpid(), number)
         connect(self, *about)

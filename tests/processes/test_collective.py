@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from srft_ray.sync import node_copy
 from srft_ray.sync.fingerprint import fingerprint
+from srft_ray.sync.listener import Listener
 from tests.processes.cast import cast, weights
 
 DEADLINE_S = 8.0
@@ -69,6 +71,28 @@ def test_an_engine_does_not_wait_for_a_listener_of_its_node_that_hangs(tmp_path:
         print(f"fetched in {seconds:.1f} s")
         assert answer == expected(1, by_store=True)
         assert seconds < DEADLINE_S + SLACK_S
+
+
+def test_whatever_a_listener_raises_is_reported_and_costs_one_round(tmp_path: Path):
+    with cast(tmp_path, 1, "A", DEADLINE_S, {0: "raises"}) as scene:
+        scene.wait_for_listeners(1)
+        scene.publish(1)
+        assert scene.fetch() == [expected(1, by_store=True)]
+        [report] = scene.served.told()
+        assert "KeyError at a listener: 'of a program that is wrong'" in report
+        scene.wait_for_listeners(1)
+        scene.publish(2)
+        assert scene.fetch() == [expected(2)]
+
+
+def test_a_listener_that_ends_leaves_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
+    listener = Listener(None, "gloo", DEADLINE_S)
+    listener._held.enter_context(node_copy.node_copy("a", lambda folder: None, DEADLINE_S))
+    assert list(tmp_path.iterdir())
+    with pytest.raises(AttributeError):  # there is no coordinator
+        listener._listen()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["new groups", "groups that are used again"])
