@@ -172,13 +172,13 @@ class Coordinator:
         """Why no engine is to be started any more; empty while there is no reason."""
         return self.deaths.problem
 
-    async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
+    async def engine_metrics(self, groups_taken: int, version: int = 0) -> dict[str, float]:
         """Living engines, groups that wait for the learners, who have taken `groups_taken`, and what became
-        of publications."""
+        of publications, above all that of `version`."""
         self._groups_taken = groups_taken
         publications = {
             "publications/unread": float(self.versions.unread),
-            "publications/nodes_reached": float(self.rounds.reached),
+            "publications/nodes_reached": float(self.rounds.reached(version)),
         }
         return self.monitor.metrics(groups_taken, time.monotonic()) | publications
 

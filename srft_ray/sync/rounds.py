@@ -118,10 +118,11 @@ class Rounds:
         self._wanted = ""
         await self._notify()
 
-    @property
-    def reached(self) -> int:
-        """Nodes that received the newest version."""
-        return len(self._round.members) if self._round and not self._failed else 0
+    def reached(self, version: int) -> int:
+        """Nodes that received the version; 0 unless it is the newest one."""
+        if self._round is None or self._round.version != version or self._failed:
+            return 0
+        return len(self._round.members)
 
     # Learners
 

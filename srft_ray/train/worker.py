@@ -198,7 +198,7 @@ class LearnerWorker:
             "time/publish": published - learned,
         }
         if self.rank == 0:
-            engines = ray.get(self.job.coordinator.engine_metrics.remote(self.taken))
+            engines = ray.get(self.job.coordinator.engine_metrics.remote(self.taken, self.step))
             record |= {"learners": self.world_size, **engines}
         recorded = time.perf_counter()
         record["time/step"] = recorded - mark

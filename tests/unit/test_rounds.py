@@ -228,6 +228,16 @@ def test_a_round_that_failed_is_reported_once():
     assert report.startswith("policy version 3 did not reach") and "(connection closed)" in report
 
 
+def test_nodes_are_reached_by_the_version_that_was_sent_and_by_no_other():
+    async def scene():
+        scene = Scene()
+        await scene.round([entry(3)], a={"node": "A"}, b={"node": "B"})
+        metrics = [await scene.coordinator.engine_metrics(0, version) for version in (3, 4)]
+        return [found["publications/nodes_reached"] for found in metrics]
+
+    assert asyncio.run(scene()) == [2.0, 0.0]
+
+
 def test_a_listener_that_fails_before_it_is_ready_is_reported():
     async def scene():
         scene = Scene()
@@ -237,7 +247,7 @@ def test_a_listener_that_fails_before_it_is_ready_is_reported():
         name = (await waiting).invitation.round
         await scene.coordinator.round_failed(name, "no space left")
         await entered
-        return scene.reports, scene.coordinator.rounds.reached
+        return scene.reports, scene.coordinator.rounds.reached(3)
 
     reports, reached = asyncio.run(scene())
     assert "(no space left)" in reports[0] and reached == 0
