@@ -120,8 +120,9 @@ METRICS: Table = {
         "weights."
     ),
     "publications/nodes_reached": Entry(
-        "Nodes to whose shared memory the collective transport brought the weights of the step before their "
-        "engines asked for them; 0 if that failed, if the step published none, or with another transport.",
+        "Nodes to whose shared memory the collective transport brought the weights that the step published, "
+        "before their engines asked for them; 0 if that failed, if it published none, or with another "
+        "transport.",
         "nodes",
     ),
     "queue/depth": Entry("Groups that are ready and not yet taken by a learner.", "groups"),

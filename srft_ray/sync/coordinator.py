@@ -173,8 +173,8 @@ class Coordinator:
         return self.deaths.problem
 
     async def engine_metrics(self, groups_taken: int, version: int = 0) -> dict[str, float]:
-        """Living engines, groups that wait for the learners, who have taken `groups_taken`, and what became
-        of publications, above all that of `version`."""
+        """Living engines, groups that wait for the learners, who have taken `groups_taken`, publications that
+        nobody read, and nodes that `version` reached."""
         self._groups_taken = groups_taken
         publications = {
             "publications/unread": float(self.versions.unread),

@@ -1,8 +1,9 @@
 """Who takes part when learners send a version to the engines' nodes themselves: one round for each version.
 
 A round begins when every rank of the learners has entered it. On each node one listener, a thread of an
-engine's actor, is invited. Those that say in time that they are ready are the members, which are told to all
-and do not change any more. Whoever is late, dead or not there yet takes the version from the object store.
+engine's actor, is invited, and its siblings if it does not get ready soon. Those that say in time that they
+are ready are the members, one for each node, which are told to all and do not change any more. Whoever is
+late, dead or not there yet takes the version from the object store.
 """
 
 import asyncio
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 
 from srft_ray.sync.versions import fingerprint_of
 
-READY_S = 5.0  # that an invited listener has to get ready
+READY_S = 5.0  # that the invited listeners have to get ready
+SIBLINGS_S = 1.0  # after which the others of a node are invited too, because the first one may be dead
 GRACE_S = 1.0  # between two calls of a listener, in which it counts as one that waits
 
 
@@ -106,6 +108,7 @@ class Rounds:
         self._key = key
         self._entries: dict[int, Entry] = {}
         self._invitation: Invitation | None = None
+        self._nodes: dict[str, list[str]] = {}  # the listeners of each, in the order in which they are asked
         self._invited: set[str] = set()
         self._ready: dict[str, str] = {}  # the group that each listener is in already
         self._round: Round | None = None
@@ -144,9 +147,19 @@ class Rounds:
             # A rank that comes later must not wait for this one.
             self._given_up = self._given_up or self._key == key
             return None
-        ready_s = min(READY_S, end - time.monotonic())
-        await self._wait_until(lambda: self._round is not None or self._invited <= set(self._ready), ready_s)
+        end = min(end, time.monotonic() + READY_S)
+        await self._wait_until(self._is_decided, min(SIBLINGS_S, end - time.monotonic()))
+        self._invited.update(*self._late_nodes())
+        await self._notify()
+        await self._wait_until(self._is_decided, end - time.monotonic())
         return await self._freeze() if self._key == key else None
+
+    def _is_decided(self) -> bool:
+        return self._round is not None or not self._late_nodes()
+
+    def _late_nodes(self) -> list[list[str]]:
+        """The listeners of the nodes of which none is ready."""
+        return [listeners for listeners in self._nodes.values() if not self._ready.keys() & set(listeners)]
 
     async def failed(self, name: str, problem: str) -> None:
         """A listener or a learner could not take part to the end."""
@@ -170,10 +183,9 @@ class Rounds:
         self._waiting = {one.listener: (one, until) for one, until in self._waiting.values() if now <= until}
         waiting = [one for one, _ in self._waiting.values()]
         waiting.sort(key=lambda one: (one.listener not in self._members, one.listener))
-        chosen: dict[str, str] = {}
         for one in waiting:
-            chosen.setdefault(one.node, one.listener)
-        self._invited = set(chosen.values())
+            self._nodes.setdefault(one.node, []).append(one.listener)
+        self._invited = {listeners[0] for listeners in self._nodes.values()}
         headers = next((entry.headers for entry in self._entries.values() if entry.headers), {})
         hashes = sum(entry.hashes for entry in self._entries.values())
         self._wanted = fingerprint_of(hashes)
@@ -182,15 +194,16 @@ class Rounds:
     async def _freeze(self) -> Round:
         """The members are those that are ready now."""
         if self._round is None:
-            members = tuple(sorted(self._ready))
-            groups = {entry.group for entry in self._entries.values()} | set(self._ready.values())
+            ready = [[one for one in listeners if one in self._ready] for listeners in self._nodes.values()]
+            members = tuple(sorted(first for first, *_ in filter(None, ready)))
+            groups = {entry.group for entry in self._entries.values()} | {self._ready[one] for one in members}
             if members != self._members or groups != {self._group}:
                 self._group, self._members = uuid.uuid4().hex, members
             addresses = tuple(self._entries[rank].address for rank in sorted(self._entries))
             name, version = self._invitation.round, self._key[1]
             self._round = Round(name, version, self._group, members, addresses)
-            if late := self._invited - set(members):
-                self._tell(f"{len(late)} listeners were not ready within {READY_S:.0f} s")
+            if late := self._late_nodes():
+                self._tell(f"{len(late)} nodes were not ready within {READY_S:.0f} s")
             await self._notify()
         return self._round
 

@@ -2,6 +2,7 @@
 coordinator meanwhile."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -17,6 +18,7 @@ SHORT_S = 0.2
 @pytest.fixture(autouse=True)
 def ready_at_once(monkeypatch):
     monkeypatch.setattr(module, "READY_S", SHORT_S)
+    monkeypatch.setattr(module, "SIBLINGS_S", SHORT_S / 4)
 
 
 def entry(version, rank=0, ranks=1, group=""):
@@ -101,6 +103,21 @@ def test_a_node_has_one_listener_and_keeps_it():
     assert second.members == first.members and second.group == first.group and second.name != first.name
 
 
+def test_a_dead_listener_costs_no_round_where_its_node_has_another_one(monkeypatch):
+    """It counts as one that waits, and is invited first."""
+    monkeypatch.setattr(module, "READY_S", WAIT_S)
+
+    async def scene():
+        scene = Scene()
+        dead = asyncio.create_task(scene.coordinator.next_round(Waiting("a", "A"), WAIT_S))
+        return await scene.round([entry(3)], b={"node": "A"}, c={"node": "A"}), await dead, scene.reports
+
+    started = time.monotonic()
+    (found, *_), dead, reports = asyncio.run(scene())
+    assert dead.invitation and found.members in (("b",), ("c",)) and not reports
+    assert time.monotonic() - started < WAIT_S / 2
+
+
 @pytest.mark.parametrize(
     ("learner", "listener"), [(False, True), (True, False)], ids=["learner lost it", "listener lost it"]
 )
@@ -156,7 +173,7 @@ def test_who_is_ready_after_the_others_is_no_member():
         name = (await waiting).invitation.round
         assert first == joined and first.members == ("a",)
         [report] = scene.reports
-        assert "(1 listeners were not ready within" in report
+        assert "(1 nodes were not ready within" in report
         assert await scene.coordinator.join_round(name, "slow", "") is None
         assert await scene.coordinator.join_round("a round that is forgotten", "slow", "") is None
 
