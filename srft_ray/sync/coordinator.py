@@ -15,7 +15,8 @@ from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
-from srft_ray.sync.rounds import Entry, Notice, Round, Rounds, Waiting
+from srft_ray.sync.round_messages import Entry, Notice, Round, Waiting
+from srft_ray.sync.rounds import Rounds
 from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
 
 # Ray runs at most `max_concurrency` calls of an asynchronous actor at a time, 1,000 unless it is told another

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, receive
 from srft_ray.sync.node_copy import memory_id, node_copy
 from srft_ray.sync.pieces import FileWriter, Place
-from srft_ray.sync.rounds import Invitation, Notice, Round, Waiting
+from srft_ray.sync.round_messages import Invitation, Notice, Round, RoundKeys, Waiting
 
 LISTEN_S = 5.0  # that the coordinator may hold a question of a listener
 RETRY_INTERVAL_S = 0.5  # before it is asked again after an error
@@ -44,7 +44,7 @@ class Listener:
         self._held = ExitStack()
         self._holds = ""
         self._group_name = ""
-        self._groups: list[BroadcastGroup] = []
+        self._groups: list[BroadcastGroup | None] = []  # of each learner; none with those of its own node
         self._stores: list[dist.Store] = []
 
     def start(self) -> None:
@@ -96,21 +96,33 @@ class Listener:
         round: Round | None = ray.get(joined, timeout=deadline.remaining_s)
         if round is None:
             raise NotMember
-        self._connect(round, deadline)
-        with (
-            FileWriter(invitation.headers, folder) as writer,
-            ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,
-        ):
-            receive_share = partial(self._receive_share, round.name, writer, deadline)
-            # Whatever a thread raises is raised here.
-            list(pool.map(receive_share, range(len(self._groups))))
+        keys = RoundKeys.of(round.name)
+        try:
+            self._connect(round, deadline)
+            with (
+                FileWriter(invitation.headers, folder) as writer,
+                ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,
+            ):
+                receive_share = partial(self._receive_share, keys, writer, deadline)
+                # Whatever a thread raises is raised here.
+                list(pool.map(receive_share, range(len(self._groups))))
+        except Exception:
+            for store, group in zip(self._stores, self._groups, strict=False):
+                if group is None:
+                    with suppress(RuntimeError):
+                        store.set(keys.folder, b"")
+            raise
 
-    def _receive_share(self, name: str, writer: FileWriter, deadline: Deadline, rank: int) -> None:
-        """What one learner sends in the round of that name."""
-        store = self._stores[rank]
+    def _receive_share(self, keys: RoundKeys, writer: FileWriter, deadline: Deadline, rank: int) -> None:
+        """What one learner sends in the round, or writes itself."""
+        store, group = self._stores[rank], self._groups[rank]
         store.set_timeout(deadline.remaining)
-        plan = read_plan(store.get(name))
-        for places, data in receive(self._groups[rank], plan, deadline):
+        if group is None:
+            store.set(keys.folder, str(writer.folder))
+            store.get(keys.written)
+            return
+        plan = read_plan(store.get(keys.plan))
+        for places, data in receive(group, plan, deadline):
             writer.write(places, data)
 
     def _connect(self, round: Round, deadline: Deadline) -> None:
@@ -118,19 +130,22 @@ class Listener:
         if round.group == self._group_name:
             return
         self.close()
-        rank = 1 + round.members.index(self.name)
-        for host, port in round.addresses:
+        for learner, (host, port) in enumerate(round.addresses):
             # That of torch tries again and again where nobody listens any more.
             socket.create_connection((host, port), deadline.remaining_s).close()
             store = dist.TCPStore(host, port, is_master=False, timeout=deadline.remaining)
             self._stores.append(store)
-            size = 1 + len(round.members)
-            self._groups.append(make_group(self.backend, store, round.group, rank, size, deadline))
+            receivers = round.receivers(learner)
+            group: BroadcastGroup | None = None
+            if self.name in receivers:
+                rank, size = 1 + receivers.index(self.name), 1 + len(receivers)
+                group = make_group(self.backend, store, round.group, rank, size, deadline)
+            self._groups.append(group)
         self._group_name = round.group
 
     def close(self) -> None:
         """Leaves the groups."""
-        for group in self._groups:
+        for group in filter(None, self._groups):
             group.close()
         self._group_name, self._groups, self._stores = "", [], []
 

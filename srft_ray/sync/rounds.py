@@ -9,84 +9,15 @@ late, dead or not there yet takes the version from the object store.
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
+from srft_ray.sync.round_messages import Entry, Invitation, Notice, Round, Waiting
 from srft_ray.sync.versions import fingerprint_of
 
 READY_S = 5.0  # that the invited listeners have to get ready
 SIBLINGS_S = 1.0  # after which the others of a node are invited too, because the first one may be dead
 GRACE_S = 1.0  # between two calls of a listener, in which it counts as one that waits
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a rank of the learners tells before it sends its share of a version.
-
-    Attributes:
-        hashes: the sum of the hashes of those tensors that fell to this rank (`sync.fingerprint`).
-        address: host and port of the store through which this rank's group is made.
-        group: name of the groups that it is in since the round before; empty if it is in none.
-        headers: of the version's files, of the rank that has them (`sync.pieces`).
-    """
-
-    version: int
-    rank: int
-    ranks: int
-    hashes: int
-    address: tuple[str, int]
-    group: str = ""
-    headers: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A listener that waits for a round.
-
-    Attributes:
-        listener: names it, and no other one of any start.
-        node: of its shared memory; listeners of one node need only one copy.
-        holds: fingerprint of the copy that it received and keeps for the engines of its node.
-    """
-
-    listener: str
-    node: str
-    holds: str = ""
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """To a listener, which is to get ready for the round."""
-
-    round: str
-    fingerprint: str
-    headers: Mapping[str, bytes]
-
-
-@dataclass(frozen=True)
-class Notice:
-    """What a listener is told: an invitation, or that nobody will load any more what it holds."""
-
-    invitation: Invitation | None = None
-    released: bool = False
-
-
-@dataclass(frozen=True)
-class Round:
-    """The members of a round. Each rank of the learners has a group of its own with all of them.
-
-    Attributes:
-        group: names the groups; groups of this name that were made in an earlier round are used again.
-        members: the listeners; the first one is rank 1 of each group, behind the learner.
-        addresses: of the stores of the learners, by rank.
-    """
-
-    name: str
-    version: int
-    group: str
-    members: tuple[str, ...]
-    addresses: tuple[tuple[str, int], ...]
 
 
 class Rounds:
@@ -199,9 +130,17 @@ class Rounds:
             groups = {entry.group for entry in self._entries.values()} | {self._ready[one] for one in members}
             if members != self._members or groups != {self._group}:
                 self._group, self._members = uuid.uuid4().hex, members
-            addresses = tuple(self._entries[rank].address for rank in sorted(self._entries))
-            name, version = self._invitation.round, self._key[1]
-            self._round = Round(name, version, self._group, members, addresses)
+            entries = [self._entries[rank] for rank in sorted(self._entries)]
+            nodes = {one: node for node, listeners in self._nodes.items() for one in listeners}
+            self._round = Round(
+                self._invitation.round,
+                self._key[1],
+                self._group,
+                members,
+                tuple(nodes[one] for one in members),
+                tuple(entry.address for entry in entries),
+                tuple(entry.node for entry in entries),
+            )
             if late := self._late_nodes():
                 self._tell(f"{len(late)} nodes were not ready within {READY_S:.0f} s")
             await self._notify()

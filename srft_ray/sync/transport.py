@@ -61,6 +61,7 @@ class ObjectStoreTransport:
         self._lock = threading.Lock()
         self._buffer: PieceBuffer | None = None
         self._places: list[list[Place]] = []  # of each piece of the newest share
+        self._headers: dict[str, bytes] = {}  # of the files that it belongs to
         self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
@@ -83,13 +84,14 @@ class ObjectStoreTransport:
         for piece in cut(sent, self.rank, self._buffer, files):
             pieces.append(ray.put(piece))
             self._places.append(piece.places)
+        hashes, self._headers = sent.exhaust(), files.headers()
         return WeightShare(
             version,
             self.rank.number,
-            sent.exhaust(),
+            hashes,
             pieces,
             self.rank.count if sender else 0,
-            files.headers() if sender else {},
+            self._headers if sender else {},
         )
 
     def _deliver(self, share: WeightShare) -> None:

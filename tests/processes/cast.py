@@ -64,6 +64,7 @@ def learn(
     served: Any, memory: Path, rank: Rank, generation: int, deadline_s: float, tell: Connection
 ) -> None:
     """A learner, which publishes the versions that it is told and tells how long it took."""
+    memory.mkdir(exist_ok=True)
     set_scene(memory)
     publisher = CollectiveTransport(Handle(served), section(deadline_s), generation)
     publisher.rank = rank
@@ -133,19 +134,28 @@ class Actor:
 
 
 class Cast:
-    """`nodes` names the shared memory of each engine."""
+    """`nodes` names the shared memory of each engine, `homes` that of each learner; by default learners are
+    on a node of their own."""
 
     def __init__(
-        self, served: Any, folder: Path, ranks: int, nodes: str, deadline_s: float, dies: dict[int, str]
+        self,
+        served: Any,
+        folder: Path,
+        ranks: int,
+        nodes: str,
+        deadline_s: float,
+        dies: dict[int, str],
+        homes: str,
     ) -> None:
         self.served, self.folder, self.deadline_s = served, folder, deadline_s
         self.generation = served.call("restart", (1,)).generation
         self.engines: list[Actor] = []
         for number, node in enumerate(nodes):
             self.add_engine(node, dies.get(number, ""))
+        places = [folder / home for home in homes] or [folder] * ranks
+        about = self.generation, deadline_s
         self.learners = [
-            Actor(learn, served, folder, Rank(rank, ranks), self.generation, deadline_s)
-            for rank in range(ranks)
+            Actor(learn, served, place, Rank(rank, ranks), *about) for rank, place in enumerate(places)
         ]
 
     def add_engine(self, node: str, dies: str = "") -> None:
@@ -182,10 +192,15 @@ class Cast:
 
 @contextmanager
 def cast(
-    folder: Path, ranks: int, nodes: str, deadline_s: float = 60.0, dies: dict[int, str] | None = None
+    folder: Path,
+    ranks: int,
+    nodes: str,
+    deadline_s: float = 60.0,
+    dies: dict[int, str] | None = None,
+    homes: str = "",
 ) -> Iterator[Cast]:
     with Manager(ctx=CONTEXT) as manager:
-        made = Cast(manager.Served(), folder, ranks, nodes, deadline_s, dies or {})
+        made = Cast(manager.Served(), folder, ranks, nodes, deadline_s, dies or {}, homes)
         try:
             yield made
         finally:

@@ -28,6 +28,17 @@ def test_every_engine_has_the_weights_before_it_asks(tmp_path: Path, ranks: int,
         assert not scene.served.told()
 
 
+@pytest.mark.parametrize(("homes", "nodes"), [("A", "A"), ("AA", "AB"), ("AB", "ABB"), ("AB", "CA")])
+def test_learners_write_the_copy_of_their_own_node(tmp_path: Path, homes: str, nodes: str):
+    """And send it to the others."""
+    with cast(tmp_path, len(homes), nodes, homes=homes) as scene:
+        for version in (1, 2):
+            scene.wait_for_listeners(len(nodes))
+            scene.publish(version)
+            assert scene.fetch() == [expected(version)] * len(nodes)
+        assert not scene.served.told()
+
+
 def test_engines_of_one_node_have_one_copy_and_one_that_joins_takes_it(tmp_path: Path):
     with cast(tmp_path, 1, "AA") as scene:
         scene.wait_for_listeners(2)
@@ -95,9 +106,13 @@ def test_a_listener_that_ends_leaves_no_copy(monkeypatch: pytest.MonkeyPatch, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("version", [1, 2], ids=["new groups", "groups that are used again"])
-def test_a_learner_that_does_not_hear_of_the_round_ends_it_for_all(tmp_path: Path, version: int):
-    with cast(tmp_path, 2, "AB") as scene:
+@pytest.mark.parametrize(
+    ("version", "homes"),
+    [(1, ""), (2, ""), (1, "AB")],
+    ids=["new groups", "groups that are used again", "learners write themselves"],
+)
+def test_a_learner_that_does_not_hear_of_the_round_ends_it_for_all(tmp_path: Path, version: int, homes: str):
+    with cast(tmp_path, 2, "AB", homes=homes) as scene:
         for before in range(1, version):
             scene.wait_for_listeners(2)
             scene.publish(before)

@@ -8,7 +8,7 @@ import pytest
 
 from srft_ray.sync import rounds as module
 from srft_ray.sync.coordinator import Coordinator
-from srft_ray.sync.rounds import Entry, Waiting
+from srft_ray.sync.round_messages import Entry, Waiting
 from srft_ray.sync.versions import OutdatedLearners, fingerprint_of
 
 WAIT_S = 5.0  # longer than anything takes that does not wait for a deadline
@@ -22,7 +22,7 @@ def ready_at_once(monkeypatch):
 
 
 def entry(version, rank=0, ranks=1, group=""):
-    return Entry(version, rank, ranks, 0xAB, ("host", rank), group, {"f": b"h"} if rank == 0 else {})
+    return Entry(version, rank, ranks, 0xAB, ("host", rank), "home", group, {"f": b"h"} if rank == 0 else {})
 
 
 class Scene:
@@ -73,6 +73,16 @@ def test_all_ranks_and_all_nodes_are_told_the_same_round():
     found = asyncio.run(scene())
     assert (found.version, found.members) == (3, ("a", "b"))
     assert found.addresses == (("host", 0), ("host", 1))
+
+
+def test_a_learner_sends_nothing_to_its_own_node():
+    async def scene():
+        scene = Scene()
+        nodes = {"a": {"node": "home"}, "b": {"node": "B"}}
+        return (await scene.round([entry(3)], **nodes))[0]
+
+    found = asyncio.run(scene())
+    assert found.members == ("a", "b") and found.receivers(0) == ["b"]
 
 
 def test_an_invitation_has_the_fingerprint_of_all_ranks_and_the_senders_headers():
