@@ -118,22 +118,14 @@ class Root:
             self._group_name = round.group
         with ExitStack() as opened:
             writer: FileWriter | None = None
-            if len(receivers) < len(round.members):
-                writer = opened.enter_context(FileWriter(headers, self._folder(keys, deadline)))
+            if folder := round.folder(self._rank):
+                writer = opened.enter_context(FileWriter(headers, Path(folder)))
             for piece in pieces:
                 if writer:
                     writer.write(piece.places, piece.data)
                 if self._group:
                     send(self._group, [piece], deadline)
         self._store.set(keys.written, b"")
-
-    def _folder(self, keys: RoundKeys, deadline: Deadline) -> Path:
-        """Where the listener of this node has the copy written."""
-        self._store.set_timeout(deadline.remaining)
-        folder = self._store.get(keys.folder).decode()
-        if not folder:
-            raise RuntimeError("the listener of its node failed")
-        return Path(folder)
 
     def close(self) -> None:
         """Leaves the group, and ends the store."""

@@ -145,8 +145,8 @@ class Coordinator:
     async def next_round(self, waiting: Waiting, wait_s: float) -> Notice:
         return await self.rounds.next(waiting, wait_s)
 
-    async def join_round(self, name: str, listener: str, group: str) -> Round | None:
-        return await self.rounds.join(name, listener, group)
+    async def join_round(self, name: str, listener: str, group: str, folder: str) -> Round | None:
+        return await self.rounds.join(name, listener, group, folder)
 
     async def round_failed(self, name: str, problem: str) -> None:
         await self.rounds.failed(name, problem)

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,33 +92,25 @@ class Listener:
     def _receive(self, invitation: Invitation, deadline: Deadline, folder: Path) -> None:
         """Raises NotMember, or RuntimeError, OSError or RayError if a learner, a listener or the coordinator
         dies or the deadline is over."""
-        joined = self.coordinator.join_round.remote(invitation.round, self.name, self._group_name)
+        about = invitation.round, self.name, self._group_name, str(folder)
+        joined = self.coordinator.join_round.remote(*about)
         round: Round | None = ray.get(joined, timeout=deadline.remaining_s)
         if round is None:
             raise NotMember
-        keys = RoundKeys.of(round.name)
-        try:
-            self._connect(round, deadline)
-            with (
-                FileWriter(invitation.headers, folder) as writer,
-                ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,
-            ):
-                receive_share = partial(self._receive_share, keys, writer, deadline)
-                # Whatever a thread raises is raised here.
-                list(pool.map(receive_share, range(len(self._groups))))
-        except Exception:
-            for store, group in zip(self._stores, self._groups, strict=False):
-                if group is None:
-                    with suppress(RuntimeError):
-                        store.set(keys.folder, b"")
-            raise
+        self._connect(round, deadline)
+        with (
+            FileWriter(invitation.headers, folder) as writer,
+            ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,
+        ):
+            receive_share = partial(self._receive_share, RoundKeys.of(round.name), writer, deadline)
+            # Whatever a thread raises is raised here.
+            list(pool.map(receive_share, range(len(self._groups))))
 
     def _receive_share(self, keys: RoundKeys, writer: FileWriter, deadline: Deadline, rank: int) -> None:
         """What one learner sends in the round, or writes itself."""
         store, group = self._stores[rank], self._groups[rank]
         store.set_timeout(deadline.remaining)
         if group is None:
-            store.set(keys.folder, str(writer.folder))
             store.get(keys.written)
             return
         plan = read_plan(store.get(keys.plan))

@@ -187,7 +187,6 @@ class FileWriter:
     """Puts the files of a version together, in a folder; a context. Several threads may write."""
 
     def __init__(self, headers: Mapping[str, bytes], folder: Path) -> None:
-        self.folder = folder
         self._headers = headers
         self._opened = {file: os.open(folder / file, os.O_WRONLY | os.O_CREAT, 0o600) for file in headers}
         for file, header in headers.items():

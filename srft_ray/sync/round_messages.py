@@ -67,6 +67,7 @@ class Round:
         group: names the groups; groups of this name that were made in an earlier round are used again.
         members: the listeners.
         nodes: of their shared memory.
+        folders: where the copies of their nodes are written.
         addresses: of the stores of the learners, by rank.
         homes: of the learners' shared memory, by rank.
     """
@@ -76,6 +77,7 @@ class Round:
     group: str
     members: tuple[str, ...]
     nodes: tuple[str, ...]
+    folders: tuple[str, ...]
     addresses: tuple[tuple[str, int], ...]
     homes: tuple[str, ...]
 
@@ -85,20 +87,22 @@ class Round:
         home = self.homes[rank]
         return [member for member, node in zip(self.members, self.nodes, strict=True) if node != home]
 
+    def folder(self, rank: int) -> str:
+        """Where that learner writes for the member of its own node; empty if there is none."""
+        return dict(zip(self.nodes, self.folders, strict=True)).get(self.homes[rank], "")
+
 
 class RoundKeys(NamedTuple):
-    """Of what a learner and the listeners tell each other through the learner's store.
+    """Of what a learner tells the listeners through its store.
 
     Attributes:
         plan: the places of the pieces that it sends.
-        folder: where the listener of its node has them written; empty if that listener has failed.
         written: the learner has written or sent all.
     """
 
     plan: str
-    folder: str
     written: str
 
     @classmethod
     def of(cls, round: str) -> "RoundKeys":
-        return cls(f"{round}/plan", f"{round}/folder", f"{round}/written")
+        return cls(f"{round}/plan", f"{round}/written")

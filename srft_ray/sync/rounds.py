@@ -41,7 +41,7 @@ class Rounds:
         self._invitation: Invitation | None = None
         self._nodes: dict[str, list[str]] = {}  # the listeners of each, in the order in which they are asked
         self._invited: set[str] = set()
-        self._ready: dict[str, str] = {}  # the group that each listener is in already
+        self._ready: dict[str, tuple[str, str]] = {}  # each listener's group so far, and its folder
         self._round: Round | None = None
         self._given_up = False
         self._failed = False
@@ -127,7 +127,9 @@ class Rounds:
         if self._round is None:
             ready = [[one for one in listeners if one in self._ready] for listeners in self._nodes.values()]
             members = tuple(sorted(first for first, *_ in filter(None, ready)))
-            groups = {entry.group for entry in self._entries.values()} | {self._ready[one] for one in members}
+            groups = {entry.group for entry in self._entries.values()} | {
+                self._ready[one][0] for one in members
+            }
             if members != self._members or groups != {self._group}:
                 self._group, self._members = uuid.uuid4().hex, members
             entries = [self._entries[rank] for rank in sorted(self._entries)]
@@ -138,6 +140,7 @@ class Rounds:
                 self._group,
                 members,
                 tuple(nodes[one] for one in members),
+                tuple(self._ready[one][1] for one in members),
                 tuple(entry.address for entry in entries),
                 tuple(entry.node for entry in entries),
             )
@@ -157,12 +160,15 @@ class Rounds:
             return Notice(self._invitation, released=True)
         return Notice(released=self._is_released(waiting))
 
-    async def join(self, name: str, listener: str, group: str) -> Round | None:
-        """A listener is ready, and is in the groups of that name already; None if it is too late."""
+    async def join(self, name: str, listener: str, group: str, folder: str) -> Round | None:
+        """A listener is ready, and is in the groups of that name already; None if it is too late.
+
+        Learners of its node write into the folder.
+        """
         if self._invitation is None or self._invitation.round != name:
             return None
         if self._round is None:
-            self._ready[listener] = group
+            self._ready[listener] = group, folder
             await self._notify()
         joined = self._key
         await self._wait_until(lambda: self._round is not None or self._key != joined, READY_S)

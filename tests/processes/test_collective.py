@@ -53,6 +53,13 @@ def test_engines_of_one_node_have_one_copy_and_one_that_joins_takes_it(tmp_path:
         assert scene.fetch() == [expected(2)] * 4
 
 
+@pytest.mark.parametrize("dies", ["killed before", "stopped after"])
+def test_learners_do_not_wait_for_the_listener_of_their_own_node(tmp_path: Path, dies: str):
+    with cast(tmp_path, 1, "A", 60.0, {0: dies}, homes="A") as scene:
+        scene.wait_for_listeners(1)
+        assert scene.publish(1) < 30.0, "half of the deadline"
+
+
 @pytest.mark.parametrize("dies", ["killed before", "killed after", "stopped after"])
 def test_a_listener_that_dies_between_ready_and_broadcast_takes_nothing_from_the_others(
     tmp_path: Path, dies: str

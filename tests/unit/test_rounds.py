@@ -47,7 +47,7 @@ class Scene:
         notice = await self.coordinator.next_round(Waiting(name, node, holds), WAIT_S)
         if notice.invitation is None:
             return None
-        return await self.coordinator.join_round(notice.invitation.round, name, group)
+        return await self.coordinator.join_round(notice.invitation.round, name, group, "folder")
 
     async def round(self, entries, **listeners):
         """All listeners wait, then the learners enter: what each of them is told."""
@@ -82,7 +82,7 @@ def test_a_learner_sends_nothing_to_its_own_node():
         return (await scene.round([entry(3)], **nodes))[0]
 
     found = asyncio.run(scene())
-    assert found.members == ("a", "b") and found.receivers(0) == ["b"]
+    assert found.members == ("a", "b") and found.receivers(0) == ["b"] and found.folder(0) == "folder"
 
 
 def test_an_invitation_has_the_fingerprint_of_all_ranks_and_the_senders_headers():
@@ -167,7 +167,7 @@ def test_an_idle_listener_waits_and_one_that_comes_late_is_invited_to_the_next_r
         entered = scene.enter(entry(4))
         await asyncio.sleep(0.01)
         notice = await scene.coordinator.next_round(late, WAIT_S)
-        joined = await scene.coordinator.join_round(notice.invitation.round, "late", "")
+        joined = await scene.coordinator.join_round(notice.invitation.round, "late", "", "folder")
         [second] = await entered
         return first, second, joined
 
@@ -184,8 +184,8 @@ def test_who_is_ready_after_the_others_is_no_member():
         assert first == joined and first.members == ("a",)
         [report] = scene.reports
         assert "(1 nodes were not ready within" in report
-        assert await scene.coordinator.join_round(name, "slow", "") is None
-        assert await scene.coordinator.join_round("a round that is forgotten", "slow", "") is None
+        assert await scene.coordinator.join_round(name, "slow", "", "folder") is None
+        assert await scene.coordinator.join_round("a round that is forgotten", "slow", "", "folder") is None
 
     asyncio.run(scene())
 
