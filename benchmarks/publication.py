@@ -151,7 +151,8 @@ def main(transport: str, mib: int, learners: int, engines: int, rounds: int) -> 
         copies.append(ray.get(senders[0].copy_once.remote()))
         hashes.append(ray.get(senders[0].fingerprint.remote()))
         publications.append(publish(version, senders, receivers))
-        reached = ray.get(coordinator.engine_metrics.remote(0))["publications/nodes_reached"]
+        metrics = ray.get(coordinator.engine_metrics.remote(0, version))
+        reached = metrics["publications/nodes_reached"]
         print(f"version {version}: {publications[-1]}, nodes reached: {reached:.0f}", flush=True)
     copy, hashed = median(copies[1:]), median(hashes[1:])
     publish_s = statistics.median(one.publish_s for one in publications[1:])

@@ -94,7 +94,8 @@ class RolloutSection:
     transport_deadline_s: float = setting(
         60.0,
         "Seconds that the collective transport may take for a publication. Nodes that do not have the "
-        "weights then load them from the object store.",
+        "weights then load them from the object store. With every transport: for so long an engine waits "
+        "while another process of its node, which is to write the weights for both, writes nothing.",
         may_change=True,
         above=0,
     )

@@ -131,8 +131,9 @@ METRICS: Table = {
         "weights."
     ),
     "publications/nodes_reached": Entry(
-        "Nodes to whose shared memory the collective transport brought the newest weights before their "
-        "engines asked for them; 0 if that failed, or with another transport.",
+        "Nodes to whose shared memory the collective transport brought the weights that the step published, "
+        "before their engines asked for them; 0 if that failed, if it published none, or with another "
+        "transport.",
         "nodes",
     ),
     "queue/depth": Entry("Groups that are ready and not yet taken by a learner.", "groups"),

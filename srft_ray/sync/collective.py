@@ -1,6 +1,8 @@
 """Weights from the learners to all nodes of the engines at the same time, over a collective of torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,8 +12,9 @@ from ray.exceptions import RayError
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, send
 from srft_ray.sync.listener import Listener, write_plan
-from srft_ray.sync.pieces import Piece, Place, Rank
-from srft_ray.sync.rounds import Entry, Round
+from srft_ray.sync.node_copy import memory_id
+from srft_ray.sync.pieces import FileWriter, Piece, Place, Rank
+from srft_ray.sync.round_messages import Entry, Round, RoundKeys
 from srft_ray.sync.transport import ObjectStoreTransport
 from srft_ray.sync.versions import OutdatedLearners, WeightShare
 
@@ -26,7 +29,6 @@ class CollectiveTransport(ObjectStoreTransport):
 
     def __init__(self, coordinator: Any, config: RolloutSection, generation: int = 0) -> None:
         super().__init__(coordinator, config, generation)
-        self.deadline_s = config.transport_deadline_s
         self.root = Root(config.transport_backend) if generation else None
         if not generation:
             Listener(coordinator, config.transport_backend, self.deadline_s).start()
@@ -39,16 +41,17 @@ class CollectiveTransport(ObjectStoreTransport):
         round: Round | None = None
         try:
             entry = self.root.entry(share, self.rank)
-            # All ranks are at the same point of the same step.
-            asked = self.coordinator.enter_round.remote(self.generation, entry, self.deadline_s)
-            round = ray.get(asked, timeout=2 * self.deadline_s)
+            # All ranks are at the same point of the same step. The other half is for the bytes.
+            asked = self.coordinator.enter_round.remote(self.generation, entry, self.deadline_s / 2)
+            round = ray.get(asked, timeout=deadline.remaining_s)
             if round and round.members:
                 # One at a time: a store that is too small for all has written some of them to the disk.
                 pieces = (ray.get(piece, timeout=deadline.remaining_s) for piece in share.pieces)
-                self.root.send(round, self._places, pieces, deadline)
+                self.root.send(round, self._headers, self._places, pieces, deadline)
         except OutdatedLearners:
             raise
         except (RuntimeError, OSError, RayError) as error:
+            # Listeners that wait for this learner are told by the end of its store, not by the deadline.
             self.root.close()
             if round:
                 problem = f"{type(error).__name__} at learner {self.rank.number}: {error}"
@@ -56,54 +59,80 @@ class CollectiveTransport(ObjectStoreTransport):
 
 
 class Root:
-    """A learner as the one that sends in its group."""
+    """A learner as the one that sends in its group, and writes for the engines of its own node."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        self._address = host, self._store.port
+        self._host = ray.util.get_node_ip_address()
+        self._store: dist.TCPStore | None = None
         self._group_name = ""
         self._group: BroadcastGroup | None = None
-        self._plan = ""  # key of the newest one
+        self._rank = 0
+        self._keys: tuple[str, ...] = ()  # of the newest round
 
     def entry(self, share: WeightShare, rank: Rank) -> Entry:
         """What the coordinator is told before a round."""
+        self._rank = rank.number
+        if not self._store:
+            self._store = dist.TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
         return Entry(
             share.version,
             rank.number,
             rank.count,
             share.hashes,
-            self._address,
+            (self._host, self._store.port),
+            memory_id(),
             self._group_name,
             share.headers,
         )
 
     def send(
-        self, round: Round, plan: Sequence[Sequence[Place]], pieces: Iterable[Piece], deadline: Deadline
+        self,
+        round: Round,
+        headers: Mapping[str, bytes],
+        plan: Sequence[Sequence[Place]],
+        pieces: Iterable[Piece],
+        deadline: Deadline,
     ) -> None:
-        """Sends the pieces to the members of the round.
+        """Sends the pieces to the members of the round; where one is on this node, writes them for it.
 
         Args:
+            headers: of the files that they belong to.
             plan: the places of each piece.
 
         Raises:
-            RuntimeError: a member died.
-            OSError: the deadline is over.
+            RuntimeError: a member died or failed.
+            OSError: the deadline is over, or there is no room.
         """
-        if self._plan:
-            self._store.delete_key(self._plan)
-        self._plan = round.name
-        self._store.set(self._plan, write_plan(plan))
+        receivers = round.receivers(self._rank)
+        keys = RoundKeys.of(round.name)
+        for key in self._keys:
+            self._store.delete_key(key)
+        self._keys = keys
+        self._store.set(keys.plan, write_plan(plan))
         if round.group != self._group_name:
-            self.close()
-            size = 1 + len(round.members)
-            self._group = make_group(self.backend, self._store, round.group, 0, size, deadline)
+            self._leave()
+            if receivers:
+                size = 1 + len(receivers)
+                self._group = make_group(self.backend, self._store, round.group, 0, size, deadline)
             self._group_name = round.group
-        send(self._group, pieces, deadline)
+        with ExitStack() as opened:
+            writer: FileWriter | None = None
+            if folder := round.folder(self._rank):
+                writer = opened.enter_context(FileWriter(headers, Path(folder)))
+            for piece in pieces:
+                if writer:
+                    writer.write(piece.places, piece.data)
+                if self._group:
+                    send(self._group, [piece], deadline)
+        self._store.set(keys.written, b"")
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group, and ends the store."""
+        self._leave()
+        self._store, self._keys = None, ()
+
+    def _leave(self) -> None:
         if self._group:
             self._group.close()
         self._group, self._group_name = None, ""

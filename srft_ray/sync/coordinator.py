@@ -15,7 +15,8 @@ from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
 from srft_ray.sync.processes import Process
-from srft_ray.sync.rounds import Entry, Notice, Round, Rounds, Waiting
+from srft_ray.sync.round_messages import Entry, Notice, Round, Waiting
+from srft_ray.sync.rounds import Rounds
 from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
 
 # Ray runs at most `max_concurrency` calls of an asynchronous actor at a time, 1,000 unless it is told another
@@ -144,8 +145,8 @@ class Coordinator:
     async def next_round(self, waiting: Waiting, wait_s: float) -> Notice:
         return await self.rounds.next(waiting, wait_s)
 
-    async def join_round(self, name: str, listener: str, group: str) -> Round | None:
-        return await self.rounds.join(name, listener, group)
+    async def join_round(self, name: str, listener: str, group: str, folder: str) -> Round | None:
+        return await self.rounds.join(name, listener, group, folder)
 
     async def round_failed(self, name: str, problem: str) -> None:
         await self.rounds.failed(name, problem)
@@ -172,13 +173,13 @@ class Coordinator:
         """Why no engine is to be started any more; empty while there is no reason."""
         return self.deaths.problem
 
-    async def engine_metrics(self, groups_taken: int) -> dict[str, float]:
-        """Living engines, groups that wait for the learners, who have taken `groups_taken`, and what became
-        of publications."""
+    async def engine_metrics(self, groups_taken: int, version: int = 0) -> dict[str, float]:
+        """Living engines, groups that wait for the learners, who have taken `groups_taken`, publications that
+        nobody read, and nodes that `version` reached."""
         self._groups_taken = groups_taken
         publications = {
             "publications/unread": float(self.versions.unread),
-            "publications/nodes_reached": float(self.rounds.reached),
+            "publications/nodes_reached": float(self.rounds.reached(version)),
         }
         return self.monitor.metrics(groups_taken, time.monotonic()) | publications
 

@@ -2,6 +2,7 @@
 its node while the engine samples."""
 
 import json
+import socket
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ from ray.exceptions import RayError
 from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, receive
 from srft_ray.sync.node_copy import memory_id, node_copy
 from srft_ray.sync.pieces import FileWriter, Place
-from srft_ray.sync.rounds import Invitation, Notice, Round, Waiting
+from srft_ray.sync.round_messages import Invitation, Notice, Round, RoundKeys, Waiting
 
 LISTEN_S = 5.0  # that the coordinator may hold a question of a listener
 RETRY_INTERVAL_S = 0.5  # before it is asked again after an error
@@ -43,48 +44,57 @@ class Listener:
         self._held = ExitStack()
         self._holds = ""
         self._group_name = ""
-        self._groups: list[BroadcastGroup] = []
+        self._groups: list[BroadcastGroup | None] = []  # of each learner; none with those of its own node
         self._stores: list[dist.Store] = []
 
     def start(self) -> None:
         threading.Thread(target=self._listen, name="weight-listener", daemon=True).start()
 
     def _listen(self) -> None:
-        while True:
-            try:
-                self.step()
-            except RayError:
-                time.sleep(RETRY_INTERVAL_S)  # Ray starts the coordinator again
+        try:
+            while True:
+                try:
+                    self.step()
+                except RayError:
+                    time.sleep(RETRY_INTERVAL_S)  # Ray starts the coordinator again
+        finally:
+            # Without the thread nobody would let the copy go.
+            self._release()
+            self.close()
 
     def step(self) -> None:
         """Waits for a notice of the coordinator for some seconds, and does what it says."""
         waiting = Waiting(self.name, memory_id(), self._holds)
         notice: Notice = ray.get(self.coordinator.next_round.remote(waiting, LISTEN_S))
         if notice.released:
-            self._holds = ""
-            self._held.close()
+            self._release()
         if notice.invitation:
             self._take_part(notice.invitation)
+
+    def _release(self) -> None:
+        self._holds = ""
+        self._held.close()
 
     def _take_part(self, invitation: Invitation) -> None:
         """Receives a version. If that fails, whoever wants it takes it from the object store."""
         write = partial(self._receive, invitation, Deadline(self.deadline_s))
         try:
-            self._held.enter_context(node_copy(invitation.fingerprint, write))
+            self._held.enter_context(node_copy(invitation.fingerprint, write, self.deadline_s))
             self._holds = invitation.fingerprint
         except NotMember:
             pass
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # whatever it is costs only this round, and the coordinator reports it
             # The others learn of it by the end of the connections, and not only by the deadline.
             self.close()
             problem = f"{type(error).__name__} at a listener: {error}"
             ray.get(self.coordinator.round_failed.remote(invitation.round, problem))
 
     def _receive(self, invitation: Invitation, deadline: Deadline, folder: Path) -> None:
-        """Raises NotMember, or RuntimeError or OSError if a learner or a listener dies or the deadline is
-        over."""
-        joined = self.coordinator.join_round.remote(invitation.round, self.name, self._group_name)
-        round: Round | None = ray.get(joined)
+        """Raises NotMember, or RuntimeError, OSError or RayError if a learner, a listener or the coordinator
+        dies or the deadline is over."""
+        about = invitation.round, self.name, self._group_name, str(folder)
+        joined = self.coordinator.join_round.remote(*about)
+        round: Round | None = ray.get(joined, timeout=deadline.remaining_s)
         if round is None:
             raise NotMember
         self._connect(round, deadline)
@@ -92,16 +102,19 @@ class Listener:
             FileWriter(invitation.headers, folder) as writer,
             ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,
         ):
-            receive_share = partial(self._receive_share, round.name, writer, deadline)
+            receive_share = partial(self._receive_share, RoundKeys.of(round.name), writer, deadline)
             # Whatever a thread raises is raised here.
             list(pool.map(receive_share, range(len(self._groups))))
 
-    def _receive_share(self, name: str, writer: FileWriter, deadline: Deadline, rank: int) -> None:
-        """What one learner sends in the round of that name."""
-        store = self._stores[rank]
+    def _receive_share(self, keys: RoundKeys, writer: FileWriter, deadline: Deadline, rank: int) -> None:
+        """What one learner sends in the round, or writes itself."""
+        store, group = self._stores[rank], self._groups[rank]
         store.set_timeout(deadline.remaining)
-        plan = read_plan(store.get(name))
-        for places, data in receive(self._groups[rank], plan, deadline):
+        if group is None:
+            store.get(keys.written)
+            return
+        plan = read_plan(store.get(keys.plan))
+        for places, data in receive(group, plan, deadline):
             writer.write(places, data)
 
     def _connect(self, round: Round, deadline: Deadline) -> None:
@@ -109,17 +122,22 @@ class Listener:
         if round.group == self._group_name:
             return
         self.close()
-        rank = 1 + round.members.index(self.name)
-        for host, port in round.addresses:
+        for learner, (host, port) in enumerate(round.addresses):
+            # That of torch tries again and again where nobody listens any more.
+            socket.create_connection((host, port), deadline.remaining_s).close()
             store = dist.TCPStore(host, port, is_master=False, timeout=deadline.remaining)
             self._stores.append(store)
-            size = 1 + len(round.members)
-            self._groups.append(make_group(self.backend, store, round.group, rank, size, deadline))
+            receivers = round.receivers(learner)
+            group: BroadcastGroup | None = None
+            if self.name in receivers:
+                rank, size = 1 + receivers.index(self.name), 1 + len(receivers)
+                group = make_group(self.backend, store, round.group, rank, size, deadline)
+            self._groups.append(group)
         self._group_name = round.group
 
     def close(self) -> None:
         """Leaves the groups."""
-        for group in self._groups:
+        for group in filter(None, self._groups):
             group.close()
         self._group_name, self._groups, self._stores = "", [], []
 

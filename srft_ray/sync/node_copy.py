@@ -5,11 +5,13 @@ of the file system (`flock`): the system releases them however their holder ends
 containers that share the memory but not the numbers of processes.
 """
 
+import errno
 import fcntl
 import os
 import platform
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,17 +20,19 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "srft_ray_weights_"  # of everything that is made here
 PART = ".part_"  # in the name of a folder that is not whole: it is being written, or removed
+POLL_INTERVAL_S = 0.01  # between questions whether another process still writes
 
 
 @contextmanager
-def node_copy(key: str, write: Callable[[Path], None]) -> Iterator[Path]:
+def node_copy(key: str, write: Callable[[Path], None], patience_s: float) -> Iterator[Path]:
     """A folder with the files that `write(folder)` makes, for the length of the context.
 
     The first process that asks for `key` writes them; others wait for it and use the same folder. If it is
-    killed or fails, the next one writes them anew. The last one that leaves removes the folder.
+    killed, fails or hangs, the next one writes them anew. The last one that leaves removes the folder.
 
     Args:
         key: names the content of the files; who asks for the same key accepts the same files.
+        patience_s: for which another process may write nothing until it is not waited for any more.
 
     Raises:
         Exception: what `write` raised in this process.
@@ -37,7 +41,7 @@ def node_copy(key: str, write: Callable[[Path], None]) -> Iterator[Path]:
     _remove_leftovers(folder)
     descriptor = _hold(folder)
     while descriptor is None:
-        descriptor = _written(folder, write)
+        descriptor = _written(folder, write, patience_s)
     try:
         yield folder
     finally:
@@ -53,12 +57,12 @@ def memory_id() -> str:
     return f"{machine}:{found.st_dev}:{found.st_ino}"
 
 
-def _written(folder: Path, write: Callable[[Path], None]) -> int | None:
+def _written(folder: Path, write: Callable[[Path], None], patience_s: float) -> int | None:
     """Writes the folder unless another process did so meanwhile; the descriptor that holds it.
 
     None if the other one has removed it again.
     """
-    with _only_writer(folder):
+    with _only_writer(folder, patience_s):
         if folder.exists():
             return _hold(folder)
         part, descriptor = _make_part(folder)
@@ -66,9 +70,12 @@ def _written(folder: Path, write: Callable[[Path], None]) -> int | None:
             write(part)
             # Whoever finds the folder finds it whole.
             part.rename(folder)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
             shutil.rmtree(part)
+            # A process that did not wait for this one any more was faster.
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return _hold(folder)
             raise
         return descriptor
 
@@ -84,25 +91,51 @@ def _make_part(folder: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in this context for the same folder."""
+def _only_writer(folder: Path, patience_s: float) -> Iterator[None]:
+    """Waits until no other process is in this context for the same folder, or the one that is there hangs."""
     path = folder.with_name(f"{folder.name}.lock")
-    descriptor = _open_lock(path)
+    descriptor = _wait_for_lock(path, folder, patience_s)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        # A process that did not wait for this one any more has a lock of its own there.
+        if _is_at(descriptor, path):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _open_lock(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Its holder removed it while this process waited, and a third one may have made it anew.
+def _wait_for_lock(path: Path, folder: Path, patience_s: float) -> int:
+    seen, since = _written_so_far(folder), time.monotonic()
+    while (descriptor := _lock(path)) is None:
+        written = _written_so_far(folder)
+        if written != seen:
+            seen, since = written, time.monotonic()
+        elif time.monotonic() - since > patience_s:
+            # Two may write then; the first one that is whole gets the name.
+            path.unlink(missing_ok=True)
+            since = time.monotonic()
+        time.sleep(POLL_INTERVAL_S)
+    return descriptor
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of that path; None while another process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its holder may have removed it meanwhile, and a third one may have made it anew.
         if _is_at(descriptor, path):
             return descriptor
-        os.close(descriptor)
+    os.close(descriptor)
+    return None
+
+
+def _written_so_far(folder: Path) -> list[tuple[str, int, int]]:
+    """Changes whenever a process writes for the folder."""
+    with suppress(FileNotFoundError):
+        files = [(str(file), file.stat()) for file in folder.parent.glob(f"{folder.name}{PART}*/*")]
+        return sorted((name, found.st_size, found.st_mtime_ns) for name, found in files)
+    return []
 
 
 def _hold(folder: Path) -> int | None:

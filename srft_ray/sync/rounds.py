@@ -1,90 +1,23 @@
 """Who takes part when learners send a version to the engines' nodes themselves: one round for each version.
 
 A round begins when every rank of the learners has entered it. On each node one listener, a thread of an
-engine's actor, is invited. Those that say in time that they are ready are the members, which are told to all
-and do not change any more. Whoever is late, dead or not there yet takes the version from the object store.
+engine's actor, is invited, and its siblings if it does not get ready soon. Those that say in time that they
+are ready are the members, one for each node, which are told to all and do not change any more. Whoever is
+late, dead or not there yet takes the version from the object store.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
+from srft_ray.sync.round_messages import Entry, Invitation, Notice, Round, Waiting
 from srft_ray.sync.versions import fingerprint_of
 
-READY_S = 5.0  # that an invited listener has to get ready
+READY_S = 5.0  # that the invited listeners have to get ready
+SIBLINGS_S = 1.0  # after which the others of a node are invited too, because the first one may be dead
 GRACE_S = 1.0  # between two calls of a listener, in which it counts as one that waits
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a rank of the learners tells before it sends its share of a version.
-
-    Attributes:
-        hashes: the sum of the hashes of those tensors that fell to this rank (`sync.fingerprint`).
-        address: host and port of the store through which this rank's group is made.
-        group: name of the groups that it is in since the round before; empty if it is in none.
-        headers: of the version's files, of the rank that has them (`sync.pieces`).
-    """
-
-    version: int
-    rank: int
-    ranks: int
-    hashes: int
-    address: tuple[str, int]
-    group: str = ""
-    headers: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A listener that waits for a round.
-
-    Attributes:
-        listener: names it, and no other one of any start.
-        node: of its shared memory; listeners of one node need only one copy.
-        holds: fingerprint of the copy that it received and keeps for the engines of its node.
-    """
-
-    listener: str
-    node: str
-    holds: str = ""
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """To a listener, which is to get ready for the round."""
-
-    round: str
-    fingerprint: str
-    headers: Mapping[str, bytes]
-
-
-@dataclass(frozen=True)
-class Notice:
-    """What a listener is told: an invitation, or that nobody will load any more what it holds."""
-
-    invitation: Invitation | None = None
-    released: bool = False
-
-
-@dataclass(frozen=True)
-class Round:
-    """The members of a round. Each rank of the learners has a group of its own with all of them.
-
-    Attributes:
-        group: names the groups; groups of this name that were made in an earlier round are used again.
-        members: the listeners; the first one is rank 1 of each group, behind the learner.
-        addresses: of the stores of the learners, by rank.
-    """
-
-    name: str
-    version: int
-    group: str
-    members: tuple[str, ...]
-    addresses: tuple[tuple[str, int], ...]
 
 
 class Rounds:
@@ -106,8 +39,9 @@ class Rounds:
         self._key = key
         self._entries: dict[int, Entry] = {}
         self._invitation: Invitation | None = None
+        self._nodes: dict[str, list[str]] = {}  # the listeners of each, in the order in which they are asked
         self._invited: set[str] = set()
-        self._ready: dict[str, str] = {}  # the group that each listener is in already
+        self._ready: dict[str, tuple[str, str]] = {}  # each listener's group so far, and its folder
         self._round: Round | None = None
         self._given_up = False
         self._failed = False
@@ -118,15 +52,20 @@ class Rounds:
         self._wanted = ""
         await self._notify()
 
-    @property
-    def reached(self) -> int:
-        """Nodes that received the newest version."""
-        return len(self._round.members) if self._round and not self._failed else 0
+    def reached(self, version: int) -> int:
+        """Nodes that received the version; 0 unless it is the newest one."""
+        if self._round is None or self._round.version != version or self._failed:
+            return 0
+        return len(self._round.members)
 
     # Learners
 
     async def enter(self, generation: int, entry: Entry, wait_s: float) -> Round | None:
-        """The round of a version, when its members are known; None if other ranks did not enter in time."""
+        """The round of a version, when its members are known; None if other ranks did not enter in time.
+
+        It takes at most `wait_s`.
+        """
+        end = time.monotonic() + wait_s
         key = (generation, entry.version)
         if key != self._key:
             self._reset(key)
@@ -139,8 +78,19 @@ class Rounds:
             # A rank that comes later must not wait for this one.
             self._given_up = self._given_up or self._key == key
             return None
-        await self._wait_until(lambda: self._round is not None or self._invited <= set(self._ready), READY_S)
+        end = min(end, time.monotonic() + READY_S)
+        await self._wait_until(self._is_decided, min(SIBLINGS_S, end - time.monotonic()))
+        self._invited.update(*self._late_nodes())
+        await self._notify()
+        await self._wait_until(self._is_decided, end - time.monotonic())
         return await self._freeze() if self._key == key else None
+
+    def _is_decided(self) -> bool:
+        return self._round is not None or not self._late_nodes()
+
+    def _late_nodes(self) -> list[list[str]]:
+        """The listeners of the nodes of which none is ready."""
+        return [listeners for listeners in self._nodes.values() if not self._ready.keys() & set(listeners)]
 
     async def failed(self, name: str, problem: str) -> None:
         """A listener or a learner could not take part to the end."""
@@ -164,10 +114,9 @@ class Rounds:
         self._waiting = {one.listener: (one, until) for one, until in self._waiting.values() if now <= until}
         waiting = [one for one, _ in self._waiting.values()]
         waiting.sort(key=lambda one: (one.listener not in self._members, one.listener))
-        chosen: dict[str, str] = {}
         for one in waiting:
-            chosen.setdefault(one.node, one.listener)
-        self._invited = set(chosen.values())
+            self._nodes.setdefault(one.node, []).append(one.listener)
+        self._invited = {listeners[0] for listeners in self._nodes.values()}
         headers = next((entry.headers for entry in self._entries.values() if entry.headers), {})
         hashes = sum(entry.hashes for entry in self._entries.values())
         self._wanted = fingerprint_of(hashes)
@@ -176,15 +125,27 @@ class Rounds:
     async def _freeze(self) -> Round:
         """The members are those that are ready now."""
         if self._round is None:
-            members = tuple(sorted(self._ready))
-            groups = {entry.group for entry in self._entries.values()} | set(self._ready.values())
+            ready = [[one for one in listeners if one in self._ready] for listeners in self._nodes.values()]
+            members = tuple(sorted(first for first, *_ in filter(None, ready)))
+            groups = {entry.group for entry in self._entries.values()} | {
+                self._ready[one][0] for one in members
+            }
             if members != self._members or groups != {self._group}:
                 self._group, self._members = uuid.uuid4().hex, members
-            addresses = tuple(self._entries[rank].address for rank in sorted(self._entries))
-            name, version = self._invitation.round, self._key[1]
-            self._round = Round(name, version, self._group, members, addresses)
-            if late := self._invited - set(members):
-                self._tell(f"{len(late)} listeners were not ready within {READY_S:.0f} s")
+            entries = [self._entries[rank] for rank in sorted(self._entries)]
+            nodes = {one: node for node, listeners in self._nodes.items() for one in listeners}
+            self._round = Round(
+                self._invitation.round,
+                self._key[1],
+                self._group,
+                members,
+                tuple(nodes[one] for one in members),
+                tuple(self._ready[one][1] for one in members),
+                tuple(entry.address for entry in entries),
+                tuple(entry.node for entry in entries),
+            )
+            if late := self._late_nodes():
+                self._tell(f"{len(late)} nodes were not ready within {READY_S:.0f} s")
             await self._notify()
         return self._round
 
@@ -199,12 +160,15 @@ class Rounds:
             return Notice(self._invitation, released=True)
         return Notice(released=self._is_released(waiting))
 
-    async def join(self, name: str, listener: str, group: str) -> Round | None:
-        """A listener is ready, and is in the groups of that name already; None if it is too late."""
+    async def join(self, name: str, listener: str, group: str, folder: str) -> Round | None:
+        """A listener is ready, and is in the groups of that name already; None if it is too late.
+
+        Learners of its node write into the folder.
+        """
         if self._invitation is None or self._invitation.round != name:
             return None
         if self._round is None:
-            self._ready[listener] = group
+            self._ready[listener] = group, folder
             await self._notify()
         joined = self._key
         await self._wait_until(lambda: self._round is not None or self._key != joined, READY_S)

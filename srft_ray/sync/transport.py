@@ -55,11 +55,13 @@ class ObjectStoreTransport:
         self.rank = Rank.of_this_process()
         self.piece_bytes = config.transport_chunk_mb * 2**20
         self.timeout_s = config.timeout_s
+        self.deadline_s = config.transport_deadline_s
         # What was published last, shared by the learner's thread and that of `_republish_loop`.
         self._share = WeightShare(0)
         self._lock = threading.Lock()
         self._buffer: PieceBuffer | None = None
         self._places: list[list[Place]] = []  # of each piece of the newest share
+        self._headers: dict[str, bytes] = {}  # of the files that it belongs to
         self._republisher: threading.Thread | None = None
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
@@ -82,13 +84,14 @@ class ObjectStoreTransport:
         for piece in cut(sent, self.rank, self._buffer, files):
             pieces.append(ray.put(piece))
             self._places.append(piece.places)
+        hashes, self._headers = sent.exhaust(), files.headers()
         return WeightShare(
             version,
             self.rank.number,
-            sent.exhaust(),
+            hashes,
             pieces,
             self.rank.count if sender else 0,
-            files.headers() if sender else {},
+            self._headers if sender else {},
         )
 
     def _deliver(self, share: WeightShare) -> None:
@@ -139,7 +142,8 @@ class ObjectStoreTransport:
             try:
                 if newest.pieces:
                     # Equal fingerprints are equal tensors, whoever has written them.
-                    with node_copy(newest.weights.fingerprint, partial(_write, newest)) as folder:
+                    fingerprint, write = newest.weights.fingerprint, partial(_write, newest)
+                    with node_copy(fingerprint, write, self.deadline_s) as folder:
                         reload(folder)
                     return newest.weights.version
                 problem = "it has not been published"

@@ -203,8 +203,8 @@ class LearnerWorker:
         record |= {name: phases[phase][1] - phases[phase][0] for name, phase in names.items()}
         record["time/evaluation"] = self.evaluations.seconds
         if self.rank == 0:
-            engines = ray.get(self.job.coordinator.engine_metrics.remote(self.intake.groups))
-            record |= {"learners": self.world_size, **engines}
+            asked = self.job.coordinator.engine_metrics.remote(self.intake.groups, self.step)
+            record |= {"learners": self.world_size, **ray.get(asked)}
         phases = phases | {"record": (started, time.perf_counter())}
         record["time/step"] = sum(end - start for start, end in phases.values())
         record["time/recorded"] = time.time()

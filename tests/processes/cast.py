@@ -1,17 +1,14 @@
 """Learners and engines as real processes that exchange weights over gloo; a coordinator in the place of
 Ray's."""
 
-import asyncio
 import copy
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from multiprocessing.managers import BaseManager
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +16,13 @@ from typing import Any
 import torch
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync import broadcast, collective, listener, node_copy, rounds, transport
+from srft_ray.sync import broadcast, collective, listener, node_copy, transport
 from srft_ray.sync.collective import CollectiveTransport
-from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.fingerprint import FingerprintedWeights, folder_fingerprint
 from srft_ray.sync.listener import Listener
 from srft_ray.sync.pieces import Rank
+from tests.processes.served import TIMEOUT_S, Forgetful, Handle, Manager, get
 
-TIMEOUT_S = 120
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.processes.cast"])
 LARGE = 3_000_017  # float32 numbers of one tensor: 12 MB
@@ -44,56 +40,13 @@ def weights(version: int) -> dict[str, torch.Tensor]:
     }
 
 
-class Served:
-    """A coordinator with a thread for each call, as other processes see an actor."""
-
-    def __init__(self) -> None:
-        rounds.READY_S = 30.0  # on a machine that does other things
-        self.reports: list[str] = []
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.forget()
-
-    def forget(self) -> None:
-        self._coordinator = Coordinator(0)
-        self._coordinator.rounds._report = self.reports.append
-
-    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        called = getattr(self._coordinator, name)(*arguments)
-        return asyncio.run_coroutine_threadsafe(called, self._loop).result()
-
-    def waiting(self) -> int:
-        """Listeners that wait for a round."""
-        return len(self._coordinator.rounds._waiting)
-
-    def told(self) -> list[str]:
-        return self.reports
-
-
-class Manager(BaseManager):
-    pass
-
-
-Manager.register("Served", Served)
-
-
-class Handle:
-    """As that of an actor, whose calls are answered before they return."""
-
-    def __init__(self, served: Any) -> None:
-        self.served = served
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: self.served.call(name, arguments))
-
-
 def set_scene(memory: Path) -> None:
     """Makes this process one that needs no Ray."""
     torch.set_num_threads(1)
     node_copy.SHARED_MEMORY = memory
     broadcast.SLICE_BYTES = 1_000_003
     address = SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
-    ray = SimpleNamespace(put=copy.deepcopy, get=lambda value, timeout=None: value, util=address)
+    ray = SimpleNamespace(put=copy.deepcopy, get=get, util=address)
     for module in (transport, collective, listener):
         module.ray = ray
 
@@ -111,11 +64,13 @@ def learn(
     served: Any, memory: Path, rank: Rank, generation: int, deadline_s: float, tell: Connection
 ) -> None:
     """A learner, which publishes the versions that it is told and tells how long it took."""
+    memory.mkdir(exist_ok=True)
     set_scene(memory)
     publisher = CollectiveTransport(Handle(served), section(deadline_s), generation)
     publisher.rank = rank
     while True:
-        version = tell.recv()
+        version, fails = tell.recv()
+        publisher.coordinator = Forgetful(served) if fails else Handle(served)
         passed = FingerprintedWeights(weights(version).items(), rank)
         started = time.monotonic()
         publisher.publish(version, passed, sender=rank.number == 0)
@@ -125,7 +80,7 @@ def learn(
 def engine(served: Any, memory: Path, deadline_s: float, dies: str, tell: Connection) -> None:
     """An engine, which fetches when it is told to: (version, fingerprint, whether it used the store).
 
-    `dies`: when it is killed or stopped in its first round; empty for never.
+    `dies`: when it is killed or stopped in its first round, or that it raises; empty for never.
     """
     memory.mkdir(exist_ok=True)
     set_scene(memory)
@@ -149,6 +104,9 @@ def _arrange_death(dies: str) -> None:
     number = signal.SIGSTOP if "stopped" in dies else signal.SIGKILL
 
     def connect_and_die(self: Listener, *about: Any) -> None:
+        if dies == "raises":
+            Listener._connect = connect
+            raise KeyError("of a program that is wrong")
         if "before" in dies:
             os.kill(os.getpid(), number)
         connect(self, *about)
@@ -176,19 +134,28 @@ class Actor:
 
 
 class Cast:
-    """`nodes` names the shared memory of each engine."""
+    """`nodes` names the shared memory of each engine, `homes` that of each learner; by default learners are
+    on a node of their own."""
 
     def __init__(
-        self, served: Any, folder: Path, ranks: int, nodes: str, deadline_s: float, dies: dict[int, str]
+        self,
+        served: Any,
+        folder: Path,
+        ranks: int,
+        nodes: str,
+        deadline_s: float,
+        dies: dict[int, str],
+        homes: str,
     ) -> None:
         self.served, self.folder, self.deadline_s = served, folder, deadline_s
         self.generation = served.call("restart", (1,)).generation
         self.engines: list[Actor] = []
         for number, node in enumerate(nodes):
             self.add_engine(node, dies.get(number, ""))
+        places = [folder / home for home in homes] or [folder] * ranks
+        about = self.generation, deadline_s
         self.learners = [
-            Actor(learn, served, folder, Rank(rank, ranks), self.generation, deadline_s)
-            for rank in range(ranks)
+            Actor(learn, served, place, Rank(rank, ranks), *about) for rank, place in enumerate(places)
         ]
 
     def add_engine(self, node: str, dies: str = "") -> None:
@@ -200,10 +167,11 @@ class Cast:
             assert time.monotonic() < deadline, self.served.waiting()
             time.sleep(0.02)
 
-    def publish(self, version: int) -> float:
-        """The seconds of the slowest learner."""
-        for learner in self.learners:
-            learner.ask(version)
+    def publish(self, version: int, fails: int | None = None) -> float:
+        """The seconds of the slowest learner; the rank that `fails` enters the round and does not hear of
+        it."""
+        for rank, learner in enumerate(self.learners):
+            learner.ask((version, rank == fails))
         return max(learner.answer()[0] for learner in self.learners)
 
     def fetch(self, *engines: int) -> list[tuple[int, str, bool]]:
@@ -212,13 +180,27 @@ class Cast:
             one.ask()
         return [one.answer() for one in chosen]
 
+    def first_fetch(self) -> tuple[float, tuple[int, str, bool]]:
+        """All engines are told to fetch: the seconds until one has done so, and what it says."""
+        started = time.monotonic()
+        for one in self.engines:
+            one.ask()
+        [first, *_] = wait([one.told for one in self.engines], TIMEOUT_S) or [None]
+        assert first, "no answer"
+        return time.monotonic() - started, first.recv()
+
 
 @contextmanager
 def cast(
-    folder: Path, ranks: int, nodes: str, deadline_s: float = 60.0, dies: dict[int, str] | None = None
+    folder: Path,
+    ranks: int,
+    nodes: str,
+    deadline_s: float = 60.0,
+    dies: dict[int, str] | None = None,
+    homes: str = "",
 ) -> Iterator[Cast]:
     with Manager(ctx=CONTEXT) as manager:
-        made = Cast(manager.Served(), folder, ranks, nodes, deadline_s, dies or {})
+        made = Cast(manager.Served(), folder, ranks, nodes, deadline_s, dies or {}, homes)
         try:
             yield made
         finally:

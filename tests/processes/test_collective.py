@@ -1,10 +1,13 @@
 """The collective transport between processes, over gloo: weights arrive, whoever is killed."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from srft_ray.sync import node_copy
 from srft_ray.sync.fingerprint import fingerprint
+from srft_ray.sync.listener import Listener
 from tests.processes.cast import cast, weights
 
 DEADLINE_S = 8.0
@@ -18,6 +21,17 @@ def expected(version: int, by_store: bool = False) -> tuple[int, str, bool]:
 @pytest.mark.parametrize(("ranks", "nodes"), [(1, "A"), (2, "AB"), (2, "ABC")])
 def test_every_engine_has_the_weights_before_it_asks(tmp_path: Path, ranks: int, nodes: str):
     with cast(tmp_path, ranks, nodes) as scene:
+        for version in (1, 2):
+            scene.wait_for_listeners(len(nodes))
+            scene.publish(version)
+            assert scene.fetch() == [expected(version)] * len(nodes)
+        assert not scene.served.told()
+
+
+@pytest.mark.parametrize(("homes", "nodes"), [("A", "A"), ("AA", "AB"), ("AB", "ABB"), ("AB", "CA")])
+def test_learners_write_the_copy_of_their_own_node(tmp_path: Path, homes: str, nodes: str):
+    """And send it to the others."""
+    with cast(tmp_path, len(homes), nodes, homes=homes) as scene:
         for version in (1, 2):
             scene.wait_for_listeners(len(nodes))
             scene.publish(version)
@@ -39,6 +53,13 @@ def test_engines_of_one_node_have_one_copy_and_one_that_joins_takes_it(tmp_path:
         assert scene.fetch() == [expected(2)] * 4
 
 
+@pytest.mark.parametrize("dies", ["killed before", "stopped after"])
+def test_learners_do_not_wait_for_the_listener_of_their_own_node(tmp_path: Path, dies: str):
+    with cast(tmp_path, 1, "A", 60.0, {0: dies}, homes="A") as scene:
+        scene.wait_for_listeners(1)
+        assert scene.publish(1) < 30.0, "half of the deadline"
+
+
 @pytest.mark.parametrize("dies", ["killed before", "killed after", "stopped after"])
 def test_a_listener_that_dies_between_ready_and_broadcast_takes_nothing_from_the_others(
     tmp_path: Path, dies: str
@@ -57,6 +78,77 @@ def test_a_listener_that_dies_between_ready_and_broadcast_takes_nothing_from_the
         scene.wait_for_listeners(2)
         scene.publish(2)
         assert scene.fetch(0, 2) == [expected(2)] * 2
+
+
+def test_an_engine_does_not_wait_for_a_listener_of_its_node_that_hangs(tmp_path: Path):
+    """Whichever of the two is invited is stopped in the round, and holds the lock of the node's copy."""
+    with cast(tmp_path, 1, "AA", DEADLINE_S, {0: "stopped after", 1: "stopped after"}) as scene:
+        scene.wait_for_listeners(2)
+        scene.publish(1)
+        seconds, answer = scene.first_fetch()
+        print(f"fetched in {seconds:.1f} s")
+        assert answer == expected(1, by_store=True)
+        assert seconds < DEADLINE_S + SLACK_S
+
+
+def test_whatever_a_listener_raises_is_reported_and_costs_one_round(tmp_path: Path):
+    with cast(tmp_path, 1, "A", DEADLINE_S, {0: "raises"}) as scene:
+        scene.wait_for_listeners(1)
+        scene.publish(1)
+        assert scene.fetch() == [expected(1, by_store=True)]
+        [report] = scene.served.told()
+        assert "KeyError at a listener: 'of a program that is wrong'" in report
+        scene.wait_for_listeners(1)
+        scene.publish(2)
+        assert scene.fetch() == [expected(2)]
+
+
+def test_a_listener_that_ends_leaves_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
+    listener = Listener(None, "gloo", DEADLINE_S)
+    listener._held.enter_context(node_copy.node_copy("a", lambda folder: None, DEADLINE_S))
+    assert list(tmp_path.iterdir())
+    with pytest.raises(AttributeError):  # there is no coordinator
+        listener._listen()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("version", "homes"),
+    [(1, ""), (2, ""), (1, "AB")],
+    ids=["new groups", "groups that are used again", "learners write themselves"],
+)
+def test_a_learner_that_does_not_hear_of_the_round_ends_it_for_all(tmp_path: Path, version: int, homes: str):
+    with cast(tmp_path, 2, "AB", homes=homes) as scene:
+        for before in range(1, version):
+            scene.wait_for_listeners(2)
+            scene.publish(before)
+        scene.wait_for_listeners(2)
+        started = time.monotonic()
+        scene.publish(version, fails=1)
+        assert scene.fetch() == [expected(version, by_store=True)] * 2
+        seconds = time.monotonic() - started
+        print(f"fetched in {seconds:.1f} s")
+        assert seconds < 30.0, "half of the deadline"
+        scene.wait_for_listeners(2)
+        scene.publish(version + 1)
+        assert scene.fetch() == [expected(version + 1)] * 2
+
+
+@pytest.mark.parametrize("call", ["enter_round", "join_round"])
+def test_a_coordinator_that_hangs_costs_no_more_than_the_deadline(tmp_path: Path, call: str):
+    """While it is asked by a learner or by a listener."""
+    with cast(tmp_path, 1, "A", DEADLINE_S) as scene:
+        scene.wait_for_listeners(1)
+        scene.served.hang(call)
+        seconds = scene.publish(1)
+        print(f"published in {seconds:.1f} s")
+        assert seconds < 1.5 * DEADLINE_S
+        assert scene.fetch() == [expected(1, by_store=True)]
+        scene.served.hang("")
+        scene.wait_for_listeners(1)
+        scene.publish(2)
+        assert scene.fetch() == [expected(2)]
 
 
 def test_a_coordinator_that_forgot_costs_no_weights(tmp_path: Path):

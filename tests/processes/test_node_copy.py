@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import threading
+import time
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def load(memory: Path, key: str, fails: bool, cut: bool, tell: Connection) -> None:
+def load(memory: Path, tell: Connection, fault: str = "", patience_s: float = TIMEOUT_S) -> None:
     """An engine that tells what it does, and waits for an answer before it goes on."""
     module.SHARED_MEMORY = memory
 
@@ -34,7 +35,7 @@ def load(memory: Path, key: str, fails: bool, cut: bool, tell: Connection) -> No
     def write(folder: Path) -> None:
         (folder / "weights").write_text(WHOLE[:5])
         pause("writes")
-        if fails:
+        if fault == "fails":
             raise OSError("No space left on device")
         (folder / "weights").write_text(WHOLE)
 
@@ -43,23 +44,23 @@ def load(memory: Path, key: str, fails: bool, cut: bool, tell: Connection) -> No
         pause("removes")
         os.rmdir(folder)
 
-    if cut:
+    if fault == "cut":
         module.shutil.rmtree = remove
     tell.send(["begins"])
-    with node_copy(key, write) as folder:
+    with node_copy("a", write, patience_s) as folder:
         pause("reads", (folder / "weights").stat().st_ino, (folder / "weights").read_text())
 
 
 class Engine:
-    """A process that loads; it is stopped at each thing that it tells.
+    """A process that calls `load` and is stopped at each thing that it tells.
 
-    `fails`: while it writes; `cut`: it can be killed while it removes.
+    Its `fault`: it `fails` while it writes, or is `cut` while it removes.
     """
 
-    def __init__(self, memory: Path, key: str = "a", fails: bool = False, cut: bool = False) -> None:
+    def __init__(self, memory: Path, **options: object) -> None:
         context = multiprocessing.get_context("spawn")
         self.told, tell = context.Pipe()
-        self.process = context.Process(target=load, args=(memory, key, fails, cut, tell), daemon=True)
+        self.process = context.Process(target=load, args=(memory, tell), kwargs=options, daemon=True)
         self.process.start()
         tell.close()
         self.expect("begins")
@@ -132,13 +133,33 @@ def test_another_engine_writes_when_the_writer_is_killed(memory: Path):
             for engine in waiting:
                 engine.finish()
     # What the killed one left is removed by the next engine that loads anything.
-    with node_copy("b", lambda folder: None) as folder:
+    with node_copy("b", lambda folder: None, TIMEOUT_S) as folder:
         assert folders(memory) == [folder]
     assert not list(memory.iterdir())
 
 
+def test_a_writer_that_hangs_is_not_waited_for_and_finds_the_others_copy(memory: Path):
+    """A writer that has not ended, but writes, is waited for."""
+    with engines(memory, {}) as [hanging]:
+        hanging.expect("writes")
+        [part] = folders(memory)
+        with engines(memory, {"patience_s": 1.0}) as [other]:
+            for number in range(20):
+                time.sleep(0.1)
+                (part / "weights").write_text(WHOLE[: number % 2])
+            assert other.says_nothing()
+            other.expect("writes")
+            other.go_on()
+            found = other.expect("reads")
+            hanging.go_on()
+            assert hanging.expect("reads") == found and found[1] == WHOLE
+            other.finish()
+            hanging.finish()
+    assert not list(memory.iterdir())
+
+
 def test_a_writer_that_fails_leaves_nothing_and_the_next_one_writes(memory: Path):
-    with engines(memory, {"fails": True}) as [failing]:
+    with engines(memory, {"fault": "fails"}) as [failing]:
         failing.expect("writes")
         with engines(memory, {}) as [other]:
             assert other.says_nothing()
@@ -161,7 +182,7 @@ def test_a_reader_that_is_killed_takes_nothing_from_the_others(memory: Path):
             assert other.expect("reads") == (inode, WHOLE)
             killed.kill()
             # Another version does not remove what is still read.
-            with node_copy("b", lambda folder: None) as folder:
+            with node_copy("b", lambda folder: None, TIMEOUT_S) as folder:
                 assert len(folders(memory)) == 2 and folder.exists()
             assert folders(memory)
             other.finish()
@@ -175,13 +196,13 @@ def test_a_whole_copy_that_a_killed_reader_left_is_used_again(memory: Path):
         killed.expect("reads")
         killed.kill()
     assert len(folders(memory)) == 1
-    with node_copy("a", lambda folder: pytest.fail("it is there")) as folder:
+    with node_copy("a", lambda folder: pytest.fail("it is there"), TIMEOUT_S) as folder:
         assert (folder / "weights").read_text() == WHOLE
     assert not list(memory.iterdir())
 
 
 def test_a_copy_that_is_being_removed_is_not_used(memory: Path):
-    with engines(memory, {"cut": True}) as [killed]:
+    with engines(memory, {"fault": "cut"}) as [killed]:
         killed.expect("writes")
         killed.go_on()
         killed.expect("reads")
@@ -189,7 +210,7 @@ def test_a_copy_that_is_being_removed_is_not_used(memory: Path):
         killed.expect("removes")  # its file is gone
         killed.kill()
     assert len(folders(memory)) == 1
-    with node_copy("a", lambda folder: (folder / "weights").write_text(WHOLE)) as folder:
+    with node_copy("a", lambda folder: (folder / "weights").write_text(WHOLE), TIMEOUT_S) as folder:
         assert (folder / "weights").read_text() == WHOLE
     assert not list(memory.iterdir())
 
@@ -198,7 +219,7 @@ def test_leftovers_of_an_earlier_release_are_removed(memory: Path):
     (memory / "srft_ray_weights_12345_x1y2").mkdir()
     (memory / "srft_ray_weights_12345_x1y2" / "model-00000.safetensors").touch()
     (memory / "other").mkdir()
-    with node_copy("a", lambda folder: None):
+    with node_copy("a", lambda folder: None, TIMEOUT_S):
         pass
     assert [path.name for path in memory.iterdir()] == ["other"]
 
@@ -215,7 +236,7 @@ def test_many_engines_that_come_and_go_find_it_whole(memory: Path):
         rng = random.Random(seed)
         for _ in range(60):
             try:
-                with node_copy(rng.choice("ab"), write) as folder:
+                with node_copy(rng.choice("ab"), write, TIMEOUT_S) as folder:
                     text = (folder / "weights").read_text()
                     problems.extend([text] if text != WHOLE else [])
             except Exception as error:

@@ -2,12 +2,13 @@
 coordinator meanwhile."""
 
 import asyncio
+import time
 
 import pytest
 
 from srft_ray.sync import rounds as module
 from srft_ray.sync.coordinator import Coordinator
-from srft_ray.sync.rounds import Entry, Waiting
+from srft_ray.sync.round_messages import Entry, Waiting
 from srft_ray.sync.versions import OutdatedLearners, fingerprint_of
 
 WAIT_S = 5.0  # longer than anything takes that does not wait for a deadline
@@ -17,10 +18,11 @@ SHORT_S = 0.2
 @pytest.fixture(autouse=True)
 def ready_at_once(monkeypatch):
     monkeypatch.setattr(module, "READY_S", SHORT_S)
+    monkeypatch.setattr(module, "SIBLINGS_S", SHORT_S / 4)
 
 
 def entry(version, rank=0, ranks=1, group=""):
-    return Entry(version, rank, ranks, 0xAB, ("host", rank), group, {"f": b"h"} if rank == 0 else {})
+    return Entry(version, rank, ranks, 0xAB, ("host", rank), "home", group, {"f": b"h"} if rank == 0 else {})
 
 
 class Scene:
@@ -45,7 +47,7 @@ class Scene:
         notice = await self.coordinator.next_round(Waiting(name, node, holds), WAIT_S)
         if notice.invitation is None:
             return None
-        return await self.coordinator.join_round(notice.invitation.round, name, group)
+        return await self.coordinator.join_round(notice.invitation.round, name, group, "folder")
 
     async def round(self, entries, **listeners):
         """All listeners wait, then the learners enter: what each of them is told."""
@@ -71,6 +73,16 @@ def test_all_ranks_and_all_nodes_are_told_the_same_round():
     found = asyncio.run(scene())
     assert (found.version, found.members) == (3, ("a", "b"))
     assert found.addresses == (("host", 0), ("host", 1))
+
+
+def test_a_learner_sends_nothing_to_its_own_node():
+    async def scene():
+        scene = Scene()
+        nodes = {"a": {"node": "home"}, "b": {"node": "B"}}
+        return (await scene.round([entry(3)], **nodes))[0]
+
+    found = asyncio.run(scene())
+    assert found.members == ("a", "b") and found.receivers(0) == ["b"] and found.folder(0) == "folder"
 
 
 def test_an_invitation_has_the_fingerprint_of_all_ranks_and_the_senders_headers():
@@ -99,6 +111,21 @@ def test_a_node_has_one_listener_and_keeps_it():
 
     first, second = asyncio.run(scene())
     assert second.members == first.members and second.group == first.group and second.name != first.name
+
+
+def test_a_dead_listener_costs_no_round_where_its_node_has_another_one(monkeypatch):
+    """It counts as one that waits, and is invited first."""
+    monkeypatch.setattr(module, "READY_S", WAIT_S)
+
+    async def scene():
+        scene = Scene()
+        dead = asyncio.create_task(scene.coordinator.next_round(Waiting("a", "A"), WAIT_S))
+        return await scene.round([entry(3)], b={"node": "A"}, c={"node": "A"}), await dead, scene.reports
+
+    started = time.monotonic()
+    (found, *_), dead, reports = asyncio.run(scene())
+    assert dead.invitation and found.members in (("b",), ("c",)) and not reports
+    assert time.monotonic() - started < WAIT_S / 2
 
 
 @pytest.mark.parametrize(
@@ -140,7 +167,7 @@ def test_an_idle_listener_waits_and_one_that_comes_late_is_invited_to_the_next_r
         entered = scene.enter(entry(4))
         await asyncio.sleep(0.01)
         notice = await scene.coordinator.next_round(late, WAIT_S)
-        joined = await scene.coordinator.join_round(notice.invitation.round, "late", "")
+        joined = await scene.coordinator.join_round(notice.invitation.round, "late", "", "folder")
         [second] = await entered
         return first, second, joined
 
@@ -156,9 +183,9 @@ def test_who_is_ready_after_the_others_is_no_member():
         name = (await waiting).invitation.round
         assert first == joined and first.members == ("a",)
         [report] = scene.reports
-        assert "(1 listeners were not ready within" in report
-        assert await scene.coordinator.join_round(name, "slow", "") is None
-        assert await scene.coordinator.join_round("a round that is forgotten", "slow", "") is None
+        assert "(1 nodes were not ready within" in report
+        assert await scene.coordinator.join_round(name, "slow", "", "folder") is None
+        assert await scene.coordinator.join_round("a round that is forgotten", "slow", "", "folder") is None
 
     asyncio.run(scene())
 
@@ -228,6 +255,16 @@ def test_a_round_that_failed_is_reported_once():
     assert report.startswith("policy version 3 did not reach") and "(connection closed)" in report
 
 
+def test_nodes_are_reached_by_the_version_that_was_sent_and_by_no_other():
+    async def scene():
+        scene = Scene()
+        await scene.round([entry(3)], a={"node": "A"}, b={"node": "B"})
+        metrics = [await scene.coordinator.engine_metrics(0, version) for version in (3, 4)]
+        return [found["publications/nodes_reached"] for found in metrics]
+
+    assert asyncio.run(scene()) == [2.0, 0.0]
+
+
 def test_a_listener_that_fails_before_it_is_ready_is_reported():
     async def scene():
         scene = Scene()
@@ -237,7 +274,7 @@ def test_a_listener_that_fails_before_it_is_ready_is_reported():
         name = (await waiting).invitation.round
         await scene.coordinator.round_failed(name, "no space left")
         await entered
-        return scene.reports, scene.coordinator.rounds.reached
+        return scene.reports, scene.coordinator.rounds.reached(3)
 
     reports, reached = asyncio.run(scene())
     assert "(no space left)" in reports[0] and reached == 0
