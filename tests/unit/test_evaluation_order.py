@@ -58,7 +58,7 @@ class Learner:
     def _make(self) -> LearnerWorker:
         coordinator = SimpleNamespace(
             leave_requested=SimpleNamespace(remote=lambda *wait: self.asked),
-            engine_metrics=SimpleNamespace(remote=lambda taken: {}),
+            engine_metrics=SimpleNamespace(remote=lambda taken, version: {}),
         )
         worker = object.__new__(LearnerWorker)
         worker.job = SimpleNamespace(

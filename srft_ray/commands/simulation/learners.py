@@ -128,7 +128,7 @@ class SimulatedLearners:
             published_at = time.time() if published else 0.0
             if rank == 0:
                 taken = self.job.plan.position(segment.step + 1)
-                ray.get(self.coordinator.engine_metrics.remote(taken))
+                ray.get(self.coordinator.engine_metrics.remote(taken, segment.step + 1))
                 ended_at = time.time()
                 publish_s = published_at - learned_at if published else 0.0
                 self.records.append(StepRecord(segment.step, started_at, ended_at, publish_s, published_at))
