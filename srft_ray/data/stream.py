@@ -77,7 +77,7 @@ def make_stream(
 def blocks_in_flight(plan: StreamPlan, engines: int, max_staleness: int) -> int:
     """Blocks that each of so many engines has at a time, at most."""
     # At staleness 0 no task waits for the coordinator while others run: Ray Data's loop would look for
-    # results only every 0.1 s.
+    # results only at intervals (`data.loop`).
     return math.ceil(plan.blocks_per_step * (max_staleness + 1) / engines)
 
 

@@ -15,7 +15,7 @@ from srft_ray.run.shared_storage import check_shared, shared_paths
 from srft_ray.run.transport_backend import with_backend
 
 WORKER_ENVIRONMENT = {
-    # With it a result is seen one turn of Ray Data's loop (0.1 s) later.
+    # With it a result is seen one turn of Ray Data's loop later (`data.loop`).
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
