@@ -20,7 +20,8 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "srft_ray_weights_"  # of everything that is made here
 PART = ".part_"  # in the name of a folder that is not whole: it is being written, or removed
-POLL_INTERVAL_S = 0.01  # between questions whether another process still writes
+POLL_INTERVAL_S = 0.01  # between questions whether another process has written
+LOOKS = 10  # at what it has written so far, before it is not waited for any more
 
 
 @contextmanager
@@ -62,8 +63,8 @@ def _written(folder: Path, write: Callable[[Path], None], patience_s: float) -> 
 
     None if the other one has removed it again.
     """
-    with _only_writer(folder, patience_s):
-        if folder.exists():
+    with _only_writer(folder, patience_s) as is_writer:
+        if not is_writer:
             return _hold(folder)
         part, descriptor = _make_part(folder)
         try:
@@ -91,12 +92,16 @@ def _make_part(folder: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def _only_writer(folder: Path, patience_s: float) -> Iterator[None]:
-    """Waits until no other process is in this context for the same folder, or the one that is there hangs."""
+def _only_writer(folder: Path, patience_s: float) -> Iterator[bool]:
+    """Waits until no other process is in this context for the same folder, or the one that is there hangs;
+    gives whether this process is to write: not if the folder is there meanwhile."""
     path = folder.with_name(f"{folder.name}.lock")
     descriptor = _wait_for_lock(path, folder, patience_s)
+    if descriptor is None:
+        yield False
+        return
     try:
-        yield
+        yield not folder.exists()
     finally:
         # A process that did not wait for this one any more has a lock of its own there.
         if _is_at(descriptor, path):
@@ -104,18 +109,26 @@ def _only_writer(folder: Path, patience_s: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _wait_for_lock(path: Path, folder: Path, patience_s: float) -> int:
-    seen, since = _written_so_far(folder), time.monotonic()
-    while (descriptor := _lock(path)) is None:
-        written = _written_so_far(folder)
+def _wait_for_lock(path: Path, folder: Path, patience_s: float) -> int | None:
+    """A descriptor that holds the lock; None if the folder is there meanwhile."""
+    seen = _written_so_far(folder)
+    since = looked = time.monotonic()
+    while not folder.exists():
+        descriptor = _lock(path)
+        if descriptor is not None:
+            return descriptor
+        time.sleep(POLL_INTERVAL_S)
+        now = time.monotonic()
+        if now - looked < patience_s / LOOKS:
+            continue
+        looked, written = now, _written_so_far(folder)
         if written != seen:
-            seen, since = written, time.monotonic()
-        elif time.monotonic() - since > patience_s:
+            seen, since = written, now
+        elif now - since > patience_s:
             # Two may write then; the first one that is whole gets the name.
             path.unlink(missing_ok=True)
-            since = time.monotonic()
-        time.sleep(POLL_INTERVAL_S)
-    return descriptor
+            since = now
+    return None
 
 
 def _lock(path: Path) -> int | None:
