@@ -132,7 +132,10 @@ def check_timeline(run):
     blocks = [block for x in lines for block in x["blocks"]]
     assert blocks and all(block[1:] == sorted(block[1:]) for block in blocks)
     trace = json.loads((run.dir / "timeline.json").read_text())
-    names = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
+    found = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
+    starts = {name for name in found if name.startswith("start: ")}
+    assert {"start: data", "start: Ray", "start: imports", "start: model", "start: engine"} <= starts
+    names = found - starts
     assert names == {
         *("rollout wait", "update", "publish", "record", "checkpoint"),
         *("evaluation", "held-out loss", "evaluation record"),
