@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srft_ray.observe.journal import EVALUATIONS, METRICS, read_json_lines, write_whole
-from srft_ray.observe.start import newest_starts
+from srft_ray.observe.start import begin, newest_starts
 
 Record = dict[str, Any]
 Series = dict[str, list[tuple[float, float]]]  # points (step, value) by name
@@ -78,7 +78,7 @@ def _write_start_plot(run_dir: Path) -> None:
     starts = newest_starts(run_dir)
     if not starts:
         return
-    begin = min(start for record in starts for start, _ in record["phases"].values())
+    first = begin(starts[0])
     names = list(dict.fromkeys(name for record in starts for name in record["phases"]))
     figure = Figure(figsize=(8, 1.5 + 0.35 * len(starts)), layout="constrained")
     axes = figure.add_subplot()
@@ -87,7 +87,7 @@ def _write_start_plot(run_dir: Path) -> None:
         axes.barh(
             [row for row, _ in shown],
             [end - start for _, (start, end) in shown],
-            left=[start - begin for _, (start, _) in shown],
+            left=[start - first for _, (start, _) in shown],
             color=f"C{color}",
             label=name,
         )

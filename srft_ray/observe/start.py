@@ -67,14 +67,15 @@ def starts(run_dir: Path) -> list[dict[str, Any]]:
 
 def newest_starts(run_dir: Path) -> list[dict[str, Any]]:
     """Those since the newest command began, the first one of each process, in their order."""
-    found = sorted(starts(run_dir), key=_begin)
-    commands = [_begin(record) for record in found if record["who"] == "driver"]
+    found = sorted(starts(run_dir), key=begin)
+    commands = [begin(record) for record in found if record["who"] == "driver"]
     first: dict[str, dict[str, Any]] = {}
     for record in found:
-        if not commands or _begin(record) >= commands[-1]:
+        if not commands or begin(record) >= commands[-1]:
             first.setdefault(record["who"], record)
     return list(first.values())
 
 
-def _begin(record: dict[str, Any]) -> float:
+def begin(record: dict[str, Any]) -> float:
+    """When the first phase of a start began, in Unix seconds."""
     return min(start for start, _ in record["phases"].values())
