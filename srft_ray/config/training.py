@@ -51,7 +51,11 @@ class LearnerSection:
         may_change=True,
     )
     micro_batch_tokens: int = setting(
-        16384, "Largest number of tokens in a micro-batch, including padding.", may_change=True, least=1
+        16384,
+        "Largest number of tokens in a micro-batch, including padding; there are more micro-batches where that "
+        "saves padding.",
+        may_change=True,
+        least=1,
     )
     packing: bool = setting(False, "Whether a row may hold several sequences (packing).", may_change=True)
     mini_batches: int = setting(

@@ -1,17 +1,21 @@
-"""Sequences are exchanged between ranks, so that every rank computes about as many tokens.
+"""Which rank computes a sequence, and with which others: neither changes the update.
 
 Ranks receive equal numbers of groups, but the lengths of responses are skewed, and all ranks wait for the one
-with the most tokens. Which rank computes a sequence does not change the update.
+with the most tokens: sequences are exchanged between ranks, so that every rank computes about as many. Rows
+of a micro-batch are as long as its longest: sequences of other lengths get micro-batches of their own.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch.distributed as dist
 
 from algorithms import Completion, Group
 
 BALANCED = 1.02  # most tokens of a rank, divided by the fewest, with which all sequences stay where they are
+# What one more micro-batch costs, as tokens: kernels are launched and, under ZeRO, parameters gathered again.
+MICRO_BATCH_COST = 512
 PREFERENCE = 0.01  # share of a rank's tokens that may be uneven in order to leave one sequence where it is
 
 
@@ -77,3 +81,21 @@ def assign(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
 def sequence_length(group: Group, completion: Completion) -> int:
     """Tokens of prompt and response."""
     return len(group.prompt_ids) + len(completion.ids)
+
+
+def cheapest_ends(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Where micro-batches of sequences, longest first, end, so that padding and micro-batches cost least."""
+    count = len(lengths)
+    cost = np.zeros(count + 1, dtype=np.int64)  # of the sequences from a number on
+    ends = np.zeros(count, dtype=np.int64)  # of the micro-batch that begins with a number
+    for first in reversed(range(count)):
+        rows = np.arange(1, min(max(1, max_tokens // lengths[first]), count - first) + 1)
+        costs = rows * lengths[first] + cost[first + rows]
+        best = int(costs.argmin())
+        cost[first], ends[first] = costs[best] + MICRO_BATCH_COST, first + rows[best]
+    chosen = []
+    end = 0
+    while end < count:
+        end = int(ends[end])
+        chosen.append(end)
+    return chosen

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from algorithms import Batch, Completion, Group
-from srft_ray.train.balance import sequence_length
+from srft_ray.train.balance import cheapest_ends, sequence_length
 
 Sequences = Sequence[tuple[Group, Completion]]  # prompt and response
 
@@ -116,9 +117,10 @@ def cut(
     start: int = 0,
     packing: bool = False,
 ) -> list[MicroBatch]:
-    """Sequences in micro-batches of `max_tokens` tokens, padding included, longest first.
+    """Sequences in micro-batches of at most `max_tokens` tokens, padding included, longest first.
 
-    A sequence that is longer than `max_tokens` gets a micro-batch of its own.
+    A sequence that is longer than `max_tokens` gets a micro-batch of its own. Without packing, sequences of
+    other lengths get one of their own where that saves more padding than a micro-batch costs.
 
     Args:
         start: the step at which the stage began.
@@ -127,16 +129,14 @@ def cut(
     # Neighbours of like length need little padding, and the first row of a micro-batch is its longest.
     left = sorted(sequences, key=lambda sequence: -sequence_length(*sequence))
     micro_batches: list[MicroBatch] = []
+    if not packing:
+        ends = cheapest_ends([sequence_length(*sequence) for sequence in left], max_tokens)
+        return [collate(left[first:end], step, start) for first, end in pairwise([0, *ends])]
     while left:
-        if packing:
-            layout, numbers = Layout.packed([sequence_length(*sequence) for sequence in left], max_tokens)
-            micro_batches.append(collate([left[number] for number in numbers], step, start, layout))
-            taken = set(numbers)
-            left = [sequence for number, sequence in enumerate(left) if number not in taken]
-        else:
-            rows = max(1, max_tokens // sequence_length(*left[0]))
-            micro_batches.append(collate(left[:rows], step, start))
-            left = left[rows:]
+        layout, numbers = Layout.packed([sequence_length(*sequence) for sequence in left], max_tokens)
+        micro_batches.append(collate([left[number] for number in numbers], step, start, layout))
+        taken = set(numbers)
+        left = [sequence for number, sequence in enumerate(left) if number not in taken]
     return micro_batches
 
 

@@ -1,12 +1,13 @@
 """Which rank computes a sequence: nearly equal numbers of tokens, the same answer on every rank."""
 
+import itertools
 import random
 
 import pytest
 
 from algorithms import Completion, Group
 from srft_ray.train import balance
-from srft_ray.train.balance import assign
+from srft_ray.train.balance import MICRO_BATCH_COST, assign, cheapest_ends
 
 
 def skewed(ranks: int, count: int, seed: int) -> list[list[int]]:
@@ -73,3 +74,35 @@ def test_a_sequence_travels_with_a_demonstration_only_where_one_is_needed(monkey
     ((_, sent, _),) = ranks.sent[1]
     assert sent.completions == (demonstrations if with_demonstrations else [])
     assert len(kept) == 1 and kept[0][0] is group
+
+
+def cost(lengths: list[int], ends: tuple[int, ...]) -> int:
+    parts = itertools.pairwise([0, *ends])
+    return sum(MICRO_BATCH_COST + (end - first) * lengths[first] for first, end in parts)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_micro_batches_cost_less(seed: int) -> None:
+    """Of all ways to cut few sequences into micro-batches that are not too large."""
+    rng = random.Random(seed)
+    lengths = sorted((int(20 * rng.paretovariate(0.7)) for _ in range(9)), reverse=True)
+    most = rng.choice([max(lengths), 2 * max(lengths), 10**6])
+    cuts = [
+        (*inner, len(lengths))
+        for count in range(len(lengths))
+        for inner in itertools.combinations(range(1, len(lengths)), count)
+    ]
+    allowed = [
+        ends
+        for ends in cuts
+        if all((end - first) * lengths[first] <= most for first, end in itertools.pairwise([0, *ends]))
+    ]
+    chosen = tuple(cheapest_ends(lengths, most))
+    assert chosen in allowed
+    assert cost(lengths, chosen) == min(cost(lengths, ends) for ends in allowed)
+
+
+def test_short_sequences_are_not_padded_to_a_long_one() -> None:
+    assert cheapest_ends([1000] + [50] * 60, 10**6) == [1, 61]
+    assert cheapest_ends([5000, 10], 3000) == [1, 2], "a sequence that is too long has one of its own"
+    assert cheapest_ends([], 3000) == []
