@@ -82,7 +82,8 @@ def evaluate_model(
     load_model_config(config.model)
     sets = prepare_evaluation(resolved, load_tokenizer(config.model))
     plan = plan_stream(resolved, evaluation_sizes(resolved, sets))
-    plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1)
+    # In small blocks, each of which is written when it has ended; several are in flight.
+    plan = dataclasses.replace(plan, steps=0, evaluate_every=1, learner_multiple=1, bundles={})
     target = evaluation_folder(resolved, Path(folder) if folder else None)
     with claimed(target):
         write_whole(target / RECORD, to_yaml(config))

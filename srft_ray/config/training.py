@@ -52,8 +52,8 @@ class LearnerSection:
     )
     micro_batch_tokens: int = setting(
         16384,
-        "Largest number of tokens in a micro-batch, including padding; there are more micro-batches where that "
-        "saves padding.",
+        "Largest number of tokens in a micro-batch, including padding; there are more micro-batches where "
+        "that saves padding.",
         may_change=True,
         least=1,
     )

@@ -6,22 +6,16 @@ steps, so that a plan of a million steps costs what one of ten costs.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from algorithms import Algorithm
 from srft_ray.config.schedule import stage_size
 from srft_ray.config.settings import Bounds
 from srft_ray.config.training import TrainerSection
-from srft_ray.data.block_size import block_size
+from srft_ray.data.block_size import STREAM_BLOCKS, block_size, blocks_of_stream, bundle_size
 from srft_ray.errors import require
 
-# Ray Data holds the inputs of all tasks of an execution from its start on: a millisecond and 6 kB for each
-# block (`benchmarks/long_runs.py`). A stream therefore ends after a step, the learners write a checkpoint,
-# and the next stream begins, which takes as long as a start. Its blocks are as many as these steps have,
-# within these bounds.
-STREAM_STEPS = 100
-STREAM_BLOCKS = (1_000, 20_000)
 # A block refills groups without signal when its last sequence has ended. With several blocks an engine
 # samples others meanwhile.
 REFILLED_BLOCKS = 4  # of an engine in a step
@@ -65,6 +59,8 @@ class StreamPlan:
         evaluate_every: steps between evaluations; 0 never evaluates.
         evaluation_sizes: prompts of each evaluation set.
         learner_multiple: evaluation sets are padded to a multiple of so many blocks.
+        bundles: prompts of each evaluation set that one position of the stream stands for, so that its blocks
+            are larger than those of training; 1 where a set is not named.
         first_group: position in the seeded order of prompts where step 0 begins.
         stream_blocks: most blocks of one stream, unless a single step has more.
         evaluates_beside: whether the evaluation after s steps stands behind the groups that step s trains on,
@@ -81,6 +77,7 @@ class StreamPlan:
     first_group: int = 0
     stream_blocks: int = STREAM_BLOCKS[0]
     evaluates_beside: bool = False
+    bundles: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def blocks_per_step(self) -> int:
@@ -118,7 +115,7 @@ class StreamPlan:
     def evaluations(self, step: int) -> list[Segment]:
         """The sets that are evaluated after `step` steps; empty if there is no evaluation then."""
         sizes = self.evaluation_sizes if self.evaluates(step) else {}
-        return [Segment(name, step, size, self._padded(size)) for name, size in sizes.items()]
+        return [Segment(name, step, size, self._padded(name)) for name, size in sizes.items()]
 
     def stream_stop(self, start: int) -> int:
         """The step before which a stream that begins at step `start` ends."""
@@ -129,25 +126,33 @@ class StreamPlan:
         return min(stop, self.steps)
 
     def length(self, start: int, stop: int) -> int:
-        """Groups of a stream of the steps from `start` to before `stop`, with evaluation and padding."""
+        """Positions of a stream of the steps from `start` to before `stop`, with evaluation and padding."""
         end = self._stream_position(stop)
         if stop == self.steps and self.evaluates(stop):
             end += self._evaluation_length()
         return end - self._stream_position(start)
 
     def locate(self, start: int, position: int) -> tuple[Segment, int]:
-        """The segment at a position of the stream that begins at step `start`, and the place in it."""
+        """The segment at a position of the stream that begins at step `start`, and the place in it.
+
+        A position of an evaluation set stands for the groups of as many places as the set's bundle holds.
+        """
         target = self._stream_position(start) + position
         step = self._step_at(target)
         offset = target - self._stream_position(step)
         for segment in self._segments_of(step):
-            if offset < segment.padded:
-                return segment, offset
-            offset -= segment.padded
+            bundle = self.bundle(segment.dataset)
+            if offset * bundle < segment.padded:
+                return segment, offset * bundle
+            offset -= segment.padded // bundle
         raise IndexError(f"The stream from step {start} on has no position {position}.")
 
+    def bundle(self, dataset: str) -> int:
+        """Groups that one position of the stream stands for."""
+        return self.bundles.get(dataset, 1)
+
     def _stream_position(self, step: int) -> int:
-        """Groups of the whole stream before the first segment of `step`."""
+        """Positions of the whole stream before the first segment of `step`."""
         evaluations = math.ceil(step / self.evaluate_every) if self.evaluate_every else 0
         return self.position(step) - self.first_group + evaluations * self._evaluation_length()
 
@@ -161,11 +166,11 @@ class StreamPlan:
         return training + evaluations if self.evaluates_beside else evaluations + training
 
     def _evaluation_length(self) -> int:
-        return sum(map(self._padded, self.evaluation_sizes.values()))
+        return sum(self._padded(name) // self.bundle(name) for name in self.evaluation_sizes)
 
-    def _padded(self, size: int) -> int:
-        unit = self.block * self.learner_multiple
-        return math.ceil(size / unit) * unit
+    def _padded(self, dataset: str) -> int:
+        unit = self.block * self.bundle(dataset) * self.learner_multiple
+        return math.ceil(self.evaluation_sizes[dataset] / unit) * unit
 
 
 def make_plan(
@@ -176,12 +181,15 @@ def make_plan(
     groups_per_block: int | None,
     evaluation_sizes: dict[str, int],
     evaluates_beside: bool = False,
+    samples: Mapping[str, int] | None = None,
 ) -> StreamPlan:
     """The plan of a run.
 
     Args:
         groups_per_block: as the user sets it; None for as few that engines share each step evenly.
         evaluation_sizes: prompts of each evaluation set.
+        samples: responses to a prompt of each evaluation set; None if they are in blocks like those of
+            training.
         evaluates_beside: as of `StreamPlan`.
 
     Raises:
@@ -209,15 +217,13 @@ def make_plan(
         evaluation_sizes,
         math.lcm(*learners),
         trainer.first_group,
-        _stream_blocks(sizes, block),
+        blocks_of_stream(max(counts), block),
         evaluates_beside,
+        {
+            name: bundle_size(block, evaluation_sizes[name], responses, engines.high)
+            for name, responses in (samples or {}).items()
+        },
     )
-
-
-def _stream_blocks(sizes: tuple[StepSize, ...], block: int) -> int:
-    least, most = STREAM_BLOCKS
-    wanted = STREAM_STEPS * max(size.groups for size in sizes) // block
-    return min(most, max(least, wanted))
 
 
 def _step_sizes(trainer: TrainerSection, algorithm: Algorithm) -> tuple[StepSize, ...]:

@@ -63,7 +63,7 @@ class GroupReader:
 
     def read(self, block: Mapping[str, np.ndarray]) -> list[Group]:
         """The groups of a block of positions in the stream."""
-        return [self._read_position(int(position)) for position in block["position"]]
+        return [group for position in block["position"] for group in self._read_position(int(position))]
 
     def stage(self, step: int) -> Stage:
         return self.algorithm.stage(step, self.plan.steps)
@@ -106,11 +106,12 @@ class GroupReader:
         chooser = Chooser(self.train.counts.kept, self.settings.seed)
         return chooser.choose(algorithm, step, place, history, before)
 
-    def _read_position(self, position: int) -> Group:
+    def _read_position(self, position: int) -> list[Group]:
         segment, offset = self.plan.locate(self.start, position)
         if segment.dataset == "train":
-            return self.training_group(segment.step, self.plan.position(segment.step) + offset)
-        return self.evaluation_group(segment, offset)
+            return [self.training_group(segment.step, self.plan.position(segment.step) + offset)]
+        places = range(offset, offset + self.plan.bundle(segment.dataset))
+        return [self.evaluation_group(segment, place) for place in places]
 
     def evaluation_group(self, segment: Segment, offset: int) -> Group:
         """The group at a place of an evaluation set, without rollouts."""

@@ -147,6 +147,7 @@ def plan_stream(resolved: Resolved, sizes: dict[str, int]) -> StreamPlan:
         config.rollout.groups_per_task,
         sizes,
         beside,
+        {name: resolved.evaluation[name].samples for name in sizes},
     )
 
 

@@ -22,7 +22,7 @@ def trained(folder, tiny_model):
 @pytest.mark.full
 def test_a_run_of_several_streams_is_bitwise_that_of_one(tmp_path, tiny_model, monkeypatch):
     one, weights = trained(tmp_path / "one", tiny_model)
-    monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", (2, 2))
+    monkeypatch.setattr("srft_ray.data.block_size.STREAM_BLOCKS", (2, 2))
     several, weights_of_several = trained(tmp_path / "several", tiny_model)
     several.check_exactly_once(steps=4, groups_per_step=4)
     assert [what(record) for record in several.metrics] == [what(record) for record in one.metrics]

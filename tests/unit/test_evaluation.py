@@ -148,6 +148,9 @@ def test_a_set_has_its_own_sampling_and_the_run_s_where_it_says_nothing(tmp_path
     first, last = reader.read({"position": np.array([0, 9])})
     assert (first.dataset, first.num_rollouts, first.max_new_tokens) == ("a", 3, 32)
     assert (last.dataset, last.num_rollouts, last.max_new_tokens) == ("b", 1, 64)
+    reader.plan = dataclasses.replace(plan, bundles={"a": 3})  # three positions for eight prompts
+    found = [(each.dataset, each.group_id) for each in reader.read({"position": np.arange(5)})]
+    assert found == [*(("a", place) for place in range(8)), ("a", -1), ("b", 0), ("b", 1)]
 
 
 @pytest.mark.parametrize(

@@ -214,35 +214,75 @@ def test_groups_per_task_must_divide_a_learners_share(per_task: int, learners: A
         plan(per_task=per_task, learners=learners, steps=1, groups_per_step=16)
 
 
-def unequal(every: int = 3, sets: dict[str, int] | None = None, beside: bool = False) -> StreamPlan:
+def unequal(
+    every: int = 3,
+    sets: dict[str, int] | None = None,
+    beside: bool = False,
+    samples: dict[str, int] | None = None,
+) -> StreamPlan:
     """Two stages of different sizes, the second from step 4 on, with evaluations of two sets."""
     trainer = TrainerSection(steps=11, groups_per_step=4, evaluate_every=every, first_group=100)
     stages = TwoStage(
         first_steps=4, first_schedule=Schedule(groups_per_step=8), second_schedule=Schedule(groups_per_step=4)
     )
     sets = {"a": 3, "b": 5} if sets is None else sets
-    return make_plan(trainer, stages, Bounds(1, 2), Bounds(1, 1), 2, sets, beside)
+    return make_plan(trainer, stages, Bounds(1, 2), Bounds(1, 1), 2, sets, beside, samples)
 
 
+@pytest.mark.parametrize("bundled", [False, True])
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("every", [0, 1, 3, 4, 11, 50])
 @pytest.mark.parametrize("start", [0, 1, 4, 10, 11])
-def test_positions_by_formula_are_those_of_the_list(every: int, start: int, beside: bool):
-    stream = unequal(every, beside=beside)
+def test_positions_by_formula_are_those_of_the_list(every: int, start: int, beside: bool, bundled: bool):
+    stream = unequal(every, {"a": 3, "b": 21}, beside, {"a": 4, "b": 4} if bundled else None)
+    assert (stream.bundle("b") > stream.bundle("a")) == bundled
     sizes = [8] * 4 + [4] * 7
     assert [stream.size(step) for step in range(11)] == sizes
     assert [stream.position(step) for step in range(12)] == [100 + sum(sizes[:step]) for step in range(12)]
-    listed = [(segment, offset) for segment in stream.segments(start) for offset in range(segment.padded)]
+    listed = [
+        (segment, offset)
+        for segment in stream.segments(start)
+        for offset in range(0, segment.padded, stream.bundle(segment.dataset))
+    ]
     assert stream.length(start, stream.steps) == len(listed)
     assert [stream.locate(start, place) for place in range(len(listed))] == listed
     with pytest.raises(IndexError):
         stream.locate(start, len(listed))
 
 
+@pytest.mark.parametrize(
+    ("prompts", "samples", "engines", "learners", "largest", "blocks"),
+    [
+        (200, 8, 1, 1, 112, 2),  # 1,024 sequences and a block of training's more
+        (200, 8, 1, 2, 104, 2),
+        (30, 32, 1, 1, 32, 1),
+        (30, 32, 4, 1, 8, 4),  # each of four engines has a block
+        (5_000, 1, 2, 1, 1_000, 5),
+        (3, 4_096, 1, 1, 16, 1),  # never smaller than a block of training
+    ],
+)
+def test_blocks_of_an_evaluation_are_large(
+    prompts: int, samples: int, engines: int, learners: int, largest: int, blocks: int
+) -> None:
+    stream = make_plan(
+        TrainerSection(steps=2, groups_per_step=16, evaluate_every=2),
+        SRFT(),
+        Bounds(learners, learners),
+        Bounds(engines, engines),
+        None,
+        {"a": prompts},
+        samples={"a": samples},
+    )
+    assert stream.block * stream.bundle("a") == largest
+    [segment] = stream.evaluations(0)
+    assert segment.padded == largest * blocks >= prompts
+    assert stream.length(0, 2) == 32 + 2 * blocks * stream.block
+
+
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("most", [1, 3, 7, 10, 1000])
 def test_streams_follow_each_other_without_a_gap(most: int, beside: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("srft_ray.data.plan.STREAM_BLOCKS", (most, most))
+    monkeypatch.setattr("srft_ray.data.block_size.STREAM_BLOCKS", (most, most))
     stream = unequal(beside=beside)
     found, start, stops = [], 0, []
     while not stops or stops[-1] < stream.steps:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from srft_ray.commands.scale_report import SETTING_HEADS, table
 from srft_ray.commands.simulation.run import SimulatedRun
 from srft_ray.commands.simulation.stream import StreamCost, stream_lines
-from srft_ray.data.plan import STREAM_STEPS
+from srft_ray.data.block_size import STREAM_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
