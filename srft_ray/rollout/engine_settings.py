@@ -1,7 +1,7 @@
 """Arguments and environment of a vLLM engine, from the config."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from srft_ray.config.rollout import RolloutSection
@@ -37,15 +37,20 @@ GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
-def check_arguments(given: dict[str, Any], known: Collection[str]) -> None:
-    """Raises UserError for an argument in `rollout.engine` that is not the user's, or not among the known."""
+def check_arguments(given: Collection[str], known: Callable[[], Collection[str]]) -> None:
+    """Raises UserError for an argument in `rollout.engine` that is not the user's, or not known to vLLM.
+
+    `known`: gives all arguments of vLLM, which takes seconds; called only if none is refused without them.
+    """
     for name in given:
         require(
             name not in OWNED,
             f"rollout.engine.{name} cannot be set: other keys of the model and rollout sections decide it.",
         )
-        suggestion = nearest(name, set(known) - set(OWNED))
-        require(name in known, f"rollout.engine.{name} is no argument of vLLM: {suggestion}")
+    names = set(known()) if given else set()
+    for name in given:
+        suggestion = nearest(name, names - set(OWNED))
+        require(name in names, f"rollout.engine.{name} is no argument of vLLM: {suggestion}")
 
 
 def set_environment(rollout: RolloutSection, device: str) -> None:

@@ -16,7 +16,7 @@ from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LoraSection
 from srft_ray.imports import large_imports
 from srft_ray.rollout.adapter import adapter_folder
-from srft_ray.rollout.engine_settings import cache_settings, check_arguments, engine_settings, set_environment
+from srft_ray.rollout.engine_settings import cache_settings, engine_settings, set_environment
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
@@ -219,15 +219,11 @@ class _Adapted:
         return self._llm.step()
 
 
-def check_engine_arguments(given: dict[str, Any]) -> None:
-    """Raises UserError for an argument in `rollout.engine` that vLLM does not know or that is not the user's.
+def engine_arguments() -> list[str]:
+    """Names of all arguments of an engine of vLLM."""
+    from vllm import EngineArgs
 
-    It imports vllm if there are any, which takes seconds.
-    """
-    if given:
-        from vllm import EngineArgs
-
-        check_arguments(given, [field.name for field in dataclasses.fields(EngineArgs)])
+    return [field.name for field in dataclasses.fields(EngineArgs)]
 
 
 def _sampling_params(sampling: Sampling, seed: int, used: int) -> Any:

@@ -18,7 +18,8 @@ from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError, first_line, require
 from srft_ray.models import check_trainable, load_model_config
 from srft_ray.observe.loggers import check_loggers
-from srft_ray.rollout.vllm_engine import check_engine_arguments
+from srft_ray.rollout.engine_settings import check_arguments
+from srft_ray.rollout.vllm_engine import engine_arguments
 from srft_ray.run.directory import check_run_directory
 from srft_ray.run.evaluation_checks import check_best_figure
 from srft_ray.sync.transports import transport_class
@@ -96,7 +97,7 @@ def check_installation(config: Config, verifier: Callable[..., Any] | None = Non
     check_loggers(config.run.loggers)
     check_deepspeed(version("deepspeed"))
     check_deepspeed_settings(config.learner.deepspeed)
-    check_engine_arguments(config.rollout.engine)
+    check_arguments(config.rollout.engine, engine_arguments)
 
 
 def _check_named_verifier(section: VerifierSection) -> None:

@@ -1,5 +1,6 @@
 """The engine around vLLM: what it adds to vLLM's own output, and what it leaves out."""
 
+import dataclasses
 from importlib import import_module
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
 from srft_ray.rollout import vllm_engine
+from srft_ray.rollout.engine_settings import cache_settings
 from srft_ray.rollout.generation import Sampling
+from srft_ray.run.engine_memory import BATCHED_TOKENS
+from srft_ray.run.memory import GIB
 
+GPU = 80 * GIB
 PROMPTS = [list(f"What is {n}?".encode()) for n in range(24)]
 
 
@@ -106,3 +111,21 @@ def test_rotary_embeddings_are_the_learners(kind, of_vllm):
     found = engines.forward_native(positions, queries.flatten(1), keys.flatten(1))
     for own, theirs in zip(found, expected, strict=True):
         assert torch.equal(own.view(4096, -1, 32), theirs[0].transpose(0, 1))
+
+
+def test_vllm_starts_beside_a_learner_that_has_all_of_its_part():
+    """With the code of vLLM that refuses, and a snapshot of a GPU where 0.6 is the learner's and CUDA has
+    begun for the engine too: 0.4 is not free any more."""
+    from vllm import EngineArgs
+    from vllm.config import CacheConfig, SchedulerConfig
+    from vllm.utils.mem_utils import MemorySnapshot
+    from vllm.v1.worker.utils import request_memory
+
+    settings = cache_settings(RolloutSection(gpu_memory_utilization=0.4), GPU, 8 * GIB)
+    assert settings.keys() <= {field.name for field in dataclasses.fields(EngineArgs)}
+    free = int(0.4 * GPU) - GIB // 2
+    snapshot = MemorySnapshot(device="cpu", auto_measure=False, total_memory=GPU, free_memory=free)
+    assert request_memory(snapshot, CacheConfig(**settings)) <= free
+    with pytest.raises(ValueError, match="Free memory on device"):
+        request_memory(snapshot, CacheConfig(**settings | {"gpu_memory_utilization": 0.4}))
+    assert SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS == BATCHED_TOKENS

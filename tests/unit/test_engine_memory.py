@@ -9,7 +9,7 @@ from srft_ray.config.load import make_config
 from srft_ray.config.resolve import resolve
 from srft_ray.errors import UserError
 from srft_ray.rollout.engine_settings import cache_settings
-from srft_ray.run.engine_memory import BATCHED_TOKENS, EngineMemory
+from srft_ray.run.engine_memory import EngineMemory
 from srft_ray.run.memory import GIB
 from srft_ray.run.memory_check import check_memory, engine_memory, model_shape
 from srft_ray.run.model_shape import ModelShape
@@ -59,25 +59,6 @@ def test_the_run_passes_the_cache_of_the_plan(tmp_path: Path, tiny_model: Path):
     planned = engine_memory(resolved, TURNS, model_shape(resolved.config), CARD)
     assert passed["kv_cache_memory_bytes"] == planned.cache > 0
     assert stream_source(prepared, None, SEPARATE).beside_cache is None, "vLLM measures"
-
-
-def test_vllm_starts_beside_a_learner_that_has_all_of_its_part():
-    """With the code of vLLM that refuses, and a snapshot of a GPU where 0.6 is the learner's and CUDA has
-    begun for the engine too: 0.4 is not free any more."""
-    from vllm import EngineArgs
-    from vllm.config import CacheConfig, SchedulerConfig
-    from vllm.utils.mem_utils import MemorySnapshot
-    from vllm.v1.worker.utils import request_memory
-
-    rollout = dataclasses.replace(run().config.rollout, gpu_memory_utilization=0.4)
-    settings = cache_settings(rollout, CARD, 3_087_428_608 + STEP + RUNTIME)
-    assert settings.keys() <= {field.name for field in dataclasses.fields(EngineArgs)}
-    free = int(0.4 * CARD) - GIB // 2
-    snapshot = MemorySnapshot(device="cpu", auto_measure=False, total_memory=CARD, free_memory=free)
-    assert request_memory(snapshot, CacheConfig(**settings)) <= free
-    with pytest.raises(ValueError, match="Free memory on device"):
-        request_memory(snapshot, CacheConfig(**settings | {"gpu_memory_utilization": 0.4}))
-    assert SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS == BATCHED_TOKENS
 
 
 def test_a_gpu_without_room_for_a_cache_is_refused():
