@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srft_ray.observe.journal import EVALUATIONS, METRICS, read_json_lines, write_whole
-from srft_ray.observe.start import begin, newest_starts
+from srft_ray.observe.start import begin, latest, newest_starts
 
 Record = dict[str, Any]
 Series = dict[str, list[tuple[float, float]]]  # points (step, value) by name
@@ -20,6 +20,7 @@ PLOTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "loss": ("loss of each term", ("loss/",)),
     "length": ("response length, tokens", ("length/mean",)),
 }
+SHOWN_STARTS = 40  # processes in the picture of a start, at most
 FEW_POINTS = 5  # a line with fewer is drawn with markers
 
 
@@ -72,13 +73,16 @@ def write_plots(folder: Path, records: Sequence[Record], evaluations: Sequence[R
 
 
 def _write_start_plot(run_dir: Path) -> None:
-    """A line for each process of the newest start, with what it did when; nothing for older runs."""
+    """A line for each process of the newest start, with what it did when; nothing for older runs.
+
+    Of many processes those that a run waited for: the ones that ended their start last.
+    """
     from matplotlib.figure import Figure
 
-    starts = newest_starts(run_dir)
-    if not starts:
+    every = newest_starts(run_dir)
+    if not every:
         return
-    first = begin(starts[0])
+    first, starts = begin(every[0]), latest(every, SHOWN_STARTS)
     names = list(dict.fromkeys(name for record in starts for name in record["phases"]))
     figure = Figure(figsize=(8, 1.5 + 0.35 * len(starts)), layout="constrained")
     axes = figure.add_subplot()
@@ -91,7 +95,8 @@ def _write_start_plot(run_dir: Path) -> None:
             color=f"C{color}",
             label=name,
         )
-    axes.set(xlabel="seconds", yticks=range(len(starts)), yticklabels=[r["who"] for r in starts])
+    left_out = f" ({len(starts)} of {len(every)} processes)" if len(starts) < len(every) else ""
+    axes.set(xlabel=f"seconds{left_out}", yticks=range(len(starts)), yticklabels=[r["who"] for r in starts])
     axes.invert_yaxis()
     axes.legend(fontsize="small")
     figure.savefig(run_dir / "plots/start.png", dpi=120)

@@ -6,6 +6,7 @@ import: processes note their start before they import what is large.
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,10 @@ def newest_starts(run_dir: Path) -> list[dict[str, Any]]:
 def begin(record: dict[str, Any]) -> float:
     """When the first phase of a start began, in Unix seconds."""
     return min(start for start, _ in record["phases"].values())
+
+
+def latest(records: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most so many starts, those that ended last, in the same order."""
+    by_end = sorted(records, key=lambda record: max(end for _, end in record["phases"].values()))
+    kept = {record["who"] for record in by_end[-most:]}
+    return [record for record in records if record["who"] in kept]

@@ -11,7 +11,7 @@ from algorithms import Group
 from srft_ray import imports
 from srft_ray.commands.cli import main
 from srft_ray.observe import journal
-from srft_ray.observe.start import StartClock, newest_starts
+from srft_ray.observe.start import StartClock, latest, newest_starts
 from srft_ray.observe.timeline import TRACE, Timeline, write_newest_trace, write_trace
 
 # The Trace Event Format (of Chromium's documentation), as far as complete events and metadata go. Times are
@@ -185,6 +185,17 @@ def test_the_newest_start_is_that_of_the_newest_command(tmp_path):
         ("engine bbbb", 0),
         ("learner 0", 0),
     ]
+
+
+def test_of_many_processes_those_that_were_ready_last_are_shown(run_dir):
+    write_start(run_dir, "driver", 5.0, data=3)
+    for number in range(1_000):
+        write_start(run_dir, f"engine {number}", 9.0 + number % 7, engine=number)
+    every = newest_starts(run_dir)
+    shown = [record["who"] for record in latest(every, 40)]
+    assert set(shown) == {f"engine {number}" for number in range(960, 1_000)}
+    assert shown == [record["who"] for record in every if record["who"] in shown], "in the same order"
+    assert latest(every[:3], 40) == every[:3]
 
 
 def test_a_clock_begins_with_its_process_where_that_imported():
