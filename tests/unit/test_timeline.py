@@ -190,7 +190,8 @@ def test_the_newest_start_is_that_of_the_newest_command(tmp_path):
 def test_of_many_processes_those_that_were_ready_last_are_shown(run_dir):
     write_start(run_dir, "driver", 5.0, data=3)
     for number in range(1_000):
-        write_start(run_dir, f"engine {number}", 9.0 + number % 7, engine=number)
+        began = 9.0 + number % 7
+        write_start(run_dir, f"engine {number}", began, engine=1_000.0 + number - began)
     every = newest_starts(run_dir)
     shown = [record["who"] for record in latest(every, 40)]
     assert set(shown) == {f"engine {number}" for number in range(960, 1_000)}
