@@ -137,7 +137,8 @@ def median(costs: list[Cost]) -> Cost:
 
 def main(transport: str, mib: int, learners: int, engines: int, rounds: int) -> None:
     """Prints the medians of the rounds; the first one, which allocates memory, does not count."""
-    ray.init(num_cpus=learners + engines + 1, logging_level="error", include_dashboard=False)
+    cpus = learners + engines + 1
+    ray.init("local", num_cpus=cpus, logging_level="error", include_dashboard=False)
     coordinator = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=100).remote(0)
     generation = ray.get(coordinator.restart.remote(1)).generation
     ranks = [Rank(number, learners) for number in range(learners)]

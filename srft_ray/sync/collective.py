@@ -78,10 +78,9 @@ class CollectiveTransport(ObjectStoreTransport):
         round: Round | None = None
         self._agreed = ""
         staged = self._staged[share.version]
-        # Where a header is not the expected one, the tensors are at other places.
-        folder = staged.folder if staged and staged.headers == self._headers else ""
+        folder = staged.finish(self._headers) if staged else ""
         try:
-            entry = self.root.entry(share, self.rank, str(folder))
+            entry = self.root.entry(share, self.rank, folder)
             # All ranks are at the same point of the same step. The other half is for the bytes.
             asked = self.coordinator.enter_round.remote(self.generation, entry, self.deadline_s / 2)
             round = ray.get(asked, timeout=deadline.remaining_s)

@@ -39,7 +39,7 @@ def node_copy(key: str, write: Callable[[Path], None], patience_s: float) -> Ite
         Exception: what `write` raised in this process.
     """
     folder = shared_memory() / f"{PREFIX}{os.getuid()}_{key}"
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     descriptor = hold(folder)
     while descriptor is None:
         descriptor = _written(folder, write, patience_s)
@@ -162,7 +162,7 @@ def hold(folder: Path) -> int | None:
     return None
 
 
-def _remove_leftovers(wanted: Path) -> None:
+def remove_leftovers(wanted: Path) -> None:
     """Removes what processes left that were killed; `wanted` is whole if it is there, and stays."""
     for path in shared_memory().glob(f"{PREFIX}*"):
         if path != wanted:

@@ -1,13 +1,14 @@
 """Weights that a learner writes at once where the engines of its node will load them."""
 
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from srft_ray.sync.node_copy import PART, PREFIX, hold, remove_if_free, shared_memory
+from srft_ray.sync.node_copy import PART, PREFIX, hold, remove_if_free, remove_leftovers, shared_memory
 from srft_ray.sync.pieces import Piece, Place, write_all
 
 
@@ -28,22 +29,26 @@ class StagedFiles:
                 have it, because new memory costs more than the copy; it is closed.
         """
         self.headers = headers
+        self._are_whole = False
         self.folder = shared_memory() / f"{PREFIX}{os.getuid()}_{name}{PART}staged"
         self._places: list[Place] = []
         self._opened: dict[str, int] = {}
-        if spare and spare.headers == headers:
+        remove_leftovers(self.folder)
+        if spare and spare._are_whole and spare.headers == headers:
             # Under the old name a listener, however late, would find what is written now. Another learner of
             # the node may have done this already.
             with suppress(OSError):
                 spare.folder.rename(self.folder)
-        self._held = _hold_or_make(self.folder)
+        held = _hold_or_make(self.folder)
         if spare:
             spare.close()
         if not _is_free(self.folder):
-            # A learner that found it free meets nobody here, and then its listener copies.
-            self._leave()
+            _leave(self.folder, held, {})
+            # A learner that found it free is not met here; the round sees that, and then all of them copy.
             self.folder = self.folder.with_name(f"{self.folder.name}_anew")
-            self._held = _hold_or_make(self.folder)
+            held = _hold_or_make(self.folder)
+        # Also at the end of the process.
+        self._finalizer = weakref.finalize(self, _leave, self.folder, held, self._opened)
         for file, header in headers.items():
             write_all(self._descriptor(file), np.frombuffer(header, np.uint8), 0)
 
@@ -55,6 +60,14 @@ class StagedFiles:
             write_all(self._descriptor(place.file), part, self._start(place))
             begin += place.size
         self._places.extend(piece.places)
+
+    def finish(self, headers: Mapping[str, bytes]) -> str:
+        """The folder; empty if the headers are others than those expected, so that the files are none.
+
+        What was written can be read all the same.
+        """
+        self._are_whole = headers == self.headers
+        return str(self.folder) if self._are_whole else ""
 
     def plan(self, limit: int) -> list[list[Place]]:
         """The places of what was written, in pieces of about `limit` bytes."""
@@ -82,14 +95,7 @@ class StagedFiles:
 
     def close(self) -> None:
         """Leaves the files to the engines that have them."""
-        for descriptor in self._opened.values():
-            os.close(descriptor)
-        self._opened = {}
-        self._leave()
-
-    def _leave(self) -> None:
-        os.close(self._held)
-        remove_if_free(self.folder)
+        self._finalizer()
 
     def _descriptor(self, file: str) -> int:
         if file not in self._opened:
@@ -114,6 +120,12 @@ def _hold_or_make(folder: Path) -> int:
         descriptor = hold(folder)
         if descriptor is not None:
             return descriptor
+
+
+def _leave(folder: Path, held: int, opened: Mapping[str, int]) -> None:
+    for descriptor in (*opened.values(), held):
+        os.close(descriptor)
+    remove_if_free(folder)
 
 
 def _is_free(folder: Path) -> bool:
