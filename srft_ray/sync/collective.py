@@ -70,6 +70,11 @@ class CollectiveTransport(ObjectStoreTransport):
         pieces = self._staged[share.version].pieces(self.piece_bytes)
         return replace(share, pieces=[ray.put(piece) for piece in pieces])
 
+    def close(self) -> None:
+        super().close()
+        for staged in filter(None, self._staged.values()):
+            staged.close()
+
     def _deliver(self, share: WeightShare) -> None:
         """Raises OutdatedLearners if other learners have taken the place of these."""
         if not self._headers:

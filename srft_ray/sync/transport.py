@@ -47,6 +47,9 @@ class WeightTransport(Protocol):
         When `reload` has returned the files may be overwritten: it keeps no tensors that are part of them.
         """
 
+    def close(self) -> None:
+        """The learners leave: nobody is to load what they published any more."""
+
 
 class ObjectStoreTransport:
     """Through Ray's object store, which spreads the pieces between nodes, and shared memory, where the
@@ -72,6 +75,7 @@ class ObjectStoreTransport:
         self._places: list[list[Place]] = []  # of each piece of the newest share
         self._headers: dict[str, bytes] = {}  # of the files that it belongs to
         self._republisher: threading.Thread | None = None
+        self._closed = False
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
         share = self._make_share(version, weights, sender)
@@ -140,20 +144,24 @@ class ObjectStoreTransport:
 
     def _republish_loop(self) -> None:
         """Sends the share again whenever the coordinator has forgotten it, or lacks pieces of it."""
-        while True:
+        while not self._closed:
             time.sleep(REPUBLISH_INTERVAL_S)
             try:
                 # Hundreds of ranks that ask twice a second would keep the coordinator busy. Meanwhile the
                 # lock is free for the next publication.
                 if not self._is_known(REPUBLISH_WAIT_S):
                     with self._lock:
-                        if not self._is_known():
+                        if not self._closed and not self._is_known():
                             self._share = self._complete(self._share)
                             self._send()
             except OutdatedLearners:
                 return
             except (RayError, TimeoutError):
                 continue  # it is tried again; the learner finds out by itself that no rollouts come
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
 
     def _is_known(self, wait_s: float = 0.0) -> bool:
         """Whether the coordinator has the share; it may take `wait_s` to say that it has."""
