@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, send
+from srft_ray.sync.broadcast import SLICE_BYTES, BroadcastGroup, Deadline, make_group, send
 from srft_ray.sync.listener import Listener, write_plan
 from srft_ray.sync.node_copy import memory_id
 from srft_ray.sync.pieces import Files, FileWriter, Piece, PieceBuffer, Place, Rank, cut
@@ -44,13 +44,8 @@ class CollectiveTransport(ObjectStoreTransport):
     def _take(
         self, version: int, weights: Iterator[tuple[str, Tensor]], buffer: PieceBuffer, files: Files
     ) -> list[ObjectRef] | None:
-        # Of the two versions before, the newer one is still offered.
-        spare = self._staged.pop(min(self._staged)) if len(self._staged) > 1 else None
-        staged = StagedFiles(self._agreed, self._headers, spare) if self._agreed else None
-        self._staged[version] = staged
+        staged = self._staged[version] = self._open_files()
         if not staged:
-            if spare:
-                spare.close()
             return super()._take(version, weights, buffer, files)
         pieces = cut(weights, self.rank, buffer, files, direct=True)
         for piece in pieces:
@@ -63,6 +58,18 @@ class CollectiveTransport(ObjectStoreTransport):
                 return put
             del piece  # before the next tensor needs memory
         return None
+
+    def _open_files(self) -> StagedFiles | None:
+        """For the next version, if there is room and the learners know a name for them."""
+        # Of the two versions before, the newer one is still offered.
+        spare = self._staged.pop(min(self._staged)) if len(self._staged) > 1 else None
+        try:
+            return StagedFiles(self._agreed, self._headers, spare) if self._agreed else None
+        except OSError:
+            return None
+        finally:
+            if spare:
+                spare.close()
 
     def _complete(self, share: WeightShare) -> WeightShare:
         if share.pieces is not None:
@@ -91,7 +98,8 @@ class CollectiveTransport(ObjectStoreTransport):
             round = ray.get(asked, timeout=deadline.remaining_s)
             if round and round.members:
                 if staged:
-                    plan, pieces = staged.plan(self.piece_bytes), staged.pieces(self.piece_bytes)
+                    limit = min(self.piece_bytes, SLICE_BYTES)
+                    plan, pieces = staged.plan(limit), staged.pieces(limit)
                 else:
                     # One at a time: a store that is too small for all has written some of them to the disk.
                     plan = self._places

@@ -81,7 +81,8 @@ class Coordinator:
         self.versions.publish(generation, share)
         if self.versions.newest.weights != before.weights:
             self.deaths.published()
-        await self._changes.notify()
+        if self.versions.newest is not before:
+            await self._changes.notify()
 
     async def has_share(self, generation: int, version: int, rank: int, wait_s: float = 0.0) -> bool:
         """Whether a rank need not send its share of a version again; OutdatedLearners for earlier learners.

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync import collective, node_copy
+from srft_ray.sync import collective, node_copy, staged_files
 from srft_ray.sync import transport as transport_module
 from srft_ray.sync.collective import CollectiveTransport
 from srft_ray.sync.fingerprint import fingerprint, folder_fingerprint
@@ -132,7 +133,10 @@ def test_files_of_other_tensors_are_not_written_again():
         file.close()
 
 
-def test_what_has_no_room_goes_into_the_store(monkeypatch: pytest.MonkeyPatch, memory: Path, tmp_path: Path):
+@pytest.mark.parametrize("room", [0, 1, 4], ids=["nothing", "a header", "a part of the tensors"])
+def test_what_has_no_room_goes_into_the_store(
+    monkeypatch: pytest.MonkeyPatch, memory: Path, tmp_path: Path, room: int
+):
     stored: list[Piece] = []
 
     def put(piece: Piece) -> Piece:
@@ -143,17 +147,16 @@ def test_what_has_no_room_goes_into_the_store(monkeypatch: pytest.MonkeyPatch, m
         monkeypatch.setattr(module.ray, "put", put)
     transport = CollectiveTransport(None, RolloutSection(transport_backend="gloo"), 1)
     transport._agreed, transport._headers = "name", headers()
-    write, room = StagedFiles.write, [None] * 2
+    writes = [staged_files.write_all] * room
 
-    def write_while_there_is_room(self: StagedFiles, piece: Piece) -> None:
-        if not room:
+    def write_while_there_is_room(*about: Any) -> None:
+        if not writes:
             raise OSError("No space left on device")
-        room.pop()
-        write(self, piece)
+        writes.pop()(*about)
 
-    monkeypatch.setattr(StagedFiles, "write", write_while_there_is_room)
+    monkeypatch.setattr(staged_files, "write_all", write_while_there_is_room)
     share = transport._make_share(1, iter(WEIGHTS.items()), sender=True)
-    assert share.pieces == stored and not room
+    assert share.pieces == stored and not writes
     write_files(share.headers, stored, tmp_path)
     assert folder_fingerprint(tmp_path) == fingerprint(WEIGHTS.items())
     assert not list(memory.iterdir())
