@@ -79,6 +79,10 @@ class LearnerActor:
         """Seconds of CPU of this process so far."""
         return time.process_time()
 
+    def close(self) -> None:
+        """Removes the files of the last versions."""
+        self.transport.close()
+
     def change(self) -> None:
         """Another version, so that no engine finds its files."""
         self.weights["layer.0"] += 1
@@ -155,6 +159,7 @@ def main(transport: str, mib: int, learners: int, engines: int, rounds: int) -> 
         metrics = ray.get(coordinator.engine_metrics.remote(0, version))
         reached = metrics["publications/nodes_reached"]
         print(f"version {version}: {publications[-1]}, nodes reached: {reached:.0f}", flush=True)
+    ray.get([sender.close.remote() for sender in senders])
     copy, hashed = median(copies[1:]), median(hashes[1:])
     publish_s = statistics.median(one.publish_s for one in publications[1:])
     fetch_s = statistics.median(one.fetch_s for one in publications[1:])
