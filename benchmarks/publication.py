@@ -79,6 +79,10 @@ class LearnerActor:
         """Seconds of CPU of this process so far."""
         return time.process_time()
 
+    def close(self) -> None:
+        """Removes the files of the last versions."""
+        self.transport.close()
+
     def change(self) -> None:
         """Another version, so that no engine finds its files."""
         self.weights["layer.0"] += 1
@@ -137,7 +141,8 @@ def median(costs: list[Cost]) -> Cost:
 
 def main(transport: str, mib: int, learners: int, engines: int, rounds: int) -> None:
     """Prints the medians of the rounds; the first one, which allocates memory, does not count."""
-    ray.init(num_cpus=learners + engines + 1, logging_level="error", include_dashboard=False)
+    cpus = learners + engines + 1
+    ray.init("local", num_cpus=cpus, logging_level="error", include_dashboard=False)
     coordinator = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=100).remote(0)
     generation = ray.get(coordinator.restart.remote(1)).generation
     ranks = [Rank(number, learners) for number in range(learners)]
@@ -154,6 +159,7 @@ def main(transport: str, mib: int, learners: int, engines: int, rounds: int) -> 
         metrics = ray.get(coordinator.engine_metrics.remote(0, version))
         reached = metrics["publications/nodes_reached"]
         print(f"version {version}: {publications[-1]}, nodes reached: {reached:.0f}", flush=True)
+    ray.get([sender.close.remote() for sender in senders])
     copy, hashed = median(copies[1:]), median(hashes[1:])
     publish_s = statistics.median(one.publish_s for one in publications[1:])
     fetch_s = statistics.median(one.fetch_s for one in publications[1:])

@@ -80,8 +80,8 @@ class RolloutSection:
     )
     transport: str = setting(
         "object_store",
-        "How weights reach the engines: `object_store`; `collective`, by which learners besides send them to "
-        "all nodes at the same time, before engines ask for them; or a class of your own, `file.py:Class`.",
+        "How weights reach the engines: `object_store`; `collective`, by which learners send them to all "
+        "nodes at the same time, before engines ask for them; or a class of your own, `file.py:Class`.",
         may_change=True,
     )
     transport_backend: str = setting(

@@ -1,20 +1,25 @@
 """Weights from the learners to all nodes of the engines at the same time, over a collective of torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray import ObjectRef
 from ray.exceptions import RayError
+from torch import Tensor
 
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, send
+from srft_ray.sync.broadcast import SLICE_BYTES, BroadcastGroup, Deadline, make_group, send
 from srft_ray.sync.listener import Listener, write_plan
 from srft_ray.sync.node_copy import memory_id
-from srft_ray.sync.pieces import FileWriter, Piece, Place, Rank
+from srft_ray.sync.pieces import Files, FileWriter, Piece, PieceBuffer, Place, Rank, cut
 from srft_ray.sync.round_messages import Entry, Round, RoundKeys
+from srft_ray.sync.staged_files import StagedFiles
 from srft_ray.sync.transport import ObjectStoreTransport
 from srft_ray.sync.versions import OutdatedLearners, WeightShare
 
@@ -23,31 +28,84 @@ class CollectiveTransport(ObjectStoreTransport):
     """The object store, and before engines are told of a version a round, in which the learners send it to
     the shared memory of the engines' nodes.
 
-    A round only saves time. Every version is in the object store too: nodes that took no part in the round,
-    or in which it failed, load it from there.
+    A round only saves time: nodes that took no part in it, or in which it failed, load the version from the
+    object store. From the second round on, learners write their shares straight into files of shared memory,
+    which become the copy of their own node, and put them into the store when an engine asks for them.
     """
 
     def __init__(self, coordinator: Any, config: RolloutSection, generation: int = 0) -> None:
         super().__init__(coordinator, config, generation)
         self.root = Root(config.transport_backend) if generation else None
+        self._agreed = ""  # name that all learners of the last round know; empty if it failed
+        self._staged: dict[int, StagedFiles | None] = {}  # of the newest versions
         if not generation:
             Listener(coordinator, config.transport_backend, self.deadline_s).start()
 
+    def _take(
+        self, version: int, weights: Iterator[tuple[str, Tensor]], buffer: PieceBuffer, files: Files
+    ) -> list[ObjectRef] | None:
+        staged = self._staged[version] = self._open_files()
+        if not staged:
+            return super()._take(version, weights, buffer, files)
+        pieces = cut(weights, self.rank, buffer, files, direct=True)
+        for piece in pieces:
+            try:
+                staged.write(piece)
+            except OSError:  # no room; the store writes to the disk what it has none for
+                self._staged[version] = None
+                put = self._put(chain(staged.pieces(self.piece_bytes), [piece], pieces))
+                staged.close()
+                return put
+            del piece  # before the next tensor needs memory
+        return None
+
+    def _open_files(self) -> StagedFiles | None:
+        """For the next version, if there is room and the learners know a name for them."""
+        # Of the two versions before, the newer one is still offered.
+        spare = self._staged.pop(min(self._staged)) if len(self._staged) > 1 else None
+        try:
+            return StagedFiles(self._agreed, self._headers, spare) if self._agreed else None
+        except OSError:
+            return None
+        finally:
+            if spare:
+                spare.close()
+
+    def _complete(self, share: WeightShare) -> WeightShare:
+        if share.pieces is not None:
+            return share
+        pieces = self._staged[share.version].pieces(self.piece_bytes)
+        return replace(share, pieces=[ray.put(piece) for piece in pieces])
+
+    def close(self) -> None:
+        super().close()
+        for staged in filter(None, self._staged.values()):
+            staged.close()
+
     def _deliver(self, share: WeightShare) -> None:
         """Raises OutdatedLearners if other learners have taken the place of these."""
-        if not share.pieces:
+        if not self._headers:
             return
         deadline = Deadline(self.deadline_s)
         round: Round | None = None
+        self._agreed = ""
+        staged = self._staged[share.version]
+        folder = staged.finish(self._headers) if staged else ""
         try:
-            entry = self.root.entry(share, self.rank)
+            entry = self.root.entry(share, self.rank, folder)
             # All ranks are at the same point of the same step. The other half is for the bytes.
             asked = self.coordinator.enter_round.remote(self.generation, entry, self.deadline_s / 2)
             round = ray.get(asked, timeout=deadline.remaining_s)
             if round and round.members:
-                # One at a time: a store that is too small for all has written some of them to the disk.
-                pieces = (ray.get(piece, timeout=deadline.remaining_s) for piece in share.pieces)
-                self.root.send(round, self._headers, self._places, pieces, deadline)
+                if staged:
+                    limit = min(self.piece_bytes, SLICE_BYTES)
+                    plan, pieces = staged.plan(limit), staged.pieces(limit)
+                else:
+                    # One at a time: a store that is too small for all has written some of them to the disk.
+                    plan = self._places
+                    pieces = (ray.get(piece, timeout=deadline.remaining_s) for piece in share.pieces)
+                self.root.send(round, self._headers, plan, pieces, deadline)
+                self._agreed = round.name
         except OutdatedLearners:
             raise
         except (RuntimeError, OSError, RayError) as error:
@@ -70,8 +128,8 @@ class Root:
         self._rank = 0
         self._keys: tuple[str, ...] = ()  # of the newest round
 
-    def entry(self, share: WeightShare, rank: Rank) -> Entry:
-        """What the coordinator is told before a round."""
+    def entry(self, share: WeightShare, rank: Rank, staged: str) -> Entry:
+        """What the coordinator is told before a round; `staged`: where the share is written already."""
         self._rank = rank.number
         if not self._store:
             self._store = dist.TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
@@ -84,6 +142,7 @@ class Root:
             memory_id(),
             self._group_name,
             share.headers,
+            staged,
         )
 
     def send(
@@ -116,11 +175,10 @@ class Root:
                 size = 1 + len(receivers)
                 self._group = make_group(self.backend, self._store, round.group, 0, size, deadline)
             self._group_name = round.group
+        folder = round.folder(self._rank)
         with ExitStack() as opened:
-            writer: FileWriter | None = None
-            if folder := round.folder(self._rank):
-                writer = opened.enter_context(FileWriter(headers, Path(folder)))
-            for piece in pieces:
+            writer = opened.enter_context(FileWriter(headers, Path(folder))) if folder else None
+            for piece in pieces if writer or self._group else ():
                 if writer:
                     writer.write(piece.places, piece.data)
                 if self._group:

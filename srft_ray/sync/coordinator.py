@@ -3,13 +3,12 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 import ray
 
 from srft_ray.sync.admission import Admission
+from srft_ray.sync.changes import Changes
 from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
@@ -47,7 +46,7 @@ class Coordinator:
         self.deaths = EngineDeaths(self.monitor.report)
         self.requests = LearnerRequests()
         self.presence = LearnerPresence(time.monotonic())
-        self._changed = asyncio.Condition()  # of the published version, or of the learners' requests
+        self._changes = Changes()  # of the published version, or of the learners' requests
         self._max_waiting = max_waiting or MAX_WAITING_ADMISSIONS
         self._waiting_admissions = 0
         self._groups_taken = 0  # by the learners since they started
@@ -68,7 +67,7 @@ class Coordinator:
         self.requests.restart()
         self.monitor.restart(start.generation)
         await self.rounds.close()
-        await self._notify()
+        await self._changes.notify()
         return start
 
     async def learner_start(self) -> LearnerStart:
@@ -80,9 +79,10 @@ class Coordinator:
         here."""
         before = self.versions.newest
         self.versions.publish(generation, share)
-        if self.versions.newest is not before:
+        if self.versions.newest.weights != before.weights:
             self.deaths.published()
-            await self._notify()
+        if self.versions.newest is not before:
+            await self._changes.notify()
 
     async def has_share(self, generation: int, version: int, rank: int, wait_s: float = 0.0) -> bool:
         """Whether a rank need not send its share of a version again; OutdatedLearners for earlier learners.
@@ -90,7 +90,7 @@ class Coordinator:
         Waits at most `wait_s` until it has to: a call that is on its way when this actor dies is answered by
         the next one, which has forgotten the share.
         """
-        await self._wait_until(lambda: not self.versions.has(generation, version, rank), wait_s)
+        await self._changes.wait_until(lambda: not self.versions.has(generation, version, rank), wait_s)
         return self.versions.has(generation, version, rank)
 
     async def history_until(self, generation: int) -> int:
@@ -118,13 +118,24 @@ class Coordinator:
         """The newest version, for an engine that loads it."""
         return self.versions.read()
 
+    async def pieces(self, version: int, wait_s: float) -> Publication:
+        """The newest version. While that is `version`, waits at most `wait_s` until the learners have given
+        the pieces of it that they keep."""
+        self.versions.ask_for_pieces(version)
+        await self._changes.notify()
+        await self._changes.wait_until(
+            lambda: self.versions.offered.version != version or self.versions.newest.pieces is not None,
+            wait_s,
+        )
+        return self.versions.newest
+
     async def admit(self, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S) -> Admission:
         """Whether a group of `step` may start; waits for it at most `wait_s` and ADMISSION_WAIT_S seconds."""
         busy = self._waiting_admissions >= self._max_waiting
         if not busy and not self.versions.admits(step, exact):
             self._waiting_admissions += 1
             try:
-                await self._wait_until(
+                await self._changes.wait_until(
                     lambda: self.versions.admits(step, exact), min(wait_s, ADMISSION_WAIT_S)
                 )
             finally:
@@ -188,23 +199,23 @@ class Coordinator:
     async def request_stop(self, reason: str) -> None:
         """The learners are to finish or drop their step, write a checkpoint and leave; for good."""
         self.requests.stop(reason)
-        await self._notify()
+        await self._changes.notify()
 
     async def request_leave(self, reason: str, timeout_s: float) -> bool:
         """The same, to start again at once; waits until they have left. False: they did not in time."""
         self.requests.leave(reason)
-        await self._notify()
-        return await self._wait_until(lambda: not self.requests.leaving, timeout_s)
+        await self._changes.notify()
+        return await self._changes.wait_until(lambda: not self.requests.leaving, timeout_s)
 
     async def leave_requested(self, wait_s: float = 0.0) -> str:
         """Why the learners are to leave; empty if they are not. Waits at most `wait_s` for a reason."""
-        await self._wait_until(lambda: bool(self.requests.leave_reason), wait_s)
+        await self._changes.wait_until(lambda: bool(self.requests.leave_reason), wait_s)
         return self.requests.leave_reason
 
     async def learners_left(self) -> None:
         self.requests.left()
         await self.rounds.close()
-        await self._notify()
+        await self._changes.notify()
 
     async def set_learners_present(self, present: bool, controller: Process) -> None:
         """Whether there are learners, says the process of Ray Train that starts them."""
@@ -227,20 +238,6 @@ class Coordinator:
     async def process(self) -> Process:
         """The process of this actor, on the driver's node."""
         return Process.this()
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether the condition came true within so many seconds."""
-        if timeout_s <= 0:
-            return condition()
-        # Not `wait_for` of asyncio, which makes a task of each wait.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(condition)
-        return condition()
 
     async def _check_health(self) -> None:
         while True:

@@ -101,8 +101,8 @@ def tensor_hash(name: str, tensor: Tensor) -> int:
 def _dot(one_N: Tensor, other_N: Tensor) -> int:
     """The sum of the products modulo 2^64."""
     if one_N.device.type == "cpu":
-        # One pass, five times as fast as the two of torch; integers overflow without an error in both.
-        return int(np.dot(one_N.numpy(), other_N.numpy()))
+        # One pass, and faster than `dot`; integers overflow without an error.
+        return int(np.einsum("i,i->", one_N.numpy(), other_N.numpy()))
     return int((one_N * other_N).sum())
 
 

@@ -2,6 +2,7 @@
 its node while the engine samples."""
 
 import json
+import os
 import socket
 import threading
 import time
@@ -98,6 +99,9 @@ class Listener:
         if round is None:
             raise NotMember
         self._connect(round, deadline)
+        if staged := round.staged_at(memory_id()):
+            for file in invitation.headers:
+                os.link(Path(staged) / file, folder / file)
         with (
             FileWriter(invitation.headers, folder) as writer,
             ThreadPoolExecutor(LEARNERS_AT_A_TIME[self.backend]) as pool,

@@ -38,23 +38,23 @@ def node_copy(key: str, write: Callable[[Path], None], patience_s: float) -> Ite
     Raises:
         Exception: what `write` raised in this process.
     """
-    folder = _shared_memory() / f"{PREFIX}{os.getuid()}_{key}"
-    _remove_leftovers(folder)
-    descriptor = _hold(folder)
+    folder = shared_memory() / f"{PREFIX}{os.getuid()}_{key}"
+    remove_leftovers(folder)
+    descriptor = hold(folder)
     while descriptor is None:
         descriptor = _written(folder, write, patience_s)
     try:
         yield folder
     finally:
         os.close(descriptor)
-        _remove_if_free(folder)
+        remove_if_free(folder)
 
 
 def memory_id() -> str:
     """Names the shared memory of this process: equal for processes that find each other's copies there."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     machine = boot.read_text().strip() if boot.exists() else platform.node()
-    found = os.stat(_shared_memory())
+    found = os.stat(shared_memory())
     return f"{machine}:{found.st_dev}:{found.st_ino}"
 
 
@@ -65,7 +65,7 @@ def _written(folder: Path, write: Callable[[Path], None], patience_s: float) -> 
     """
     with _only_writer(folder, patience_s) as is_writer:
         if not is_writer:
-            return _hold(folder)
+            return hold(folder)
         part, descriptor = _make_part(folder)
         try:
             write(part)
@@ -76,7 +76,7 @@ def _written(folder: Path, write: Callable[[Path], None], patience_s: float) -> 
             shutil.rmtree(part)
             # A process that did not wait for this one any more was faster.
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return _hold(folder)
+                return hold(folder)
             raise
         return descriptor
 
@@ -86,7 +86,7 @@ def _make_part(folder: Path) -> tuple[Path, int]:
     while True:
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}{PART}", dir=folder.parent))
         # Until it is held, another process may take it for a leftover and remove it.
-        descriptor = _hold(part)
+        descriptor = hold(part)
         if descriptor is not None:
             return part, descriptor
 
@@ -151,7 +151,7 @@ def _written_so_far(folder: Path) -> list[tuple[str, int, int]]:
     return []
 
 
-def _hold(folder: Path) -> int | None:
+def hold(folder: Path) -> int | None:
     """A descriptor that keeps the folder where it is until it is closed; None if there is no such folder."""
     with suppress(FileNotFoundError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -162,14 +162,14 @@ def _hold(folder: Path) -> int | None:
     return None
 
 
-def _remove_leftovers(wanted: Path) -> None:
+def remove_leftovers(wanted: Path) -> None:
     """Removes what processes left that were killed; `wanted` is whole if it is there, and stays."""
-    for path in _shared_memory().glob(f"{PREFIX}*"):
+    for path in shared_memory().glob(f"{PREFIX}*"):
         if path != wanted:
-            _remove_if_free(path)
+            remove_if_free(path)
 
 
-def _remove_if_free(path: Path) -> None:
+def remove_if_free(path: Path) -> None:
     """Removes a file or a folder unless a process holds it."""
     # Another process was faster, or it belongs to another user.
     with suppress(FileNotFoundError, PermissionError):
@@ -202,5 +202,5 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _shared_memory() -> Path:
+def shared_memory() -> Path:
     return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())

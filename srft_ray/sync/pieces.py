@@ -161,9 +161,14 @@ class PieceBuffer:
 
 
 def cut(
-    weights: Iterable[tuple[str, Tensor]], rank: Rank, buffer: PieceBuffer, files: Files
+    weights: Iterable[tuple[str, Tensor]],
+    rank: Rank,
+    buffer: PieceBuffer,
+    files: Files,
+    direct: bool = False,
 ) -> Iterator[Piece]:
-    """Copies what `rank` sends of each tensor to the CPU, in pieces of about the buffer's limit.
+    """Copies what `rank` sends of each tensor to the CPU, in pieces of about the buffer's limit; if `direct`,
+    what is on the CPU is not copied, and each part of a tensor is a piece.
 
     It goes through all tensors, which is a collective, and gives each a place in `files`. Tied tensors come
     under each name: an engine that is not given its head keeps the old one without an error. A piece is to be
@@ -172,13 +177,14 @@ def cut(
     for name, tensor in weights:
         file, place = files.add(name, tensor)
         start, stop = rank.bounds(tensor.nbytes)
-        if not buffer.has_room(stop - start):
-            yield buffer.take()
-        if stop > start:
-            bytes_N = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[start:stop]
+        bytes_N = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[start:stop]
+        if stop > start and direct and bytes_N.is_cpu:
+            yield Piece([Place(file, place + start, stop - start)], bytes_N.numpy())
+        elif stop > start:
+            if not buffer.has_room(stop - start):
+                yield buffer.take()
             buffer.add(file, place + start, bytes_N)
-            del bytes_N
-        del tensor  # before the next one needs memory
+        del bytes_N, tensor  # before the next one needs memory
     if not buffer.is_empty:
         yield buffer.take()
 
@@ -190,7 +196,7 @@ class FileWriter:
         self._headers = headers
         self._opened = {file: os.open(folder / file, os.O_WRONLY | os.O_CREAT, 0o600) for file in headers}
         for file, header in headers.items():
-            _write_all(self._opened[file], np.frombuffer(header, np.uint8), 0)
+            write_all(self._opened[file], np.frombuffer(header, np.uint8), 0)
 
     def __enter__(self) -> "FileWriter":
         return self
@@ -204,11 +210,11 @@ class FileWriter:
         begin = 0
         for place in places:
             part = data[begin : begin + place.size]
-            _write_all(self._opened[place.file], part, len(self._headers[place.file]) + place.start)
+            write_all(self._opened[place.file], part, len(self._headers[place.file]) + place.start)
             begin += place.size
 
 
-def _write_all(descriptor: int, data: np.ndarray, start: int) -> None:
+def write_all(descriptor: int, data: np.ndarray, start: int) -> None:
     """Writes the bytes from `start` on; the system takes at most 2 GiB at a time."""
     done = 0
     while done < data.nbytes:

@@ -15,6 +15,7 @@ class Entry:
         node: of its shared memory (`sync.node_copy.memory_id`).
         group: name of the groups that it is in since the round before; empty if it is in none.
         headers: of the version's files, of the rank that has them (`sync.pieces`).
+        staged: folder on its node into which it has written its share already; empty if there is none.
     """
 
     version: int
@@ -25,6 +26,7 @@ class Entry:
     node: str
     group: str = ""
     headers: Mapping[str, bytes] = field(default_factory=dict)
+    staged: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Round:
         folders: where the copies of their nodes are written.
         addresses: of the stores of the learners, by rank.
         homes: of the learners' shared memory, by rank.
+        staged: the learners' folders of that name (`Entry`), by rank.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Round:
     folders: tuple[str, ...]
     addresses: tuple[tuple[str, int], ...]
     homes: tuple[str, ...]
+    staged: tuple[str, ...]
 
     def receivers(self, rank: int) -> list[str]:
         """The members in the group of that learner, which is rank 0 there. To a member of its own node it
@@ -88,8 +92,15 @@ class Round:
         return [member for member, node in zip(self.members, self.nodes, strict=True) if node != home]
 
     def folder(self, rank: int) -> str:
-        """Where that learner writes for the member of its own node; empty if there is none."""
-        return dict(zip(self.nodes, self.folders, strict=True)).get(self.homes[rank], "")
+        """Where that learner writes for the member of its own node; empty if there is none, or if that one
+        takes what is staged."""
+        home = self.homes[rank]
+        return "" if self.staged_at(home) else dict(zip(self.nodes, self.folders, strict=True)).get(home, "")
+
+    def staged_at(self, node: str) -> str:
+        """The folder into which all learners of that node have written; empty if there is none."""
+        folders = {folder for folder, home in zip(self.staged, self.homes, strict=True) if home == node}
+        return folders.pop() if len(folders) == 1 else ""
 
 
 class RoundKeys(NamedTuple):

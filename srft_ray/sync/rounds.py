@@ -6,12 +6,11 @@ are ready are the members, one for each node, which are told to all and do not c
 late, dead or not there yet takes the version from the object store.
 """
 
-import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 
+from srft_ray.sync.changes import Changes
 from srft_ray.sync.round_messages import Entry, Invitation, Notice, Round, Waiting
 from srft_ray.sync.versions import fingerprint_of
 
@@ -27,7 +26,7 @@ class Rounds:
     def __init__(self, report: Callable[[str], None]) -> None:
         """`report` is given a sentence for each round that failed."""
         self._report = report
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
         self._waiting: dict[str, tuple[Waiting, float]] = {}  # with the time until which it waits
         self._group = ""  # of the newest round with members
         self._members: tuple[str, ...] = ()
@@ -50,7 +49,7 @@ class Rounds:
         """The learners have left or start again: what they sent will not be loaded any more."""
         self._reset((0, 0))
         self._wanted = ""
-        await self._notify()
+        await self._changes.notify()
 
     def reached(self, version: int) -> int:
         """Nodes that received the version; 0 unless it is the newest one."""
@@ -72,17 +71,19 @@ class Rounds:
         self._entries[entry.rank] = entry
         if self._is_complete and not self._invitation:
             self._invite(time.monotonic())
-        await self._notify()
-        await self._wait_until(lambda: self._is_complete or self._given_up or self._key != key, wait_s)
+        await self._changes.notify()
+        await self._changes.wait_until(
+            lambda: self._is_complete or self._given_up or self._key != key, wait_s
+        )
         if self._key != key or not self._is_complete or self._given_up:
             # A rank that comes later must not wait for this one.
             self._given_up = self._given_up or self._key == key
             return None
         end = min(end, time.monotonic() + READY_S)
-        await self._wait_until(self._is_decided, min(SIBLINGS_S, end - time.monotonic()))
+        await self._changes.wait_until(self._is_decided, min(SIBLINGS_S, end - time.monotonic()))
         self._invited.update(*self._late_nodes())
-        await self._notify()
-        await self._wait_until(self._is_decided, end - time.monotonic())
+        await self._changes.notify()
+        await self._changes.wait_until(self._is_decided, end - time.monotonic())
         return await self._freeze() if self._key == key else None
 
     def _is_decided(self) -> bool:
@@ -143,10 +144,11 @@ class Rounds:
                 tuple(self._ready[one][1] for one in members),
                 tuple(entry.address for entry in entries),
                 tuple(entry.node for entry in entries),
+                tuple(entry.staged for entry in entries),
             )
             if late := self._late_nodes():
                 self._tell(f"{len(late)} nodes were not ready within {READY_S:.0f} s")
-            await self._notify()
+            await self._changes.notify()
         return self._round
 
     # Listeners
@@ -154,7 +156,9 @@ class Rounds:
     async def next(self, waiting: Waiting, wait_s: float) -> Notice:
         """Waits for an invitation, or until what the listener holds is not needed any more."""
         self._waiting[waiting.listener] = waiting, time.monotonic() + wait_s + GRACE_S
-        await self._wait_until(lambda: self._is_invited(waiting) or self._is_released(waiting), wait_s)
+        await self._changes.wait_until(
+            lambda: self._is_invited(waiting) or self._is_released(waiting), wait_s
+        )
         if self._is_invited(waiting):
             self._waiting.pop(waiting.listener, None)
             return Notice(self._invitation, released=True)
@@ -169,9 +173,9 @@ class Rounds:
             return None
         if self._round is None:
             self._ready[listener] = group, folder
-            await self._notify()
+            await self._changes.notify()
         joined = self._key
-        await self._wait_until(lambda: self._round is not None or self._key != joined, READY_S)
+        await self._changes.wait_until(lambda: self._round is not None or self._key != joined, READY_S)
         made = self._round if self._key == joined else None
         return made if made and listener in made.members else None
 
@@ -181,12 +185,3 @@ class Rounds:
 
     def _is_released(self, waiting: Waiting) -> bool:
         return waiting.holds not in ("", self._wanted)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(condition)

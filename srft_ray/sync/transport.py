@@ -2,25 +2,31 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import ObjectLostError, OwnerDiedError, RayError
 from torch import Tensor
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.sync.fingerprint import FingerprintedWeights
 from srft_ray.sync.node_copy import node_copy
-from srft_ray.sync.pieces import Files, PieceBuffer, Place, Rank, cut, write_files
+from srft_ray.sync.pieces import Files, Piece, PieceBuffer, Place, Rank, cut, write_files
 from srft_ray.sync.versions import OutdatedLearners, Publication, WeightShare
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
 REPUBLISHER = "republisher"  # name of the threads that check it
 REPUBLISH_WAIT_S = 30.0  # that the coordinator may take for the answer that it has
+PIECES_WAIT_S = 5.0  # that the coordinator may take to ask the learners for pieces that they keep
+
+
+class NotStored(Exception):
+    """The pieces of a version are not in the object store."""
 
 
 class WeightTransport(Protocol):
@@ -36,7 +42,13 @@ class WeightTransport(Protocol):
         """
 
     def fetch(self, reload: Any) -> int:
-        """Calls `reload(folder)` with safetensors files of the newest version; returns that version."""
+        """Calls `reload(folder)` with safetensors files of the newest version; returns that version.
+
+        When `reload` has returned the files may be overwritten: it keeps no tensors that are part of them.
+        """
+
+    def close(self) -> None:
+        """The learners leave: nobody is to load what they published any more."""
 
 
 class ObjectStoreTransport:
@@ -63,27 +75,25 @@ class ObjectStoreTransport:
         self._places: list[list[Place]] = []  # of each piece of the newest share
         self._headers: dict[str, bytes] = {}  # of the files that it belongs to
         self._republisher: threading.Thread | None = None
+        self._closed = False
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> None:
-        share = self._put(version, weights, sender)
+        share = self._make_share(version, weights, sender)
         self._deliver(share)
         with self._lock:
             self._share = share
             self._send()
         self._start_republisher()
 
-    def _put(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> WeightShare:
-        """Puts this rank's share of the weights into the store."""
+    def _make_share(self, version: int, weights: Iterator[tuple[str, Tensor]], sender: bool) -> WeightShare:
+        """This rank's share of the weights."""
         # What the learner gives is hashed already while it passes; what a subclass puts in its place is not.
         is_hashed = isinstance(weights, FingerprintedWeights)
         sent = weights if is_hashed else FingerprintedWeights(weights, self.rank)
         if self._buffer is None:
             self._buffer = PieceBuffer(self.piece_bytes)
         files = Files()
-        pieces, self._places = [], []
-        for piece in cut(sent, self.rank, self._buffer, files):
-            pieces.append(ray.put(piece))
-            self._places.append(piece.places)
+        pieces = self._take(version, sent, self._buffer, files)
         hashes, self._headers = sent.exhaust(), files.headers()
         return WeightShare(
             version,
@@ -93,6 +103,24 @@ class ObjectStoreTransport:
             self.rank.count if sender else 0,
             self._headers if sender else {},
         )
+
+    def _take(
+        self, version: int, weights: Iterator[tuple[str, Tensor]], buffer: PieceBuffer, files: Files
+    ) -> list[ObjectRef] | None:
+        """Takes this rank's part of each tensor; None if it keeps what it took until it is asked for."""
+        return self._put(cut(weights, self.rank, buffer, files))
+
+    def _put(self, pieces: Iterable[Piece]) -> list[ObjectRef]:
+        """Puts pieces into the store."""
+        put, self._places = [], []
+        for piece in pieces:
+            put.append(ray.put(piece))
+            self._places.append(piece.places)
+        return put
+
+    def _complete(self, share: WeightShare) -> WeightShare:
+        """A share with all its pieces."""
+        return share
 
     def _deliver(self, share: WeightShare) -> None:
         """What is done with a share before engines are told of it: nothing, they fetch it."""
@@ -115,20 +143,25 @@ class ObjectStoreTransport:
             self._republisher.start()
 
     def _republish_loop(self) -> None:
-        """Sends the share again whenever the coordinator has forgotten it."""
-        while True:
+        """Sends the share again whenever the coordinator has forgotten it, or lacks pieces of it."""
+        while not self._closed:
             time.sleep(REPUBLISH_INTERVAL_S)
             try:
                 # Hundreds of ranks that ask twice a second would keep the coordinator busy. Meanwhile the
                 # lock is free for the next publication.
                 if not self._is_known(REPUBLISH_WAIT_S):
                     with self._lock:
-                        if not self._is_known():
+                        if not self._closed and not self._is_known():
+                            self._share = self._complete(self._share)
                             self._send()
             except OutdatedLearners:
                 return
             except (RayError, TimeoutError):
                 continue  # it is tried again; the learner finds out by itself that no rollouts come
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
 
     def _is_known(self, wait_s: float = 0.0) -> bool:
         """Whether the coordinator has the share; it may take `wait_s` to say that it has."""
@@ -140,14 +173,14 @@ class ObjectStoreTransport:
         while True:
             newest: Publication = ray.get(self.coordinator.weights.remote())
             try:
-                if newest.pieces:
+                if newest.headers:
                     # Equal fingerprints are equal tensors, whoever has written them.
-                    fingerprint, write = newest.weights.fingerprint, partial(_write, newest)
+                    fingerprint, write = newest.weights.fingerprint, partial(self._write, newest)
                     with node_copy(fingerprint, write, self.deadline_s) as folder:
                         reload(folder)
                     return newest.weights.version
                 problem = "it has not been published"
-            except (OwnerDiedError, ObjectLostError) as error:
+            except (OwnerDiedError, ObjectLostError, NotStored) as error:
                 problem = type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutError(
@@ -155,6 +188,17 @@ class ObjectStoreTransport:
                     f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
             time.sleep(RETRY_INTERVAL_S)
+
+    def _write(self, version: Publication, folder: Path) -> None:
+        """Writes the version's files into the folder."""
+        pieces = version.pieces
+        if pieces is None:
+            number = version.weights.version
+            newest: Publication = ray.get(self.coordinator.pieces.remote(number, PIECES_WAIT_S))
+            if newest.weights != version.weights or newest.pieces is None:
+                raise NotStored
+            pieces = newest.pieces
+        write_files(version.headers, (ray.get(piece) for piece in pieces), folder)
 
 
 def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
@@ -176,8 +220,3 @@ def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
                     f"The coordinator did not take {what} within rollout.timeout_s={timeout_s:.0f} s: {error}"
                 ) from error
             time.sleep(RETRY_INTERVAL_S)
-
-
-def _write(version: Publication, folder: Path) -> None:
-    """Writes the version's files into the folder."""
-    write_files(version.headers, (ray.get(piece) for piece in version.pieces), folder)

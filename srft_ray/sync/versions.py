@@ -52,7 +52,8 @@ class WeightShare:
     Attributes:
         rank: its number.
         hashes: the sum of the hashes of those tensors that fell to this rank (`sync.fingerprint`).
-        pieces: parts of tensors, or references to them; nobody looks into them here.
+        pieces: parts of tensors, or references to them; nobody looks into them here. None: the learner keeps
+            them, and gives them when an engine asks for them.
         ranks: how many ranks publish the version; 0 unless this one is the sender, which speaks for all.
         headers: the sender's, of the files that the pieces belong to (`sync.pieces`).
     """
@@ -60,18 +61,22 @@ class WeightShare:
     version: int
     rank: int = 0
     hashes: int = 0
-    pieces: Sequence[Any] = ()
+    pieces: Sequence[Any] | None = ()
     ranks: int = 0
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A published version; there are no pieces for the model that the engines started from."""
+    """A published version; there are no headers for the model that the engines started from.
+
+    Attributes:
+        pieces: None if a learner keeps its own until they are asked for.
+    """
 
     weights: PolicyWeights
     headers: Mapping[str, bytes] = field(default_factory=dict)
-    pieces: Sequence[Any] = ()
+    pieces: Sequence[Any] | None = ()
 
 
 class PublishedVersions:
@@ -92,6 +97,8 @@ class PublishedVersions:
         self._engines_are_new = not forgot
         self._start: LearnerStart | None = None
         self._arriving: dict[int, dict[int, WeightShare]] = {}  # by version and rank
+        self._shares: dict[int, WeightShare] = {}  # of the newest version
+        self._asked = False  # for the pieces of the newest version
 
     def restart(self, step: int, now: float) -> LearnerStart:
         """The learners start (again) at the checkpoint of `step`, and have to publish its weights.
@@ -129,30 +136,41 @@ class PublishedVersions:
     def publish(self, generation: int, share: WeightShare) -> None:
         """Takes one rank's share of a version, which is the newest one when the shares of all ranks are here.
 
-        A share that comes again is ignored.
+        A share that comes again is ignored, unless it has the pieces that were asked for.
 
         Raises:
             OutdatedLearners: it comes from an earlier start of the learners.
         """
-        if self.has(generation, share.version, share.rank):
+        if self.has(generation, share.version, share.rank) or share.version < self.offered.version:
+            return
+        if share.version == self.offered.version:
+            self._shares[share.rank] = share
+            self.newest = _whole(self._shares)
             return
         shares = self._arriving.setdefault(share.version, {})
         shares[share.rank] = share
         sender = next((one for one in shares.values() if one.ranks), None)
         if sender is None or set(shares) != set(range(sender.ranks)):
             return
-        if self.newest.pieces and not self._read:
+        if self.newest.headers and not self._read:
             self.unread += 1
-        self._replace(_whole(sender, [shares[rank] for rank in range(sender.ranks)]))
+        self._replace(_whole(shares), shares)
 
     def has(self, generation: int, version: int, rank: int) -> bool:
-        """Whether a rank's share of a version is here, or the version is published.
+        """Whether a rank's share of a version is here, or the version is published; not if the newest version
+        lacks pieces of that rank that were asked for.
 
         Raises:
             OutdatedLearners: learners of an earlier start ask.
         """
         self.enter(generation)
-        return self.offered.version >= version or rank in self._arriving.get(version, {})
+        if self.offered.version < version:
+            return rank in self._arriving.get(version, {})
+        return not self._asked or rank not in self._shares or self._shares[rank].pieces is not None
+
+    def ask_for_pieces(self, version: int) -> None:
+        """The learners are to give the pieces that they keep; in vain if that version is replaced."""
+        self._asked = self._asked or version == self.offered.version
 
     def needed(self, step: int, exact: bool) -> int:
         """The oldest version that a group of `step` may be sampled by; if `exact`, `step` itself."""
@@ -178,17 +196,20 @@ class PublishedVersions:
             self._arriving = {}
             self._replace(Publication(PolicyWeights(UNKNOWN)))
 
-    def _replace(self, newest: Publication) -> None:
+    def _replace(self, newest: Publication, shares: dict[int, WeightShare] | None = None) -> None:
         self.newest = newest
-        self._read = False
+        self._shares = shares or {}
+        self._read = self._asked = False
         # Shares of older versions may have come, from before a death of the process; they are of no use.
         version = newest.weights.version
         self._arriving = {later: shares for later, shares in self._arriving.items() if later > version}
 
 
-def _whole(sender: WeightShare, shares: Sequence[WeightShare]) -> Publication:
+def _whole(shares: Mapping[int, WeightShare]) -> Publication:
     """The version that consists of the shares of all ranks."""
-    pieces = [piece for share in shares for piece in share.pieces]
-    hashes = sum(share.hashes for share in shares)
-    weights = PolicyWeights(sender.version, fingerprint_of(hashes) if pieces else "")
+    [sender] = [share for share in shares.values() if share.ranks]
+    hashes = sum(share.hashes for share in shares.values())
+    weights = PolicyWeights(sender.version, fingerprint_of(hashes) if sender.headers else "")
+    parts = [shares[rank].pieces for rank in sorted(shares)]
+    pieces = None if any(part is None for part in parts) else [piece for part in parts for piece in part]
     return Publication(weights, sender.headers, pieces)

@@ -47,6 +47,11 @@ class Publisher:
             hashes = int(model_fingerprint(self.model.path), 16)
         self.provenance.published(version, hashes, self._score_probe())
 
+    def close(self) -> None:
+        """The learners leave."""
+        if self.transport:
+            self.transport.close()
+
     @torch.no_grad()
     def _score_probe(self) -> tuple[float, ...]:
         """Without staleness all rollouts are scored by the learners, and there is nothing more to show."""

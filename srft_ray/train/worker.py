@@ -243,5 +243,6 @@ class LearnerWorker:
             self.checkpoints.save(self.step, final, finished)
 
     def close(self) -> None:
+        self.publisher.close()
         self.checkpoints.close()
         self.recorder.close()

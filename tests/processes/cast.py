@@ -26,6 +26,7 @@ from tests.processes.served import TIMEOUT_S, Forgetful, Handle, Manager, get
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.processes.cast"])
 LARGE = 3_000_017  # float32 numbers of one tensor: 12 MB
+OTHER = 4  # a version that has one tensor more than the others
 
 
 def weights(version: int) -> dict[str, torch.Tensor]:
@@ -33,6 +34,7 @@ def weights(version: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(version)
     return {
         "large": torch.randn(LARGE, generator=generator),
+        **({"more": torch.randn(5, generator=generator)} if version == OTHER else {}),
         "odd": torch.randn(7, generator=generator).to(torch.bfloat16),
         "none": torch.zeros(0, 4),
         "flags": torch.tensor([True, False, True]),

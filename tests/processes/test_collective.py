@@ -8,7 +8,7 @@ import pytest
 from srft_ray.sync import node_copy
 from srft_ray.sync.fingerprint import fingerprint
 from srft_ray.sync.listener import Listener
-from tests.processes.cast import cast, weights
+from tests.processes.cast import OTHER, cast, weights
 
 DEADLINE_S = 8.0
 SLACK_S = 8.0  # of a machine that does other things
@@ -30,13 +30,32 @@ def test_every_engine_has_the_weights_before_it_asks(tmp_path: Path, ranks: int,
 
 @pytest.mark.parametrize(("homes", "nodes"), [("A", "A"), ("AA", "AB"), ("AB", "ABB"), ("AB", "CA")])
 def test_learners_write_the_copy_of_their_own_node(tmp_path: Path, homes: str, nodes: str):
-    """And send it to the others."""
+    """And send it to the others; from the second version on they write it at once, also after one that has
+    other tensors."""
     with cast(tmp_path, len(homes), nodes, homes=homes) as scene:
-        for version in (1, 2):
+        for version in range(1, OTHER + 4):
             scene.wait_for_listeners(len(nodes))
             scene.publish(version)
             assert scene.fetch() == [expected(version)] * len(nodes)
+            copies = list((tmp_path / homes[0]).glob("srft_ray_weights_*"))
+            assert len(copies) <= 3, "the one of the engines, the newest one and the one before"
+            [whole] = [copy for copy in copies if node_copy.PART not in copy.name]
+            links = {file.stat().st_nlink for file in whole.iterdir()}
+            assert links == {1 if version in (1, OTHER, OTHER + 1) else 2}
         assert not scene.served.told()
+
+
+def test_a_node_that_no_round_reached_has_what_learners_keep(tmp_path: Path):
+    """Whether the coordinator knows of it or has forgotten it."""
+    with cast(tmp_path, 2, "A", homes="AB") as scene:
+        for version in (1, 2):
+            scene.wait_for_listeners(1)
+            scene.publish(version)
+        scene.add_engine("C")
+        assert scene.fetch(1) == [expected(2, by_store=True)]
+        scene.served.forget()
+        scene.add_engine("D")
+        assert scene.fetch(2) == [expected(2, by_store=True)]
 
 
 def test_engines_of_one_node_have_one_copy_and_one_that_joins_takes_it(tmp_path: Path):

@@ -7,7 +7,7 @@ from tests.conftest import base_config
 from tests.ray.conftest import Run
 from tests.ray.faults import GROUPS, STEPS, Watched, check_same, words
 
-APART = '''
+NODES = '''
 import tempfile
 from pathlib import Path
 
@@ -15,14 +15,27 @@ from srft_ray.sync import node_copy
 from srft_ray.sync.collective import CollectiveTransport
 
 
+MEMORY = Path(__file__).with_name("memory")
+MEMORY.mkdir(exist_ok=True)
+
+
 class Apart(CollectiveTransport):
-    """Each engine has shared memory of its own, as on a node of its own."""
+    """Each engine has shared memory of its own, as on a node of its own, and the learners have theirs."""
 
     def __init__(self, coordinator, config, generation=0):
-        if not generation:
-            memory = Path(__file__).with_name("memory")
-            memory.mkdir(exist_ok=True)
-            node_copy.SHARED_MEMORY = Path(tempfile.mkdtemp(dir=memory))
+        node_copy.SHARED_MEMORY = Path(tempfile.mkdtemp(dir=MEMORY))
+        if generation:
+            node_copy.SHARED_MEMORY = MEMORY / "learners"
+            node_copy.SHARED_MEMORY.mkdir(exist_ok=True)
+        super().__init__(coordinator, config, generation)
+
+
+class Together(CollectiveTransport):
+    """All are on one node."""
+
+    def __init__(self, coordinator, config, generation=0):
+        node_copy.SHARED_MEMORY = MEMORY / "all"
+        node_copy.SHARED_MEMORY.mkdir(exist_ok=True)
         super().__init__(coordinator, config, generation)
 '''
 
@@ -31,22 +44,24 @@ class Apart(CollectiveTransport):
 def apart(tmp_path):
     """The name of a transport for which each engine is on a node of its own."""
     file = tmp_path / "apart.py"
-    file.write_text(APART)
+    file.write_text(NODES)
     return f"{file}:Apart"
 
 
 def check_nothing_held(folder):
-    """No copy is left in the shared memory of the engines."""
+    """No copy is left in the shared memory of engines and learners."""
+    assert list((folder / "memory").iterdir())
     assert not list((folder / "memory").glob("*/srft_ray_weights_*"))
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_two_learners_send_to_two_nodes(tmp_path, tiny_model, apart):
+@pytest.mark.parametrize(("nodes", "number"), [("Apart", 2), ("Together", 1)])
+def test_two_learners_send_to_the_nodes_of_two_engines(tmp_path, tiny_model, apart, nodes, number):
     config = make_config(
         base_config(
             tmp_path,
             tiny_model,
-            rollout={"transport": apart, "num_engines": 2},
+            rollout={"transport": apart.replace("Apart", nodes), "num_engines": 2},
             learner={"num_workers": 2, "lr": 1e-3},
             trainer={"steps": 6},
         )
@@ -58,7 +73,7 @@ def test_two_learners_send_to_two_nodes(tmp_path, tiny_model, apart):
     # An engine may start later than the other.
     reached = [record["publications/nodes_reached"] for record in run.metrics]
     print("nodes reached:", reached)
-    assert 2.0 in reached
+    assert number in reached
     check_nothing_held(tmp_path)
 
 

@@ -175,3 +175,28 @@ def test_a_rank_is_told_at_once_that_it_has_to_publish_again():
             await asyncio.wait_for(waiting, 1.0)
 
     asyncio.run(story())
+
+
+def test_an_engine_waits_for_pieces_that_learners_keep_until_there_is_another_version():
+    async def story():
+        coordinator = Coordinator(0)
+        start = await coordinator.restart(0)
+
+        async def publish(version, pieces):
+            headers = {"model": b"header"}
+            await coordinator.publish(start.generation, WeightShare(version, 0, 1, pieces, 1, headers))
+
+        await publish(1, None)
+        asked = asyncio.create_task(coordinator.has_share(start.generation, 1, 0, wait_s=60.0))
+        waiting = asyncio.create_task(coordinator.pieces(1, wait_s=60.0))
+        assert not await asyncio.wait_for(asked, 1.0), "the learner is told at once"
+        await publish(1, ["piece"])
+        assert (await asyncio.wait_for(waiting, 1.0)).pieces == ["piece"]
+        await publish(2, None)
+        waiting = asyncio.create_task(coordinator.pieces(2, wait_s=60.0))
+        await asyncio.sleep(0)
+        await publish(3, None)
+        assert (await asyncio.wait_for(waiting, 1.0)).weights.version == 3
+        assert (await coordinator.pieces(3, wait_s=0.01)).pieces is None
+
+    asyncio.run(story())

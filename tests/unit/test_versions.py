@@ -1,5 +1,7 @@
 """Versions of the policy: which of them are whole, who may publish them, and who may start with them."""
 
+from dataclasses import replace
+
 import pytest
 
 from srft_ray.sync.versions import (
@@ -145,3 +147,36 @@ def test_only_in_the_first_start_engines_hold_the_model_already():
     assert not versions.restart(0, now=1.0).from_model and versions.offered == PolicyWeights(UNKNOWN)
     assert not PublishedVersions(0, forgot=True).restart(0, now=1.0).from_model
     assert not PublishedVersions(0).restart(2, now=1.0).from_model
+
+
+def test_pieces_that_learners_keep_come_when_they_are_asked_for():
+    versions = PublishedVersions(0)
+    versions.restart(0, now=100.0)
+
+    def kept(version, rank):
+        return replace(share(version, rank=rank, ranks=2), pieces=None)
+
+    def given(version, rank):
+        return share(version, f"piece {rank}", rank=rank, ranks=2)
+
+    for version in (1, 2):
+        for rank in (0, 1):
+            versions.publish(100, kept(version, rank))
+    assert versions.offered == weights(2, 2 * 0xAB) and versions.read().pieces is None
+    versions.publish(100, given(2, 0))
+    versions.ask_for_pieces(1)
+    assert versions.has(100, 2, 0) and versions.has(100, 2, 1), "nobody has asked for them"
+    versions.ask_for_pieces(2)
+    # A rank asks about the version that was the newest one when it did.
+    assert not any(versions.has(100, version, rank) for version in (1, 2) for rank in (0, 1))
+    versions.publish(100, given(1, 0))
+    versions.publish(100, kept(2, 1))
+    versions.publish(100, given(2, 0))
+    assert versions.has(100, 2, 0) and not versions.has(100, 2, 1) and versions.read().pieces is None
+    versions.publish(100, given(2, 1))
+    assert versions.has(100, 2, 1) and versions.read().pieces == ["piece 0", "piece 1"]
+    assert versions.read().weights == weights(2, 2 * 0xAB) and versions.read().headers
+    # They are asked for anew in each version.
+    for rank in (0, 1):
+        versions.publish(100, kept(3, rank))
+    assert versions.has(100, 3, 0) and versions.read().pieces is None
