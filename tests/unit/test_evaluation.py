@@ -148,6 +148,12 @@ def test_a_set_has_its_own_sampling_and_the_run_s_where_it_says_nothing(tmp_path
     first, last = reader.read({"position": np.array([0, 9])})
     assert (first.dataset, first.num_rollouts, first.max_new_tokens) == ("a", 3, 32)
     assert (last.dataset, last.num_rollouts, last.max_new_tokens) == ("b", 1, 64)
+    # Demonstrations do not travel with the groups: learners read them.
+    assert first.completions == last.completions == []
+    segment = next(segment for segment in plan.segments(0) if segment.dataset == "a")
+    held_out = reader.held_out_group(segment, 0)
+    assert held_out.prompt == first.prompt
+    assert [(demo.sample, demo.origin) for demo in held_out.completions] == [(3, "demo")]
 
 
 @pytest.mark.parametrize(
