@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +15,20 @@ from srft_ray.config.rollout import RolloutSection
 from srft_ray.sync.fingerprint import FingerprintedWeights
 from srft_ray.sync.node_copy import node_copy
 from srft_ray.sync.pieces import Files, PieceBuffer, Place, Rank, cut, write_files
-from srft_ray.sync.versions import OutdatedLearners, Publication, WeightShare
+from srft_ray.sync.versions import OutdatedLearners, PolicyWeights, Publication, WeightShare
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
 REPUBLISHER = "republisher"  # name of the threads that check it
 REPUBLISH_WAIT_S = 30.0  # that the coordinator may take for the answer that it has
+
+
+class Replaced(Exception):
+    """A version was replaced by a newer one before an engine had asked for its pieces."""
+
+    def __init__(self, newest: PolicyWeights) -> None:
+        super().__init__(f"policy version {newest.version} is newer")
+        self.newest = newest
 
 
 class WeightTransport(Protocol):
@@ -35,8 +43,9 @@ class WeightTransport(Protocol):
         Version 0 comes without weights: engines start from the model itself.
         """
 
-    def fetch(self, reload: Any) -> int:
-        """Calls `reload(folder)` with safetensors files of the newest version; returns that version."""
+    def fetch(self, reload: Any, offered: PolicyWeights) -> int:
+        """Calls `reload(folder)` with safetensors files of the weights that are offered, or of newer ones;
+        returns their version."""
 
 
 class ObjectStoreTransport:
@@ -135,26 +144,50 @@ class ObjectStoreTransport:
         about = self.generation, self._share.version, self.rank.number
         return ray.get(self.coordinator.has_share.remote(*about, wait_s))
 
-    def fetch(self, reload: Any) -> int:
+    def fetch(self, reload: Any, offered: PolicyWeights) -> int:
         deadline = time.monotonic() + self.timeout_s
         while True:
-            newest: Publication = ray.get(self.coordinator.weights.remote())
             try:
-                if newest.pieces:
-                    # Equal fingerprints are equal tensors, whoever has written them.
-                    fingerprint, write = newest.weights.fingerprint, partial(_write, newest)
-                    with node_copy(fingerprint, write, self.deadline_s) as folder:
+                if offered.fingerprint:
+                    with self._folder(offered.fingerprint) as folder:
                         reload(folder)
-                    return newest.weights.version
+                    return offered.version
                 problem = "it has not been published"
+            except Replaced as replaced:
+                offered = replaced.newest
+                continue
             except (OwnerDiedError, ObjectLostError) as error:
                 problem = type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"An engine could not fetch policy version {newest.weights.version} within "
+                    f"An engine could not fetch policy version {offered.version} within "
                     f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
             time.sleep(RETRY_INTERVAL_S)
+            offered = self._newest().weights
+
+    def _folder(self, fingerprint: str) -> AbstractContextManager[Path]:
+        """Files with the tensors of that fingerprint: equal ones are equal tensors, whoever has written
+        them."""
+
+        def write(folder: Path) -> None:
+            version = self._version(fingerprint)
+            write_files(version.headers, (ray.get(piece) for piece in version.pieces), folder)
+
+        return node_copy(fingerprint, write, self.deadline_s)
+
+    def _version(self, fingerprint: str) -> Publication:
+        """The newest version with references to its pieces; Replaced if it is not the one of that
+        fingerprint."""
+        newest = self._newest()
+        if newest.weights.fingerprint != fingerprint:
+            raise Replaced(newest.weights)
+        return newest
+
+    def _newest(self) -> Publication:
+        # One engine of a node asks: Ray keeps count of who holds each of the references, which with many
+        # engines and learners takes longer than all else.
+        return ray.get(self.coordinator.weights.remote())
 
 
 def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
@@ -176,8 +209,3 @@ def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:
                     f"The coordinator did not take {what} within rollout.timeout_s={timeout_s:.0f} s: {error}"
                 ) from error
             time.sleep(RETRY_INTERVAL_S)
-
-
-def _write(version: Publication, folder: Path) -> None:
-    """Writes the version's files into the folder."""
-    write_files(version.headers, (ray.get(piece) for piece in version.pieces), folder)
