@@ -56,6 +56,13 @@ def test_every_block_is_sampled_once_and_trained_on_once(tmp_path: Path, setting
     assert groups == list(range(3 * 8192))
 
 
+def test_the_slowest_block_of_each_step_takes_the_stated_time_and_none_a_tenth_less(tmp_path: Path):
+    job = job_of(tmp_path)
+    for first in (0, 1024):
+        taken = sorted(job.sampling_s(block) for block in range(first, first + 1024))
+        assert taken[-1] == 3.5 and 0.9 * 3.5 < taken[0] < 0.901 * 3.5 and len(set(taken)) == 1024
+
+
 def test_engines_are_spread_over_processes():
     assert hosts(8) == [range(8)]
     assert hosts(1001) == [range(333), range(333, 667), range(667, 1001)]

@@ -61,7 +61,8 @@ class SimulatedJob:
 
     def sampling_s(self, block: int) -> float:
         """Seconds in which a block is sampled: engines do not end all at the same moment."""
-        return self.generation_s * (1 - SPREAD * (GOLDEN * block % 1))
+        number = block % self.plan.blocks_per_step
+        return self.generation_s * (1 - SPREAD * (GOLDEN * number % 1))
 
     def place(self, block: int) -> tuple[Segment, int]:
         """The segment of a block, and the position in the seeded order of its first group."""
