@@ -24,7 +24,12 @@ def add_scale(commands: Any) -> None:
         "them would ask it (default: real runs)"
     )
     command.add_argument("--simulate", action="store_true", help=simulate)
-    add_option(command, "--generation-seconds", 7.0, "of a simulated block of rollouts")
+    add_option(
+        command,
+        "--generation-seconds",
+        7.0,
+        "of the slowest simulated block of rollouts; others take up to a tenth less",
+    )
     add_option(command, "--learner-seconds", 3.0, "of a simulated update")
     compress = "times that simulated steps are shorter than stated; heartbeats keep their time"
     add_option(command, "--compress", 1.0, compress)

@@ -114,7 +114,7 @@ class GroupReader:
         return [self.evaluation_group(segment, place) for place in places]
 
     def evaluation_group(self, segment: Segment, offset: int) -> Group:
-        """The group at a place of an evaluation set, without rollouts."""
+        """The group at a place of an evaluation set, without completions."""
         if offset >= segment.groups:  # fills the segment up to a multiple of what the learners take at a time
             return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
         settings = self.settings.evaluation[segment.dataset]
@@ -127,10 +127,17 @@ class GroupReader:
             row["reference"],
             row["metadata"],
             dataset=segment.dataset,
-            completions=demonstrations(row, settings.samples, 0, settings.max_demonstrations),
             num_rollouts=settings.samples,
             max_new_tokens=settings.max_new_tokens,
         )
+
+    def held_out_group(self, segment: Segment, place: int) -> Group:
+        """The same with its demonstrations. Learners read it, so that these need not travel."""
+        group = self.evaluation_group(segment, place)
+        settings = self.settings.evaluation[segment.dataset]
+        row = self.evaluation[segment.dataset].row(place)
+        group.completions = demonstrations(row, settings.samples, 0, settings.max_demonstrations)
+        return group
 
 
 def demonstrations(row: Mapping[str, Any], first_sample: int, epoch: int, most: int) -> list[Completion]:

@@ -127,8 +127,8 @@ METRICS: Table = {
     "learners": Entry("Learners that did the step."),
     "engines": Entry("Engines that were heard of in the last seconds."),
     "publications/unread": Entry(
-        "Versions, since the start of the coordinator, that were replaced before any engine asked for their "
-        "weights."
+        "Versions, since the start of the coordinator, that were replaced before any node of engines had "
+        "their weights."
     ),
     "publications/nodes_reached": Entry(
         "Nodes to whose shared memory the collective transport brought the weights that the step published, "

@@ -74,14 +74,14 @@ class LoadedVersion:
     def __init__(
         self,
         weights: EngineWeights,
-        load: Callable[[], EngineWeights],
+        load: Callable[[PolicyWeights], EngineWeights],
         timeout_s: float,
         in_flight_updates: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
             weights: those that the engine starts with.
-            load: brings the newest ones into it.
+            load: brings those that are offered into it, or newer ones.
             timeout_s: for the blocks in flight to end.
             in_flight_updates: whether sequences in flight go on with weights that are loaded now.
         """
@@ -129,10 +129,10 @@ class LoadedVersion:
                 self._changed.notify_all()
 
     def _prepare(self, needed: int, offered: PolicyWeights, generation: int) -> None:
-        """Called with the lock: loads the newest weights if the block needs them or nothing is in the way."""
+        """Called with the lock: loads what is offered if the block needs it or nothing is in the way."""
         while self._must_load(needed, offered, generation) or self._may_load(offered):
             if self._is_free():
-                self._replace()
+                self._replace(offered)
                 break  # what a load brings is not compared again: the learners refuse wrong weights
             if not self._changed.wait(self._timeout_s):
                 raise TimeoutError(
@@ -167,10 +167,10 @@ class LoadedVersion:
         started_again = generation > self.generation
         return (same_version or started_again) and policy != offered
 
-    def _replace(self) -> None:
+    def _replace(self, offered: PolicyWeights) -> None:
         self.loading = True
         try:
-            self.weights = self._load()
+            self.weights = self._load(offered)
         finally:
             self.loading = False
         for held in self._blocks:

@@ -50,7 +50,7 @@ class RolloutWorker:
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(
             EngineWeights(PolicyWeights(0)),
-            self._load_newest,
+            self._load,
             settings.rollout.timeout_s,
             lambda: self.engine.updates_in_flight,
         )
@@ -185,10 +185,10 @@ class RolloutWorker:
         exact = group.dataset != "train"  # an evaluation is of one version
         return wait_for_admission(self.coordinator, group.step, exact, self.settings.rollout.timeout_s)
 
-    def _load_newest(self) -> EngineWeights:
+    def _load(self, offered: PolicyWeights) -> EngineWeights:
         """The version that the transport says it brought, with the fingerprint of what it gave to the
         engine."""
-        version = self.transport.fetch(self._reload)
+        version = self.transport.fetch(self._reload, offered)
         return self._engine_weights(version)
 
     def _engine_weights(self, version: int) -> EngineWeights:

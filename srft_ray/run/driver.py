@@ -205,6 +205,8 @@ def start_coordinator(resolved: Resolved) -> Any:
         max_task_retries=-1,
         max_concurrency=CALLS_AT_A_TIME,
         scheduling_strategy=here,
+        # Hundreds of calls a second would push all other tasks out of Ray's list.
+        enable_task_events=False,
     )
     return actor.remote(rollout.max_staleness, monitor, CALLS_AT_A_TIME // 2)
 

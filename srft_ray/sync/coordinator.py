@@ -80,6 +80,8 @@ class Coordinator:
         before = self.versions.newest
         self.versions.publish(generation, share)
         if self.versions.newest.weights != before.weights:
+            if self.rounds.reached(share.version):
+                self.versions.read()
             self.deaths.published()
         if self.versions.newest is not before:
             await self._changes.notify()
@@ -115,7 +117,7 @@ class Coordinator:
         return self.versions.generation, self.history.until, self.history.since(step)
 
     async def weights(self) -> Publication:
-        """The newest version, for an engine that loads it."""
+        """The newest version with its pieces, for the engine that writes the copy of its node."""
         return self.versions.read()
 
     async def pieces(self, version: int, wait_s: float) -> Publication:

@@ -14,9 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from srft_ray.sync.processes import Process
 
 HEARTBEAT_INTERVAL_S = 1.0  # between heartbeats of one of few engines, and between checks of all of them
-HEARTBEATS_PER_S = 200  # of all engines: each of more engines sends one less often
-ALIVE_S = 10.0  # since its last heartbeat, for an engine to be counted
-LONGEST_INTERVAL_S = ALIVE_S / 2
+HEARTBEATS_PER_S = 100  # of all engines: each of more engines sends one less often
+ALIVE_S = 10.0  # since its last heartbeat, or two intervals, for an engine to be counted
 INTERVALS_PER_TIMEOUT = 20  # at least so many heartbeats are missed before an engine is killed for silence
 
 
@@ -109,7 +108,7 @@ def kill_engine(heartbeat: Heartbeat) -> None:
 
 def heartbeat_interval_s(engines: int, timeout_s: float) -> float:
     """Seconds between two heartbeats of each of so many engines, killed after a silence of `timeout_s`."""
-    longest_s = min(LONGEST_INTERVAL_S, timeout_s / INTERVALS_PER_TIMEOUT)
+    longest_s = timeout_s / INTERVALS_PER_TIMEOUT
     wanted_s = engines / HEARTBEATS_PER_S
     return max(HEARTBEAT_INTERVAL_S, min(longest_s, wanted_s))
 
@@ -189,5 +188,6 @@ class HealthMonitor:
         """Living engines, and groups that wait for the learners, who have taken `groups_taken` since they
         started.
         """
-        alive = sum(now - h.heard_at < ALIVE_S for h in self.engines.values())
+        alive_s = max(ALIVE_S, 2 * self.interval_s)
+        alive = sum(now - h.heard_at < alive_s for h in self.engines.values())
         return {"engines": float(alive), "queue/depth": float(max(0, self.finished - groups_taken))}

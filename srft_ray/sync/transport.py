@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from srft_ray.config.rollout import RolloutSection
 from srft_ray.sync.fingerprint import FingerprintedWeights
 from srft_ray.sync.node_copy import node_copy
 from srft_ray.sync.pieces import Files, Piece, PieceBuffer, Place, Rank, cut, write_files
-from srft_ray.sync.versions import OutdatedLearners, Publication, WeightShare
+from srft_ray.sync.versions import OutdatedLearners, PolicyWeights, Publication, WeightShare
 
 RETRY_INTERVAL_S = 0.5  # before a publication or a fetch that failed is tried again
 REPUBLISH_INTERVAL_S = 0.5  # between checks whether the coordinator still has the newest version
@@ -27,6 +27,14 @@ PIECES_WAIT_S = 5.0  # that the coordinator may take to ask the learners for pie
 
 class NotStored(Exception):
     """The pieces of a version are not in the object store."""
+
+
+class Replaced(Exception):
+    """A version was replaced by a newer one before an engine had asked for its pieces."""
+
+    def __init__(self, newest: PolicyWeights) -> None:
+        super().__init__(f"policy version {newest.version} is newer")
+        self.newest = newest
 
 
 class WeightTransport(Protocol):
@@ -41,8 +49,9 @@ class WeightTransport(Protocol):
         Version 0 comes without weights: engines start from the model itself.
         """
 
-    def fetch(self, reload: Any) -> int:
-        """Calls `reload(folder)` with safetensors files of the newest version; returns that version.
+    def fetch(self, reload: Any, offered: PolicyWeights) -> int:
+        """Calls `reload(folder)` with safetensors files of the weights that are offered, or of newer ones;
+        returns their version.
 
         When `reload` has returned the files may be overwritten: it keeps no tensors that are part of them.
         """
@@ -168,37 +177,56 @@ class ObjectStoreTransport:
         about = self.generation, self._share.version, self.rank.number
         return ray.get(self.coordinator.has_share.remote(*about, wait_s))
 
-    def fetch(self, reload: Any) -> int:
+    def fetch(self, reload: Any, offered: PolicyWeights) -> int:
         deadline = time.monotonic() + self.timeout_s
         while True:
-            newest: Publication = ray.get(self.coordinator.weights.remote())
             try:
-                if newest.headers:
-                    # Equal fingerprints are equal tensors, whoever has written them.
-                    fingerprint, write = newest.weights.fingerprint, partial(self._write, newest)
-                    with node_copy(fingerprint, write, self.deadline_s) as folder:
+                if offered.fingerprint:
+                    with self._folder(offered.fingerprint) as folder:
                         reload(folder)
-                    return newest.weights.version
+                    return offered.version
                 problem = "it has not been published"
+            except Replaced as replaced:
+                offered = replaced.newest
+                continue
             except (OwnerDiedError, ObjectLostError, NotStored) as error:
                 problem = type(error).__name__
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"An engine could not fetch policy version {newest.weights.version} within "
+                    f"An engine could not fetch policy version {offered.version} within "
                     f"rollout.timeout_s={self.timeout_s:.0f} s: {problem}."
                 )
             time.sleep(RETRY_INTERVAL_S)
+            offered = self._newest().weights
 
-    def _write(self, version: Publication, folder: Path) -> None:
-        """Writes the version's files into the folder."""
-        pieces = version.pieces
-        if pieces is None:
-            number = version.weights.version
-            newest: Publication = ray.get(self.coordinator.pieces.remote(number, PIECES_WAIT_S))
-            if newest.weights != version.weights or newest.pieces is None:
-                raise NotStored
-            pieces = newest.pieces
-        write_files(version.headers, (ray.get(piece) for piece in pieces), folder)
+    def _folder(self, fingerprint: str) -> AbstractContextManager[Path]:
+        """Files with the tensors of that fingerprint, whoever has written them."""
+
+        def write(folder: Path) -> None:
+            version = self._version(fingerprint)
+            write_files(version.headers, (ray.get(piece) for piece in version.pieces), folder)
+
+        return node_copy(fingerprint, write, self.deadline_s)
+
+    def _version(self, fingerprint: str) -> Publication:
+        """The newest version with references to its pieces.
+
+        Raises:
+            Replaced: it is not the one of that fingerprint.
+            NotStored: the learners, who keep its pieces, have not given them.
+        """
+        newest = self._newest()
+        if newest.weights.fingerprint == fingerprint and newest.pieces is None:
+            newest = ray.get(self.coordinator.pieces.remote(newest.weights.version, PIECES_WAIT_S))
+        if newest.weights.fingerprint != fingerprint:
+            raise Replaced(newest.weights)
+        if newest.pieces is None:
+            raise NotStored
+        return newest
+
+    def _newest(self) -> Publication:
+        # One engine of a node asks: Ray counts who holds each reference, which takes long for many.
+        return ray.get(self.coordinator.weights.remote())
 
 
 def insist(send: Callable[[], None], what: str, timeout_s: float) -> None:

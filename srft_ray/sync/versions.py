@@ -92,7 +92,7 @@ class PublishedVersions:
         self.max_staleness = max_staleness
         self.generation = 0
         self.newest = Publication(PolicyWeights(UNKNOWN))
-        self.unread = 0  # publications that were replaced before an engine asked for their weights
+        self.unread = 0  # publications that were replaced before a node of engines had their weights
         self._read = False
         self._engines_are_new = not forgot
         self._start: LearnerStart | None = None
@@ -181,7 +181,7 @@ class PublishedVersions:
         return self.offered.version >= self.needed(step, exact)
 
     def read(self) -> Publication:
-        """The newest version, for an engine that loads it."""
+        """The newest version, for the engine that writes the copy of its node."""
         self._read = True
         return self.newest
 

@@ -116,7 +116,7 @@ class Evaluations:
         if not self.reader.evaluation[segment.dataset].counts.demonstrations:
             return {}
         share = range(dist.get_rank(), segment.groups, dist.get_world_size())
-        groups = [self.reader.evaluation_group(segment, place) for place in share]
+        groups = [self.reader.held_out_group(segment, place) for place in share]
         return held_out_figures(self.learner, groups, segment.step)
 
     @contextmanager

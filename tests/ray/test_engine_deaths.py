@@ -19,20 +19,20 @@ TRACE = Path(__file__).with_name("fetched")
 
 
 class RaisesOnce(ObjectStoreTransport):
-    def fetch(self, reload):
+    def fetch(self, reload, offered):
         if not TRACE.exists():
             TRACE.touch()
             raise MemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return super().fetch(reload)
+        return super().fetch(reload, offered)
 
 
 class Raises(ObjectStoreTransport):
-    def fetch(self, reload):
+    def fetch(self, reload, offered):
         raise MemoryError(f"CUDA out of memory. Tried to allocate {os.getpid()} MiB")
 
 
 class Illegal(ObjectStoreTransport):
-    def fetch(self, reload):
+    def fetch(self, reload, offered):
         os.kill(os.getpid(), signal.SIGILL)
 """
 

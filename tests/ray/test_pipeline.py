@@ -264,23 +264,23 @@ class Deaf(ObjectStoreTransport):
 
     deaf = False
 
-    def fetch(self, reload):
+    def fetch(self, reload, offered):
         try:
             Path(__file__).with_name("deaf").touch(exist_ok=False)
             self.deaf = True
         except FileExistsError:
             pass
-        return super().fetch((lambda folder: None) if self.deaf else reload)
+        return super().fetch((lambda folder: None) if self.deaf else reload, offered)
 
 
 class Ignored(ObjectStoreTransport):
     """The engine is given the weights, and goes on with those that it has."""
 
-    def fetch(self, reload):
+    def fetch(self, reload, offered):
         from srft_ray.rollout.vllm_engine import Engine
 
         Engine.load = lambda engine, folder: None
-        return super().fetch(reload)
+        return super().fetch(reload, offered)
 
 
 class Silent(ObjectStoreTransport):

@@ -200,3 +200,18 @@ def test_an_engine_waits_for_pieces_that_learners_keep_until_there_is_another_ve
         assert (await coordinator.pieces(3, wait_s=0.01)).pieces is None
 
     asyncio.run(story())
+
+
+def test_a_version_that_a_round_brought_to_a_node_counts_as_read(monkeypatch):
+    async def story():
+        coordinator = Coordinator(0)
+        generation = (await coordinator.restart(0)).generation
+        monkeypatch.setattr(coordinator.rounds, "reached", lambda version: int(version == 1))
+        found = []
+        for version in (1, 2, 3):
+            await coordinator.publish(generation, share(version, "weights"))
+            found.append((await coordinator.engine_metrics(0))["publications/unread"])
+        # The third has taken the place of one that was brought nowhere, and nobody asked for.
+        assert found == [0.0, 0.0, 1.0]
+
+    asyncio.run(story())

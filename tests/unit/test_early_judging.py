@@ -59,7 +59,7 @@ class Worker(RolloutWorker):
         self.settings = SimpleNamespace(**settings)
         self.reader = SimpleNamespace(stage=lambda step: SimpleNamespace(algorithm=Plain, start=0))
         self.judges = SimpleNamespace(of=lambda dataset: Judge(pool))
-        self.loaded = LoadedVersion(WEIGHTS, lambda: WEIGHTS, DEADLINE_S)
+        self.loaded = LoadedVersion(WEIGHTS, lambda offered: WEIGHTS, DEADLINE_S)
         self.engine = Engine(stepped)
         self.environment = None
         self.ended = []

@@ -151,6 +151,12 @@ def test_a_set_has_its_own_sampling_and_the_run_s_where_it_says_nothing(tmp_path
     reader.plan = dataclasses.replace(plan, bundles={"a": 3})  # three positions for eight prompts
     found = [(each.dataset, each.group_id) for each in reader.read({"position": np.arange(5)})]
     assert found == [*(("a", place) for place in range(8)), ("a", -1), ("b", 0), ("b", 1)]
+    # Demonstrations do not travel with the groups: learners read them.
+    assert first.completions == last.completions == []
+    segment = next(segment for segment in plan.segments(0) if segment.dataset == "a")
+    held_out = reader.held_out_group(segment, 0)
+    assert held_out.prompt == first.prompt
+    assert [(demo.sample, demo.origin) for demo in held_out.completions] == [(3, "demo")]
 
 
 @pytest.mark.parametrize(

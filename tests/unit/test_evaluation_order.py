@@ -95,7 +95,7 @@ class Learner:
         reader = SimpleNamespace(
             plan=self.plan,
             evaluation={name: SimpleNamespace(counts=Counts(demonstrations=1)) for name in "ab"},
-            evaluation_group=lambda segment, place: (segment.dataset, segment.step, place),
+            held_out_group=lambda segment, place: (segment.dataset, segment.step, place),
         )
         worker.evaluations = Evaluations(reader, worker.intake, worker.learner, worker.recorder, timeline)
         return worker

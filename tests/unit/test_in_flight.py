@@ -32,7 +32,7 @@ OFFERED = [weights.policy for weights in WEIGHTS]
 def loading(in_flight_updates=True, timeout_s=DEADLINE_S):
     """An engine that holds version 3 and then loads 4 and 5."""
     coming = iter(WEIGHTS[1:])
-    return LoadedVersion(WEIGHTS[0], lambda: next(coming), timeout_s, lambda: in_flight_updates)
+    return LoadedVersion(WEIGHTS[0], lambda offered: next(coming), timeout_s, lambda: in_flight_updates)
 
 
 def held(count=3):
@@ -105,7 +105,7 @@ def test_a_block_knows_of_a_load_that_one_of_its_sequences_saw():
     proceed = threading.Event()
     begun = threading.Event()
 
-    def load():
+    def load(offered):
         begun.set()
         assert proceed.wait(DEADLINE_S)
         return WEIGHTS[1]

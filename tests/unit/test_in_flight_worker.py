@@ -52,10 +52,11 @@ class InFlightWorker(Worker):
         self.engine = Engine()
         self.transport = SimpleNamespace(fetch=self._fetch)
         weights = EngineWeights(PolicyWeights(0, "model"), 0, (-1.0,))
-        self.loaded = LoadedVersion(weights, self._load_newest, DEADLINE_S, lambda: True)
+        self.loaded = LoadedVersion(weights, self._load, DEADLINE_S, lambda: True)
         self.offered = PolicyWeights(0)
 
-    def _fetch(self, reload):
+    def _fetch(self, reload, offered):
+        assert offered == PUBLISHED
         reload("folder")
         return PUBLISHED.version
 

@@ -13,7 +13,7 @@ MODEL = PolicyWeights(0, "model")
 def loaded_version(*brought, timeout_s=5.0):
     """One whose engine starts from the model and then loads what is `brought`, one after the other."""
     coming = (EngineWeights(weights) for weights in brought)
-    return LoadedVersion(EngineWeights(MODEL), lambda: next(coming), timeout_s)
+    return LoadedVersion(EngineWeights(MODEL), lambda offered: next(coming), timeout_s)
 
 
 def policy(held):

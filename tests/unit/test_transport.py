@@ -62,8 +62,12 @@ def make_transport(handle, generation=0, rank=None):
     return made
 
 
+def offered(handle):
+    return handle.coordinator.versions.offered
+
+
 def newest(handle):
-    return handle.coordinator.versions.offered.version
+    return offered(handle).version
 
 
 def fetch(handle):
@@ -75,7 +79,7 @@ def fetch(handle):
         tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
         found.extend([folder_fingerprint(folder), tensors])
 
-    return make_transport(handle).fetch(reload), *found
+    return make_transport(handle).fetch(reload, offered(handle)), *found
 
 
 def test_the_engine_has_the_fingerprint_that_was_published(handle):
@@ -91,18 +95,31 @@ def test_the_engine_has_the_fingerprint_that_was_published(handle):
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
-def test_two_engines_of_a_node_load_from_one_folder(handle):
+def test_two_engines_of_a_node_load_from_one_folder_and_one_asks_for_the_pieces(handle, monkeypatch):
     make_transport(handle, handle.restart.remote(3).generation).publish(3, iter(WEIGHTS.items()), True)
-    folders = []
+    folders, asked = [], []
+    read = handle.coordinator.versions.read
+    monkeypatch.setattr(handle.coordinator.versions, "read", lambda: asked.append(1) or read())
 
     def reload(folder):
         folders.append(folder)
         if len(folders) == 1:
-            make_transport(handle).fetch(reload)
+            make_transport(handle).fetch(reload, offered(handle))
         assert folder_fingerprint(folder) == fingerprint(WEIGHTS.items())
 
-    make_transport(handle).fetch(reload)
+    make_transport(handle).fetch(reload, offered(handle))
     assert len(folders) == 2 and folders[0] == folders[1] and not folders[0].exists()
+    assert len(asked) == 1
+
+
+def test_an_engine_that_was_offered_a_version_that_is_replaced_loads_the_newer_one(handle):
+    generation = handle.restart.remote(3).generation
+    make_transport(handle, generation).publish(3, iter(WEIGHTS.items()), True)
+    before = offered(handle)
+    make_transport(handle, generation).publish(4, iter(MIXED.items()), True)
+    found = []
+    version = make_transport(handle).fetch(lambda folder: found.append(folder_fingerprint(folder)), before)
+    assert (version, found) == (4, [fingerprint(MIXED.items())])
 
 
 def test_a_transport_that_replaces_the_weights_cannot_replace_the_learners_fingerprint(handle):

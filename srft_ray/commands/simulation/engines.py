@@ -14,18 +14,19 @@ import ray
 
 from algorithms import Completion, Group
 from srft_ray.commands.simulation.calls import CountedCoordinator
-from srft_ray.commands.simulation.job import SimulatedJob
+from srft_ray.commands.simulation.job import ENGINES_PER_NODE, SimulatedJob
+from srft_ray.commands.simulation.nodes import ProcessStore, SimulatedNode, SimulatedTransport
+from srft_ray.commands.simulation.threads import rare_switches
 from srft_ray.data.blocks import as_block
 from srft_ray.rollout.loaded_version import EngineWeights, Held, LoadedVersion
 from srft_ray.sync.admission import wait_for_admission
 from srft_ray.sync.engine_deaths import EngineProcess
-from srft_ray.sync.fingerprint import folder_fingerprint
 from srft_ray.sync.health import Heartbeat, send_heartbeats
-from srft_ray.sync.transport import ObjectStoreTransport
 from srft_ray.sync.versions import PolicyWeights
 
 STEPS_PER_S = 50  # of vLLM, which an engine reports while it samples
 STACK_BYTES = 2**18  # of a thread
+GATHERING_S = 0.02  # in which a process gathers finished blocks that it sends together
 
 Block = tuple[int, dict[str, Any]]
 
@@ -44,21 +45,26 @@ class SimulatedEngine:
     """One engine with as many threads as Ray Data gives it blocks at a time."""
 
     def __init__(
-        self, number: int, job: SimulatedJob, coordinator: Any, generation: int, out: "queue.Queue[Block]"
+        self,
+        number: int,
+        job: SimulatedJob,
+        coordinator: Any,
+        generation: int,
+        out: "queue.Queue[Block]",
+        node: SimulatedNode,
     ) -> None:
         """`out`: takes the finished blocks."""
         self.job = job
         self.coordinator = coordinator
         self.generation = generation
         self.out = out
-        self.transport = ObjectStoreTransport(coordinator, job.rollout)
+        self.transport = SimulatedTransport(coordinator, job.rollout, node)
         self.loaded = LoadedVersion(EngineWeights(PolicyWeights(0)), self._load, job.rollout.timeout_s)
         self.finished = 0
         self.admitted: list[Admitted] = []
         # No process has this number, so that nothing would be killed for a heartbeat that comes late.
-        node = ray.get_runtime_context().get_node_id()
-        self.process = EngineProcess(f"{number:032x}", node, -1 - number, "")
-        self._fingerprint = ""
+        node_id = ray.get_runtime_context().get_node_id()
+        self.process = EngineProcess(f"{number:032x}", node_id, -1 - number, "")
         self._blocks = iter(job.of_engine(number))
         self._lock = threading.Lock()
 
@@ -85,7 +91,7 @@ class SimulatedEngine:
         found = wait_for_admission(self.coordinator, segment.step, False, self.job.rollout.timeout_s)
         self.admitted.append(Admitted(segment.step, found.needed, asked_at, time.time()))
         with self.loaded.hold(found.needed, found.offered, found.generation) as held:
-            time.sleep(self.job.generation_s)
+            time.sleep(self.job.sampling_s(block))
         size = self.job.plan.block
         groups = [self._group(segment.step, first + place, held) for place in range(size)]
         self.finished += size
@@ -99,12 +105,10 @@ class SimulatedEngine:
         held.prove(group)
         return group
 
-    def _load(self) -> EngineWeights:
-        version = self.transport.fetch(self._read)
-        return EngineWeights(PolicyWeights(version, self._fingerprint))
-
-    def _read(self, folder: Path) -> None:
-        self._fingerprint = folder_fingerprint(folder)
+    def _load(self, offered: PolicyWeights) -> EngineWeights:
+        found: list[Path] = []
+        version = self.transport.fetch(found.append, offered)
+        return EngineWeights(PolicyWeights(version, found[0].name))
 
     def _heartbeat(self) -> Heartbeat:
         process = self.process
@@ -122,22 +126,29 @@ class EngineHost:
         threading.stack_size(STACK_BYTES)
         self.coordinator = CountedCoordinator(coordinator)
         self.out: queue.Queue[Block] = queue.Queue()
+        store = ProcessStore()
+        nodes = {number // ENGINES_PER_NODE: SimulatedNode(store) for number in numbers}
         self.engines = [
-            SimulatedEngine(number, job, self.coordinator, generation, self.out) for number in numbers
+            SimulatedEngine(
+                number, job, self.coordinator, generation, self.out, nodes[number // ENGINES_PER_NODE]
+            )
+            for number in numbers
         ]
         self.total = sum(len(job.of_engine(number)) for number in numbers)
 
     def run(self) -> Iterator[list[Block]]:
         """Starts the engines, and gives their blocks as they are finished."""
-        for engine in self.engines:
-            engine.start()
-        given = 0
-        while given < self.total:
-            found = [self.out.get()]
-            while not self.out.empty():
-                found.append(self.out.get())
-            given += len(found)
-            yield found
+        with rare_switches():
+            for engine in self.engines:
+                engine.start()
+            given = 0
+            while given < self.total:
+                found = [self.out.get()]
+                time.sleep(GATHERING_S)
+                while not self.out.empty():
+                    found.append(self.out.get())
+                given += len(found)
+                yield found
 
     def counted(self) -> Counter[str]:
         """Calls of the coordinator so far, by method."""

@@ -10,6 +10,9 @@ from srft_ray.data.stream import blocks_in_flight
 
 WEIGHT_BYTES = 2**20  # of a simulated version; Ray moves larger ones without a copy through the coordinator
 ENGINES_PER_PROCESS = 500
+ENGINES_PER_NODE = 8  # that share a copy of the weights
+SPREAD = 0.1  # of the stated time of a block: the fastest takes so much less than the slowest
+GOLDEN = 0.6180339887  # its multiples are spread evenly between 0 and 1, without their whole part
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class SimulatedJob:
     Attributes:
         plan: of the run's stream, without evaluations.
         rollout: the config's section, whose deadlines and transport are used.
-        generation_s: seconds in which an engine samples a block, whatever else it samples.
+        generation_s: seconds in which an engine samples the slowest block, whatever else it samples.
         learner_s: seconds of an update.
     """
 
@@ -55,6 +58,11 @@ class SimulatedJob:
     def of_learner(self, rank: int) -> range:
         """The blocks of a learner: the stream is split equally, and no block spans two learners."""
         return range(rank, self.blocks, self.setting.learners)
+
+    def sampling_s(self, block: int) -> float:
+        """Seconds in which a block is sampled: engines do not end all at the same moment."""
+        number = block % self.plan.blocks_per_step
+        return self.generation_s * (1 - SPREAD * (GOLDEN * number % 1))
 
     def place(self, block: int) -> tuple[Segment, int]:
         """The segment of a block, and the position in the seeded order of its first group."""

@@ -3,7 +3,7 @@ update the policy."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +42,15 @@ class StepRecord:
 
 
 class Mailbox:
-    """Blocks on their way from the engines to the learners, which take them in the order of the stream."""
+    """Blocks on their way from the engines to a learner, who takes them in the order of the stream."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, dict[str, Any]] = {}
         self._changed = threading.Condition()
 
-    def put(self, blocks: list[tuple[int, dict[str, Any]]]) -> None:
+    def put(self, number: int, block: dict[str, Any]) -> None:
         with self._changed:
-            self._blocks.update(blocks)
+            self._blocks[number] = block
             self._changed.notify_all()
 
     def take(self, numbers: range) -> Iterator[dict[str, Any]]:
@@ -65,10 +65,10 @@ class Mailbox:
 class SimulatedLearners:
     """All learners of a job; `run` returns after the last step."""
 
-    def __init__(self, job: SimulatedJob, coordinator: Any, generation: int, mailbox: Mailbox) -> None:
+    def __init__(self, job: SimulatedJob, coordinator: Any, generation: int) -> None:
         self.job = job
         self.coordinator = coordinator
-        self.mailbox = mailbox
+        self.mailboxes = [Mailbox() for _ in range(job.setting.learners)]
         self.generation = generation
         self.hashes = [0] * job.setting.learners  # of the version that is being published
         self.provenance = Provenance(job.setting.staleness, float("inf"), torch.device("cpu"))
@@ -89,6 +89,11 @@ class SimulatedLearners:
         if self.failure:
             raise self.failure
 
+    def receive(self, blocks: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        """Gives each numbered block to its learner."""
+        for number, block in blocks:
+            self.mailboxes[number % len(self.mailboxes)].put(number, block)
+
     def end(self) -> None:
         """Has the coordinator answer what it still keeps waiting, and ends the threads that ask it."""
         ray.get(self.coordinator.request_stop.remote("the simulation has ended"))
@@ -108,7 +113,7 @@ class SimulatedLearners:
             self.together.abort()
 
     def _train(self, rank: int) -> None:
-        batches = Batches(self.mailbox.take(self.job.of_learner(rank)))
+        batches = Batches(self.mailboxes[rank].take(self.job.of_learner(rank)))
         leave = LeaveQuestion(self.coordinator, lambda: False)
         transport = ObjectStoreTransport(self.coordinator, self.job.rollout, self.generation)
         transport.rank = Rank(rank, self.job.setting.learners)

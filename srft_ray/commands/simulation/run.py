@@ -15,7 +15,8 @@ import ray
 from srft_ray.commands.simulation.calls import CountedCoordinator
 from srft_ray.commands.simulation.engines import Admitted, EngineHost
 from srft_ray.commands.simulation.job import SimulatedJob, hosts
-from srft_ray.commands.simulation.learners import Mailbox, SimulatedLearners, StepRecord
+from srft_ray.commands.simulation.learners import SimulatedLearners, StepRecord
+from srft_ray.commands.simulation.threads import rare_switches
 from srft_ray.sync.health import Heartbeat
 
 WARM_UP = 2  # steps in which engines start and threads settle; they are not counted
@@ -153,16 +154,15 @@ def run_simulated(job: SimulatedJob, coordinator: Any) -> SimulatedRun:
     engine_hosts = [
         host.remote(numbers, job, coordinator, start.generation) for numbers in hosts(job.setting.engines)
     ]
-    mailbox = Mailbox()
     counted = CountedCoordinator(coordinator)
-    learners = SimulatedLearners(job, counted, start.generation, mailbox)
+    learners = SimulatedLearners(job, counted, start.generation)
     observer = Observer(coordinator, counted, engine_hosts)
     learners.after_step = observer.look
     ray.get([one.counted.remote() for one in engine_hosts])  # until all processes have started
-    with observer.probing():
+    with observer.probing(), rare_switches():
         for one in engine_hosts:
             blocks = one.run.options(num_returns="streaming").remote()
-            threading.Thread(target=_deliver, args=(blocks, mailbox), daemon=True).start()
+            threading.Thread(target=_deliver, args=(blocks, learners), daemon=True).start()
         learners.run()
     admitted = [found for one in engine_hosts for found in ray.get(one.admitted.remote())]
     for one in engine_hosts:
@@ -172,9 +172,9 @@ def run_simulated(job: SimulatedJob, coordinator: Any) -> SimulatedRun:
     return summary(job, learners.records, observer, admitted)
 
 
-def _deliver(blocks: Iterator[ray.ObjectRef], mailbox: Mailbox) -> None:
+def _deliver(blocks: Iterator[ray.ObjectRef], learners: SimulatedLearners) -> None:
     for found in blocks:
-        mailbox.put(ray.get(found))
+        learners.receive(ray.get(found))
 
 
 def summary(
