@@ -19,6 +19,7 @@ import ray
 import torch
 
 from srft_ray.config.rollout import RolloutSection
+from srft_ray.sync.admission import wait_for_admission
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.fingerprint import FingerprintedWeights, fingerprint, folder_fingerprint
 from srft_ray.sync.pieces import Rank
@@ -93,12 +94,14 @@ class EngineActor:
 
     def __init__(self, coordinator: object, transport: str) -> None:
         torch.set_num_threads(1)
+        self.coordinator = coordinator
         self.transport = transport_class(transport)(coordinator, section())
         self.found = ""
 
-    def fetch(self) -> tuple[float, str]:
+    def fetch(self, version: int) -> tuple[float, str]:
         """(seconds, fingerprint)."""
-        cost = timed(lambda: self.transport.fetch(self._reload))
+        admission = wait_for_admission(self.coordinator, version, True, START_TIMEOUT_S)
+        cost = timed(lambda: self.transport.fetch(self._reload, admission.offered))
         return cost.wall, self.found
 
     def cpu_s(self) -> float:
@@ -127,7 +130,7 @@ def publish(version: int, senders: list, receivers: list) -> Publication:
     everybody = [*senders, *receivers]
     before = sum(ray.get([one.cpu_s.remote() for one in everybody]))
     sent = ray.get([sender.publish.remote(version) for sender in senders])
-    received = ray.get([receiver.fetch.remote() for receiver in receivers])
+    received = ray.get([receiver.fetch.remote(version) for receiver in receivers])
     after = sum(ray.get([one.cpu_s.remote() for one in everybody]))
     published = fingerprint_of(sum(part for _, part in sent))
     assert {found for _, found in received} == {published}, "an engine has other weights"
