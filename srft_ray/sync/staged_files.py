@@ -106,10 +106,13 @@ class StagedFiles:
         return len(self.headers.get(place.file, b"")) + place.start
 
     def _read(self, place: Place, data: np.ndarray) -> None:
-        """The system gives at most 2 GiB at a time."""
+        """The system gives at most 2 GiB at a time. Raises OSError where the file ends before."""
         done, start = 0, self._start(place)
         while done < place.size:
-            done += os.preadv(self._opened[place.file], [data[done:]], start + done)
+            count = os.preadv(self._opened[place.file], [data[done:]], start + done)
+            if not count:
+                raise OSError(f"{self.folder / place.file} was cut while its learner still has it")
+            done += count
 
 
 def _hold_or_make(folder: Path) -> int:

@@ -165,7 +165,7 @@ class ObjectStoreTransport:
                             self._send()
             except OutdatedLearners:
                 return
-            except (RayError, TimeoutError):
+            except (RayError, TimeoutError, OSError):
                 continue  # it is tried again; the learner finds out by itself that no rollouts come
 
     def close(self) -> None:

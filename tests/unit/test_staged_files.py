@@ -160,3 +160,11 @@ def test_what_has_no_room_goes_into_the_store(
     write_files(share.headers, stored, tmp_path)
     assert folder_fingerprint(tmp_path) == fingerprint(WEIGHTS.items())
     assert not list(memory.iterdir())
+
+
+def test_files_that_were_cut_are_an_error_and_no_endless_loop() -> None:
+    staged, _ = stage("cut")
+    for file in staged.folder.iterdir():
+        os.truncate(file, 10)
+    with pytest.raises(OSError, match="was cut while its learner still has it"):
+        list(staged.pieces(100))
