@@ -117,11 +117,21 @@ class GroupReader:
         """The group at a place of an evaluation set, without completions."""
         if offset >= segment.groups:  # fills the segment up to a multiple of what the learners take at a time
             return Group(segment.step, -1, "", [], "", dataset=segment.dataset)
+        return self._group_of_row(segment, offset, self.evaluation[segment.dataset].row(offset))
+
+    def held_out_group(self, segment: Segment, place: int) -> Group:
+        """The same with its demonstrations. Learners read it, so that these need not travel."""
         settings = self.settings.evaluation[segment.dataset]
-        row = self.evaluation[segment.dataset].row(offset)
+        row = self.evaluation[segment.dataset].row(place)
+        group = self._group_of_row(segment, place, row)
+        group.completions = demonstrations(row, settings.samples, 0, settings.max_demonstrations)
+        return group
+
+    def _group_of_row(self, segment: Segment, place: int, row: Mapping[str, Any]) -> Group:
+        settings = self.settings.evaluation[segment.dataset]
         return Group(
             segment.step,
-            offset,
+            place,
             row["prompt"],
             row["prompt_ids"],
             row["reference"],
@@ -130,14 +140,6 @@ class GroupReader:
             num_rollouts=settings.samples,
             max_new_tokens=settings.max_new_tokens,
         )
-
-    def held_out_group(self, segment: Segment, place: int) -> Group:
-        """The same with its demonstrations. Learners read it, so that these need not travel."""
-        group = self.evaluation_group(segment, place)
-        settings = self.settings.evaluation[segment.dataset]
-        row = self.evaluation[segment.dataset].row(place)
-        group.completions = demonstrations(row, settings.samples, 0, settings.max_demonstrations)
-        return group
 
 
 def demonstrations(row: Mapping[str, Any], first_sample: int, epoch: int, most: int) -> list[Completion]:

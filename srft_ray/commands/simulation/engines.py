@@ -15,7 +15,7 @@ import ray
 from algorithms import Completion, Group
 from srft_ray.commands.simulation.calls import CountedCoordinator
 from srft_ray.commands.simulation.job import ENGINES_PER_NODE, SimulatedJob
-from srft_ray.commands.simulation.nodes import ProcessStore, SimulatedNode, SimulatedTransport
+from srft_ray.commands.simulation.nodes import Once, SimulatedTransport
 from srft_ray.commands.simulation.threads import rare_switches
 from srft_ray.data.blocks import as_block
 from srft_ray.rollout.loaded_version import EngineWeights, Held, LoadedVersion
@@ -51,14 +51,14 @@ class SimulatedEngine:
         coordinator: Any,
         generation: int,
         out: "queue.Queue[Block]",
-        node: SimulatedNode,
+        transport: SimulatedTransport,
     ) -> None:
         """`out`: takes the finished blocks."""
         self.job = job
         self.coordinator = coordinator
         self.generation = generation
         self.out = out
-        self.transport = SimulatedTransport(coordinator, job.rollout, node)
+        self.transport = transport
         self.loaded = LoadedVersion(EngineWeights(PolicyWeights(0)), self._load, job.rollout.timeout_s)
         self.finished = 0
         self.admitted: list[Admitted] = []
@@ -126,14 +126,14 @@ class EngineHost:
         threading.stack_size(STACK_BYTES)
         self.coordinator = CountedCoordinator(coordinator)
         self.out: queue.Queue[Block] = queue.Queue()
-        store = ProcessStore()
-        nodes = {number // ENGINES_PER_NODE: SimulatedNode(store) for number in numbers}
-        self.engines = [
-            SimulatedEngine(
-                number, job, self.coordinator, generation, self.out, nodes[number // ENGINES_PER_NODE]
-            )
-            for number in numbers
-        ]
+        of_process = Once()
+        of_nodes = {number // ENGINES_PER_NODE: Once() for number in numbers}
+        self.engines = []
+        for number in numbers:
+            of_node = of_nodes[number // ENGINES_PER_NODE]
+            transport = SimulatedTransport(self.coordinator, job.rollout, of_node, of_process)
+            about = number, job, self.coordinator, generation
+            self.engines.append(SimulatedEngine(*about, self.out, transport))
         self.total = sum(len(job.of_engine(number)) for number in numbers)
 
     def run(self) -> Iterator[list[Block]]:

@@ -59,6 +59,10 @@ class SimulatedJob:
         """The blocks of a learner: the stream is split equally, and no block spans two learners."""
         return range(rank, self.blocks, self.setting.learners)
 
+    def learner_of(self, block: int) -> int:
+        """The rank that `of_learner` gives a block."""
+        return block % self.setting.learners
+
     def sampling_s(self, block: int) -> float:
         """Seconds in which a block is sampled: engines do not end all at the same moment."""
         number = block % self.plan.blocks_per_step

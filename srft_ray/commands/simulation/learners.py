@@ -92,7 +92,7 @@ class SimulatedLearners:
     def receive(self, blocks: Iterable[tuple[int, dict[str, Any]]]) -> None:
         """Gives each numbered block to its learner."""
         for number, block in blocks:
-            self.mailboxes[number % len(self.mailboxes)].put(number, block)
+            self.mailboxes[self.job.learner_of(number)].put(number, block)
 
     def end(self) -> None:
         """Has the coordinator answer what it still keeps waiting, and ends the threads that ask it."""

@@ -16,54 +16,48 @@ from srft_ray.sync.transport import ObjectStoreTransport
 from srft_ray.sync.versions import Publication
 
 
-class ProcessStore:
-    """Reads the pieces of a version once for all simulated nodes of a process.
+class Once:
+    """The newest of some values, made by the first thread that asks for it; others wait for that thread.
 
-    Each node reads them from Ray's object store in a run, but there are as many machines that do so.
+    Engines that are processes look every few milliseconds whether another one has written, which a thousand
+    of them on one machine could not.
     """
 
     def __init__(self) -> None:
-        self._newest = ("", "")  # the fingerprint that was published, and that of the tensors
+        self._key = self._value = ""
         self._lock = threading.Lock()
 
-    def fingerprint(self, version: Publication) -> str:
-        """Of the version's tensors, as they are in the files that the pieces make."""
-        published = version.weights.fingerprint
+    def get(self, key: str, make: Callable[[], str]) -> str:
         with self._lock:
-            if self._newest[0] != published:
-                with tempfile.TemporaryDirectory() as folder:
-                    write_files(version.headers, map(ray.get, version.pieces), Path(folder))
-                    self._newest = published, folder_fingerprint(Path(folder))
-            return self._newest[1]
-
-
-class SimulatedNode:
-    """Its engines wait for each other on a lock. Engines that are processes look every few milliseconds
-    whether another one has written, which a thousand of them on one machine could not.
-    """
-
-    def __init__(self, store: ProcessStore) -> None:
-        self._store = store
-        self._newest = ("", "")  # as that of the store
-        self._lock = threading.Lock()
-
-    def fingerprint(self, published: str, ask: Callable[[], Publication]) -> str:
-        """Of the tensors of the version that was published as `published`; the first engine asks for it."""
-        with self._lock:
-            if self._newest[0] != published:
-                self._newest = published, self._store.fingerprint(ask())
-            return self._newest[1]
+            if self._key != key:
+                self._value, self._key = make(), key
+            return self._value
 
 
 class SimulatedTransport(ObjectStoreTransport):
     """Asks the coordinator what engines ask it. The name of the folder that it gives is the fingerprint of
     the tensors; there is no folder.
+
+    One engine of a node asks for the pieces of a version. They are read once for all nodes of a process: in a
+    run each node reads them from Ray's object store, but there are as many machines that do so.
     """
 
-    def __init__(self, coordinator: Any, config: RolloutSection, node: SimulatedNode) -> None:
+    def __init__(self, coordinator: Any, config: RolloutSection, of_node: Once, of_process: Once) -> None:
         super().__init__(coordinator, config)
-        self._node = node
+        self._of_node = of_node
+        self._of_process = of_process
 
     @contextmanager
     def _folder(self, fingerprint: str) -> Iterator[Path]:
-        yield Path(self._node.fingerprint(fingerprint, lambda: self._version(fingerprint)))
+        yield Path(self._of_node.get(fingerprint, lambda: self._ask(fingerprint)))
+
+    def _ask(self, fingerprint: str) -> str:
+        version = self._version(fingerprint)
+        return self._of_process.get(fingerprint, lambda: _fingerprint_of_files(version))
+
+
+def _fingerprint_of_files(version: Publication) -> str:
+    """Of the version's tensors, as they are in the files that the pieces make."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(version.headers, map(ray.get, version.pieces), Path(folder))
+        return folder_fingerprint(Path(folder))
