@@ -3,12 +3,17 @@
 import copy
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from srft_ray.config.checks import check_values
 from srft_ray.config.schema import Config
@@ -63,27 +68,36 @@ def _override(text: str) -> tuple[str, DictConfig]:
         raise UserError(f"Override '{text}' cannot be read: {first_line(error)}.") from error
 
 
-def _typed(parts: Iterable[tuple[str, DictConfig]]) -> Config:
+def _typed(parts: Sequence[tuple[str, DictConfig]]) -> Config:
     """Merges the parts, each with the place it comes from, into the schema; checks the result."""
-    merged = copy.deepcopy(_SCHEMA)
-    for where, part in parts:
-        for section in part:  # one section at a time: OmegaConf does not always say which one does not fit
-            _merge(merged, part, section, where)
     try:
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(
-                f"Config key '{missing[0]}' has no value; set it in the YAML file or as {missing[0]}=… ."
-            )
+        merged = OmegaConf.merge(_SCHEMA, *(part for _, part in parts))
+    except (OmegaConfBaseException, TypeError):
+        merged = _merged_by_section(parts)
+    try:
         config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise UserError(
+            f"Config key '{key}' has no value; set it in the YAML file or as {key}=… ."
+        ) from error
     except OmegaConfBaseException as error:
         raise UserError(f"Wrong value for '{error.full_key}': {first_line(error)}.") from error
     check_values(config)
     return config
 
 
+def _merged_by_section(parts: Sequence[tuple[str, DictConfig]]) -> DictConfig:
+    """The same merge one section at a time: OmegaConf does not always say which one does not fit."""
+    merged = copy.deepcopy(_SCHEMA)
+    for where, part in parts:
+        for section in part:
+            _merge(merged, part, section, where)
+    return merged
+
+
 def _merge(merged: DictConfig, part: DictConfig, section: Any, where: str) -> None:
-    """Adds a section of the part in place; `OmegaConf.merge` would copy everything for each of them."""
+    """Adds a section of the part in place."""
     try:
         merged.merge_with(OmegaConf.masked_copy(part, [section]))
     except (ConfigKeyError, ConfigAttributeError) as error:
