@@ -4,7 +4,6 @@ DeepSpeed averages gradients over ranks; here alone the loss is multiplied by th
 caller's losses sum over all micro-batches of all ranks.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate
 from srft_ray.train.deepspeed_config import deepspeed_config
-from srft_ray.train.deepspeed_import import deepspeed
+from srft_ray.train.deepspeed_import import deepspeed, release
 from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState, Prefixed
 from srft_ray.train.lora import Adapter
 from srft_ray.train.policy_model import PolicyModel
@@ -42,7 +41,6 @@ class DeepSpeedEngine:
         adapter: Adapter | None = None,
     ) -> None:
         """`adapter`: what is trained of the model; None for all of it."""
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.zero_stage = learner.zero_stage
         if dtype == torch.bfloat16:
             widen_gradients(model)
@@ -80,6 +78,10 @@ class DeepSpeedEngine:
         self._second: list[dict[str, Tensor]] | None = None
         self._second_updates = 0
         self.weight_decay = learner.weight_decay  # of the updates to come
+
+    def close(self) -> None:
+        """The engine is not used any more."""
+        release(self.engine)
 
     def _wrapped(self, model: nn.Module, learner: LearnerSection) -> nn.Module:
         return PolicyModel(model, learner.logit_chunk_mb)

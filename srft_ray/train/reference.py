@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from srft_ray.config.training import LearnerSection
 from srft_ray.train.deepspeed_config import reference_config
+from srft_ray.train.deepspeed_import import deepspeed, release
 from srft_ray.train.policy_model import PolicyModel
 
 PREFIX = "reference|"  # of its tensors in a checkpoint
@@ -35,6 +35,11 @@ class ReferenceModel:
         if learner.zero_stage == 3:
             self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
         self._parameters = dict(self.policy.model.named_parameters())  # tied ones once
+
+    def close(self) -> None:
+        """The model is not used any more."""
+        if self.zero_stage == 3:
+            release(self.model)
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **options: Any) -> Any:
