@@ -36,7 +36,6 @@ HEAVY = {
     "vllm": {"srft_ray/rollout/vllm_engine.py"},
     "deepspeed": {
         *(f"srft_ray/train/deepspeed_{part}.py" for part in ("config", "import", "loading", "state")),
-        "srft_ray/train/reference.py",
     },
     "peft": {"srft_ray/train/lora.py"},
 }
