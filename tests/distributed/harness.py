@@ -382,7 +382,9 @@ def _cases(rank, world, model_path, cases, faults):
     outcomes = []
     for number, case in enumerate(cases):
         with faults[number](template) if faults else nullcontext():
-            outcomes.append(_steps(rank, world, case, copy.deepcopy(template), copy.deepcopy(frozen)))
+            found = _steps(rank, world, case, copy.deepcopy(template), copy.deepcopy(frozen))
+        if rank == 0:  # the others have the same, and nobody asks them
+            outcomes.append(found)
     return outcomes
 
 
