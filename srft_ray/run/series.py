@@ -108,7 +108,8 @@ def _shared(run: Resolved) -> str:
     """What runs of one series have in common, as text; empty for a run that cannot be in a series."""
     config = run.config
     # Without engines a run starts fast. One that ends before its last step leaves groups in the stream.
-    if not run.needs_engines or config.trainer.patience is not None:
+    # DeepSpeed's engine of ZeRO 3 leaves its model in the memory of the process.
+    if not run.needs_engines or config.trainer.patience is not None or config.learner.zero_stage == 3:
         return ""
     sections: dict[str, Any] = {}
     for name, values in dataclasses.asdict(config).items():

@@ -7,6 +7,7 @@ import torch
 
 from srft_ray.observe.start import StartClock
 from srft_ray.sync.versions import LearnerStart
+from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.job import Batches, Job
 from srft_ray.train.parity import ParityError
 from srft_ray.train.worker import LearnerWorker
@@ -19,25 +20,40 @@ def train_series(jobs: Sequence[Job], starts: Sequence[LearnerStart], batches: B
         starts: where runs begin, in the order of training, those that are done left out.
     """
     for start in starts:
-        if not _train(jobs[start.run], start, batches):
+        clock = StartClock(is_new=start is starts[0])
+        if not _train(jobs[start.run], start, batches, clock):
             return
-        # Engine and model refer to each other.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        collect()
 
 
-def _train(job: Job, start: LearnerStart, batches: Batches) -> bool:
+def _train(job: Job, start: LearnerStart, batches: Batches, clock: StartClock) -> bool:
     """Whether the run was trained to its end."""
-    clock = StartClock()
     worker = LearnerWorker(job, start, batches)
     clock.mark("model")
     clock.write(job.run_dir, f"learner {worker.rank}", worker.step)
     try:
-        return worker.run()
+        finished = worker.run()
     except ParityError:
         # The policy is sound, only the engines are not. After a NonFiniteError nothing is saved.
         worker.save(final=True)
         raise
     finally:
         worker.close()
+    end(worker.engine)
+    return finished
+
+
+def end(engine: DeepSpeedEngine) -> None:
+    """Removes DeepSpeed's hooks, which keep the model for as long as the process lives."""
+    engine.engine.destroy()
+    if engine.critic is not None:
+        end(engine.critic)
+
+
+def collect() -> None:
+    """Frees the memory of engines that nothing refers to but they themselves."""
+    gc.unfreeze()  # an import may have frozen them
+    gc.collect()
+    gc.freeze()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,58 +1,104 @@
 """Runs of a comparison that share engines and learners' processes equal runs that were trained alone."""
 
-import re
+import os
+import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
-from srft_ray import fit, load_config
-from srft_ray.commands.variants import Variant
 from srft_ray.observe import evaluation_ledger
 from tests.ray.conftest import Run, what
-from tests.ray.faults import KINDS, ROOT, SMALL, Watched, check_same, processes
+from tests.ray.faults import ROOT, SMALL, Watched, check_same
 
 pytestmark = pytest.mark.full
 STEPS = 6
-NAMES = ("grpo-seed4", "srft-seed4")
+TWO = ("grpo", "srft")
+FOUR = ("grpo", "exgrpo", "ppo", "srft")  # with a history of prompts and replays, and with a critic
 
 
-class Series(Watched):
-    """A comparison of two algorithms; `run_dir` is that of the run that is looked at."""
+class Comparison(Watched):
+    """Of algorithms with one seed; `run_dir` is that of the last one, which is looked at."""
 
     command = "compare"
 
-    def __init__(self, folder: Path, *more: str, **environment: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, algorithms: tuple[str, ...] = TWO, *more: str) -> None:
+        runs = folder / "quickstart-compare"
+        self.dirs = [runs / f"{algorithm}-seed4" for algorithm in algorithms]
         super().__init__(
-            folder / "quickstart-compare" / NAMES[1],
+            self.dirs[-1],
             ROOT / "examples/quickstart.yaml",
-            *("--algorithms", "grpo,srft", "--seeds", 4),
+            *("--algorithms", ",".join(algorithms), "--seeds", 4),
             f"run.dir={folder}",
             f"trainer.steps={STEPS}",
             "trainer.checkpoint_every=2",
+            "trainer.evaluate_every=3",
             "trainer.max_failures=4",
             *SMALL,
             *more,
-            **environment,
         )
 
-    def at(self, number: int) -> None:
-        """From now on the run with this number is looked at."""
-        self.run_dir = self.folder / "quickstart-compare" / NAMES[number]
+    def runs(self) -> list[Run]:
+        """What is left when the command has ended well."""
+        code, _, error = self.finish()
+        assert code == 0 and not self.left(), error
+        return [Run(folder) for folder in self.dirs]
 
 
-def check_equal(run: Run, alone: Run) -> None:
+def check_equal(comparison: Comparison, alone: dict[str, Run]) -> None:
     """Metrics without times, ledgers, evaluations and weights, bit for bit."""
-    check_same(run, alone, STEPS)
-    assert [what(one) for one in run.evaluations] == [what(one) for one in alone.evaluations]
-    sets = {(one["set"], one["step"]) for one in alone.evaluations}
-    assert sets
-    for name, step in sets:
-        tables = [evaluation_ledger.read(one.dir, name, step) for one in (run, alone)]
-        assert tables[0].equals(tables[1])
+    for run in comparison.runs():
+        other = alone[run.dir.name.removesuffix("-seed4")]
+        check_same(run, other, STEPS)
+        assert run.evaluations == other.evaluations and other.evaluations
+        for found in other.evaluations:
+            tables = [evaluation_ledger.read(each.dir, found["set"], found["step"]) for each in (run, other)]
+            one, two = (table.drop_columns(["seconds"]).to_pylist() for table in tables)
+            assert one == two
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, series_config) -> list[Run]:
-    """The runs, each by a call of `fit` of its own."""
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Each run by a command of its own."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {name: run for name in FOUR for run in Comparison(folder / name, (name,)).runs()}
+
+
+def test_runs_of_a_series_are_those_that_were_trained_alone(tmp_path: Path, alone: dict[str, Run]):
+    series = Comparison(tmp_path, FOUR)
+    processes = []
+    for folder in series.dirs:
+        series.run_dir = folder
+        series.wait_for_step(2)
+        processes.append([series.find(kind) for kind in ("engine", "learner", "coordinator")])
+    assert all(found == processes[0] for found in processes) and all(processes[0])
+    check_equal(series, alone)
+
+
+@pytest.mark.parametrize("kind", ["engine", "learner", "coordinator"])
+def test_a_death_in_the_second_run(tmp_path: Path, alone: dict[str, Run], kind: str):
+    series = Comparison(tmp_path)
+    series.wait_for_step(3)
+    first = (series.dirs[0] / "metrics.jsonl").stat()
+    series.kill(kind)
+    check_equal(series, alone)
+    assert (series.dirs[0] / "metrics.jsonl").stat() == first, "the first run is not repeated"
+    assert any("died" in event or "restarting" in event for event in series.events())
+
+
+def test_with_staleness_no_group_is_of_the_run_before(tmp_path: Path):
+    """Blocks of the second run wait in the engine while the first is trained."""
+    for run in Comparison(tmp_path, TWO, "rollout.max_staleness=1").runs():
+        run.check_exactly_once(STEPS, 4)
+        assert {0, 1} >= {row["step"] - row["policy_version"] for row in run.rollouts}
+        assert all(record["parity/probe_abs_logprob_diff"] < 1e-3 for record in run.metrics)
+
+
+def test_all_are_killed_between_the_runs(tmp_path: Path, alone: dict[str, Run]):
+    series = Comparison(tmp_path)
+    series.wait_until(lambda: (series.dirs[0] / "summary.json").exists())
+    for pid in (*series.find("learner"), *series.find("engine")):
+        os.kill(pid, signal.SIGKILL)
+    first = (series.dirs[0] / "metrics.jsonl").stat()
+    series.kill_and_start()
+    check_equal(series, alone)
+    assert (series.dirs[0] / "metrics.jsonl").stat() == first, "the first run is not repeated"
