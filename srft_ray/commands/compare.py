@@ -33,8 +33,8 @@ def compare(
 ) -> str:
     """Trains each algorithm and variant with each seed and returns Markdown tables.
 
-    Runs that differ in method, seed or learning rate only are trained one after another by the same engines and
-    learners' processes; where more differs, such as the model or the sampling, these start anew.
+    Runs that differ in method, seed or learning rate only are trained one after another by the same engines
+    and learners' processes; where more differs, such as the model or the sampling, these start anew.
 
     The tables are also written, with the figures of every run, to `<run.dir>/<run.name>-compare/`, beside
     compare.html, which shows all runs. They are: differences from the first method, paired by seed and

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from srft_ray.observe import evaluation_ledger
-from tests.ray.conftest import Run, what
+from tests.ray.conftest import Run
 from tests.ray.faults import ROOT, SMALL, Watched, check_same
 
 pytestmark = pytest.mark.full
