@@ -94,7 +94,7 @@ class PublishedVersions:
         self.max_staleness = max_staleness
         self.generation = 0
         self.newest = Publication(PolicyWeights(UNKNOWN))
-        self.unread = 0  # publications that were replaced before a node of engines had their weights
+        self.unread = 0  # publications of the run that were replaced before a node had their weights
         self._read = False
         self._engines_are_new = not forgot
         self._starts: list[LearnerStart] = []
@@ -206,6 +206,7 @@ class PublishedVersions:
         # They begin the next run of their series. Or the memory of their start is lost.
         if generation > self.generation:
             self.generation = generation
+            self.unread = 0
             self._arriving = {}
             self._replace(Publication(PolicyWeights(UNKNOWN)))
 

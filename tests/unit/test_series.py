@@ -11,7 +11,7 @@ from srft_ray.config.load import make_config
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.run.series import OF_A_RUN, series_of
 from srft_ray.sync.coordinator import Coordinator
-from srft_ray.sync.versions import OutdatedLearners, PolicyWeights, PublishedVersions
+from srft_ray.sync.versions import UNKNOWN, OutdatedLearners, PolicyWeights, PublishedVersions
 from tests.conftest import base_config
 from tests.unit.test_versions import share, weights
 
@@ -93,6 +93,11 @@ def test_every_run_of_a_series_has_a_generation_of_its_own():
         (5, 4, 102),
     ]
     assert [one.from_model for one in versions.starts] == [True, False, False], "engines have other weights"
+    versions.publish(100, share(1, "weights"))
+    versions.publish(100, share(2, "weights"))
+    assert versions.unread == 1
+    versions.enter(101)
+    assert versions.unread == 0 and versions.offered.version == UNKNOWN
     # Learners of this start may be at any of these runs when others take their place.
     assert versions.restart(0, now=0.1).generation == 103
 
