@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.start import StartClock
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.device_memory import device_memory
-from srft_ray.run.directory import RECORD, archive, check_saved
+from srft_ray.run.directory import RECORD, archive, check_saved, is_done
 from srft_ray.run.following import SeriesFollower
 from srft_ray.run.identity import (
     Identity,
@@ -36,7 +35,7 @@ from srft_ray.run.memory_check import check_memory, model_shape
 from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
 from srft_ray.run.result import Result, result_of
-from srft_ray.run.series import Run, is_done, report
+from srft_ray.run.series import Run, events_of
 from srft_ray.run.supervisor import stopping
 from srft_ray.run.until_done import train_until_done
 from srft_ray.sync.coordinator import CALLS_AT_A_TIME, Coordinator
@@ -119,8 +118,9 @@ def is_finished(prepared: Prepared) -> bool:
     """Whether nothing of the run is left to do: its last checkpoint is whole and evaluated."""
     if prepared.resolved.config.run.resume == "from_scratch":
         return False
-    store = prepared.store
-    return is_done(prepared) and store.newest_whole() == store.latest()
+    store, trainer = prepared.store, prepared.resolved.config.trainer
+    done = is_done(store, trainer, prepared.plan, prepared.evaluation)
+    return done and store.newest_whole() == store.latest()
 
 
 def _train(
@@ -128,7 +128,7 @@ def _train(
 ) -> list[Result]:
     started = time.time()
     runs = [_begin(prepared, placement) for prepared in waiting]
-    coordinator = start_coordinator(waiting[0].resolved, partial(report, runs))
+    coordinator = start_coordinator(waiting[0].resolved, events_of(runs))
     for run in runs:
         truncate(run.run_dir, run.saved)
     clock.mark("coordinator")

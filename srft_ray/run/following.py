@@ -8,12 +8,11 @@ from contextlib import suppress
 from srft_ray.data.tokenize import load_tokenizer, token_pieces
 from srft_ray.observe.callbacks import Callback
 from srft_ray.observe.follow import RunFollower
-from srft_ray.observe.journal import CHECKPOINTS, last_record
 from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
 from srft_ray.observe.timeline import write_newest_trace
 from srft_ray.run.result import result_of
-from srft_ray.run.series import Run
+from srft_ray.run.series import Run, events_of
 
 POLL_INTERVAL_S = 0.5
 
@@ -69,11 +68,14 @@ class SeriesFollower:
 
     def _follow(self) -> None:
         *_, last = self.runs
+        events = events_of(self.runs)
         for number, run in enumerate(self.runs):
             self.number = number
             with self._progress[number], self._followers[number]:
-                while not self._done.wait(POLL_INTERVAL_S) and (run is last or not _is_over(run)):
-                    pass
+                while not self._done.wait(POLL_INTERVAL_S):
+                    # The storage of checkpoints, which may be far, is asked last.
+                    if run is not last and number != events.present and run.is_done:
+                        break
             if run is last or not run.is_done:
                 return
             # If its summary cannot be written, the driver finds out when all runs have ended.
@@ -81,9 +83,3 @@ class SeriesFollower:
                 result_of(run.prepared, self.started[number])
             self.write_pages()
             self.started[number + 1] = time.time()
-
-
-def _is_over(run: Run) -> bool:
-    saved = last_record(run.run_dir / CHECKPOINTS)
-    # The storage of checkpoints, which may be far, is asked only then.
-    return saved is not None and saved["step"] == run.prepared.plan.steps and run.is_done

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from srft_ray.config.resolve import Resolved
-from srft_ray.observe.journal import EVALUATIONS, read_json_lines, record_event
+from srft_ray.observe.series_events import SeriesEvents
+from srft_ray.run.directory import is_done
 from srft_ray.run.preflight import Prepared, plan_stream
 
 # Keys by section that the process of an engine, those of the learners and their placement do not depend on.
@@ -61,32 +62,19 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        return is_done(self.prepared)
+        """As `directory.is_done`."""
+        prepared = self.prepared
+        trainer = prepared.resolved.config.trainer
+        return is_done(prepared.store, trainer, prepared.plan, prepared.evaluation.keys())
 
 
-def is_done(prepared: Prepared) -> bool:
-    """Whether the last checkpoint is there, and the evaluations after it are recorded.
-
-    They are not if a longer run was begun and given up.
-    """
-    store, plan = prepared.store, prepared.plan
-    if not store.finished(prepared.resolved.config.trainer):
-        return False
-    last = store.latest()
-    if not plan.evaluates(last):
-        return True
-    records = read_json_lines(store.run_dir / EVALUATIONS)
-    return {record["set"] for record in records if record["step"] == last} >= prepared.evaluation.keys()
+def events_of(runs: Sequence[Run]) -> SeriesEvents:
+    return SeriesEvents([(run.run_dir, run.prepared.resolved.config.trainer.steps) for run in runs])
 
 
 def present(runs: Sequence[Run]) -> Run:
-    """The run that is trained: the first one that is not done, or else the last one."""
-    return next((run for run in runs if not run.is_done), runs[-1])
-
-
-def report(runs: Sequence[Run], kind: str, message: str) -> None:
-    """Records an event of the run that is trained."""
-    record_event(present(runs).run_dir, kind, message)
+    """The run that is trained."""
+    return runs[events_of(runs).present]
 
 
 def where(runs: Sequence[Run]) -> str:

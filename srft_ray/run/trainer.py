@@ -4,7 +4,6 @@ import dataclasses
 import os
 import uuid
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
@@ -19,7 +18,7 @@ from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
 from srft_ray.run.memory_check import engine_memory, model_shape
 from srft_ray.run.placement import Placement, learner_resources, recomputes_activations
 from srft_ray.run.preflight import Prepared
-from srft_ray.run.series import Run, report
+from srft_ray.run.series import Run, events_of
 from srft_ray.run.training_stream import StreamSource, TrainingStream
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.train.entry import train_loop
@@ -38,6 +37,7 @@ def make_trainer(runs: Sequence[Run], coordinator: Any, placement: Placement) ->
     learner, trainer = resolved.config.learner, resolved.config.trainer
     _set_deadlines(resolved)
     sources = [stream_source(run.prepared, coordinator, placement) for run in runs]
+    stores = [run.prepared.store for run in runs]
     dtype = resolve_dtype(resolved.config.model, placement.device)
     jobs = [
         _job(run, coordinator, dtype, placement, source.reader(0))
@@ -60,12 +60,12 @@ def make_trainer(runs: Sequence[Run], coordinator: Any, placement: Placement) ->
             resources_per_worker=learner_resources(learner, placement),
             elastic_resize_monitor_interval_s=learner.resize_interval_s,
         ),
-        datasets={"train": TrainingStream(runs, sources)},
+        datasets={"train": TrainingStream(sources, stores, [run.id for run in runs])},
         dataset_config=DataConfig(execution_options=execution_options(), enable_shard_locality=False),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path=str(resolved.run_dir / ".ray_train"),
-            callbacks=[CheckpointBeforeResize(coordinator, trainer.resize_timeout_s, partial(report, runs))],
+            callbacks=[CheckpointBeforeResize(coordinator, trainer.resize_timeout_s, events_of(runs))],
             failure_config=FailureConfig(max_failures=trainer.max_failures),
         ),
     )

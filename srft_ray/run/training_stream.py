@@ -23,12 +23,12 @@ from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
 from srft_ray.rollout.series import RolloutRun, SeriesWorker
 from srft_ray.rollout.settings import RolloutSettings
-from srft_ray.run.directory import choose_start
+from srft_ray.run.directory import choose_start, is_done
 from srft_ray.run.engine_memory import engine_memory_share
 from srft_ray.run.placement import Placement
-from srft_ray.run.series import Run
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.sync.processes import Process
+from srft_ray.train.checkpoint import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ def _worker(runs: Sequence[BegunRun]) -> SeriesWorker:
 class TrainingStream:
     """Called by Ray Train each time that it starts the learners: the stream of the runs that are not done."""
 
-    runs: Sequence[Run]
     sources: Sequence[StreamSource]
+    stores: Sequence[CheckpointStore]
+    run_ids: Sequence[str]
 
     def __call__(self) -> Dataset:
         coordinator = self.sources[0].coordinator
@@ -173,13 +174,12 @@ class TrainingStream:
         Raises:
             RunFailed: as `choose_start`.
         """
-        waiting = [number for number, run in enumerate(self.runs) if not run.is_done]
+        waiting = [number for number in range(len(self.sources)) if not self._is_done(number)]
         starts: list[tuple[int, int]] = []
         blocks = 0
-        for number in waiting or [len(self.runs) - 1]:
-            run = self.runs[number]
-            plan, store = run.prepared.plan, run.prepared.store
-            step = choose_start(store, store.run_dir, run.id)
+        for number in waiting or [len(self.sources) - 1]:
+            plan, store = self.sources[number].plan, self.stores[number]
+            step = choose_start(store, store.run_dir, self.run_ids[number])
             stop = plan.stream_stop(step)
             blocks += plan.length(step, stop) // plan.block
             # A stream that ends before its last run does is followed by another one.
@@ -189,3 +189,7 @@ class TrainingStream:
             if stop < plan.steps:
                 break
         return starts
+
+    def _is_done(self, number: int) -> bool:
+        source = self.sources[number]
+        return is_done(self.stores[number], source.config.trainer, source.plan, source.evaluation)

@@ -4,14 +4,13 @@ forward."""
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import ray
 
 from srft_ray.errors import RunFailed, cause
 from srft_ray.run.placement import Placement
-from srft_ray.run.series import Run, present, report, where
+from srft_ray.run.series import Run, events_of, present, where
 from srft_ray.run.supervisor import RunSupervisor
 from srft_ray.run.trainer import make_trainer
 
@@ -37,7 +36,7 @@ def train_until_done(runs: Sequence[Run], coordinator: Any, placement: Placement
             if asked_to_stop or _saved(runs) == before:
                 raise
             saved = present(runs).saved
-            report(runs, "learners", f"restarting after {most + 1} failures, with {saved} saved steps")
+            events_of(runs)("learners", f"restarting after {most + 1} failures, with {saved} saved steps")
         stopped, aborted = ray.get(coordinator.ended.remote())
         if aborted:
             raise RunFailed(_of_run(aborted, runs))
@@ -67,7 +66,7 @@ def _train(runs: Sequence[Run], coordinator: Any, placement: Placement) -> None:
     config = runs[0].prepared.resolved.config
     trainer = make_trainer(runs, coordinator, placement)
     supervisor = RunSupervisor(
-        coordinator, partial(report, runs), config.rollout.stall_timeout_s, config.learner.start_timeout_s
+        coordinator, events_of(runs), config.rollout.stall_timeout_s, config.learner.start_timeout_s
     )
     started = time.time()
     try:

@@ -85,6 +85,18 @@ def test_a_death_in_the_second_run(tmp_path: Path, alone: dict[str, Run], kind: 
     assert any("died" in event or "restarting" in event for event in series.events())
 
 
+def test_two_learners_and_two_engines(tmp_path: Path):
+    """A run ends with evaluation sets whose blocks are larger, and the next one is shared evenly again."""
+    several = (
+        "learner.num_workers=2",
+        "learner.zero_stage=2",
+        "rollout.num_engines=2",
+        "rollout.transport=collective",
+    )
+    alone = {name: run for name in TWO for run in Comparison(tmp_path / name, (name,), *several).runs()}
+    check_equal(Comparison(tmp_path / "series", TWO, *several), alone)
+
+
 def test_with_staleness_no_group_is_of_the_run_before(tmp_path: Path):
     """Blocks of the second run wait in the engine while the first is trained."""
     for run in Comparison(tmp_path, TWO, "rollout.max_staleness=1").runs():

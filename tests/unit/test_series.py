@@ -9,6 +9,8 @@ import pytest
 
 from srft_ray.config.load import make_config
 from srft_ray.config.resolve import Resolved, resolve
+from srft_ray.observe.journal import EVENTS, read_json_lines, record_checkpoint
+from srft_ray.observe.series_events import SeriesEvents
 from srft_ray.run.series import OF_A_RUN, series_of
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.versions import UNKNOWN, OutdatedLearners, PolicyWeights, PublishedVersions
@@ -124,3 +126,19 @@ def test_a_group_of_the_next_run_waits_until_its_learners_publish():
         assert (await asyncio.wait_for(waiting, 1.0)).offered == weights(0, 0xCD)
 
     asyncio.run(story())
+
+
+def test_events_are_recorded_with_the_run_that_is_trained(tmp_path: Path):
+    folders = [tmp_path / name for name in "ab"]
+    events = SeriesEvents([(folder, 4) for folder in folders])
+    for folder in folders:
+        folder.mkdir()
+    events("engine", "one")
+    record_checkpoint(folders[0], 2, "path")
+    events("engine", "two")
+    record_checkpoint(folders[0], 4, "path")
+    events("engine", "three")
+    record_checkpoint(folders[1], 4, "path")
+    events("engine", "four")
+    told = [[event["message"] for event in read_json_lines(folder / EVENTS)] for folder in folders]
+    assert told == [["one", "two"], ["three", "four"]]

@@ -47,7 +47,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
         resolved = SimpleNamespace(config=SimpleNamespace(trainer=trainer), run_dir=tmp_path)
         ended = SimpleNamespace(ended=SimpleNamespace(remote=lambda: None))
         plan = SimpleNamespace(evaluates=lambda step: False)
-        prepared = SimpleNamespace(store=store, resolved=resolved, plan=plan)
+        prepared = SimpleNamespace(store=store, resolved=resolved, plan=plan, evaluation={})
         return train_until_done([Run(prepared, "id")], ended, Placement("cpu"))
 
     return run
