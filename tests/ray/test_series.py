@@ -17,17 +17,19 @@ FOUR = ("grpo", "exgrpo", "ppo", "srft")  # with a history of prompts and replay
 
 
 class Comparison(Watched):
-    """Of algorithms with one seed; `run_dir` is that of the last one, which is looked at."""
+    """Of algorithms; `run_dir` is that of the last run, which is looked at."""
 
     command = "compare"
 
-    def __init__(self, folder: Path, algorithms: tuple[str, ...] = TWO, *more: str) -> None:
+    def __init__(
+        self, folder: Path, algorithms: tuple[str, ...] = TWO, *more: str, seeds: tuple[int, ...] = (4,)
+    ) -> None:
         runs = folder / "quickstart-compare"
-        self.dirs = [runs / f"{algorithm}-seed4" for algorithm in algorithms]
+        self.dirs = [runs / f"{algorithm}-seed{seed}" for seed in seeds for algorithm in algorithms]
         super().__init__(
             self.dirs[-1],
             ROOT / "examples/quickstart.yaml",
-            *("--algorithms", ",".join(algorithms), "--seeds", 4),
+            *("--algorithms", ",".join(algorithms), "--seeds", ",".join(map(str, seeds))),
             f"run.dir={folder}",
             f"trainer.steps={STEPS}",
             "trainer.checkpoint_every=2",
@@ -44,10 +46,14 @@ class Comparison(Watched):
         return [Run(folder) for folder in self.dirs]
 
 
+def by_name(comparison: Comparison) -> dict[str, Run]:
+    return {run.dir.name: run for run in comparison.runs()}
+
+
 def check_equal(comparison: Comparison, alone: dict[str, Run]) -> None:
     """Metrics without times, ledgers, evaluations and weights, bit for bit."""
-    for run in comparison.runs():
-        other = alone[run.dir.name.removesuffix("-seed4")]
+    for name, run in by_name(comparison).items():
+        other = alone[name]
         check_same(run, other, STEPS)
         assert run.evaluations == other.evaluations and other.evaluations
         for found in other.evaluations:
@@ -60,7 +66,10 @@ def check_equal(comparison: Comparison, alone: dict[str, Run]) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Each run by a command of its own."""
     folder = tmp_path_factory.mktemp("alone")
-    return {name: run for name in FOUR for run in Comparison(folder / name, (name,)).runs()}
+    found: dict[str, Run] = {}
+    for name in FOUR:
+        found |= by_name(Comparison(folder / name, (name,)))
+    return found
 
 
 def test_runs_of_a_series_are_those_that_were_trained_alone(tmp_path: Path, alone: dict[str, Run]):
@@ -85,6 +94,25 @@ def test_a_death_in_the_second_run(tmp_path: Path, alone: dict[str, Run], kind: 
     assert any("died" in event or "restarting" in event for event in series.events())
 
 
+def test_sigterm_in_the_second_run(tmp_path: Path, alone: dict[str, Run]):
+    series = Comparison(tmp_path)
+    series.wait_for_step(2)
+    series.process.send_signal(signal.SIGTERM)
+    code, out, error = series.finish()
+    assert code == 1 and f"of {series.run_dir}; every finished step is kept" in error
+    lines = [line for line in out.splitlines() if "starting engines and learners" in line]
+    assert [line.partition(":")[0] for line in lines] == [folder.name for folder in series.dirs]
+    assert not series.left()
+    series.start()
+    check_equal(series, alone)
+
+
+def test_another_seed(tmp_path: Path, alone: dict[str, Run]):
+    """It is another order of prompts, other requests, and here other data."""
+    other = by_name(Comparison(tmp_path / "other", ("srft",), seeds=(5,)))
+    check_equal(Comparison(tmp_path / "series", ("srft",), seeds=(4, 5)), alone | other)
+
+
 def test_two_learners_and_two_engines(tmp_path: Path):
     """A run ends with evaluation sets whose blocks are larger, and the next one is shared evenly again."""
     several = (
@@ -93,7 +121,9 @@ def test_two_learners_and_two_engines(tmp_path: Path):
         "rollout.num_engines=2",
         "rollout.transport=collective",
     )
-    alone = {name: run for name in TWO for run in Comparison(tmp_path / name, (name,), *several).runs()}
+    alone: dict[str, Run] = {}
+    for name in TWO:
+        alone |= by_name(Comparison(tmp_path / name, (name,), *several))
     check_equal(Comparison(tmp_path / "series", TWO, *several), alone)
 
 
