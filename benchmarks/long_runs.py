@@ -60,7 +60,7 @@ def planned(steps):
     start_ray(ClusterSection(num_cpus=4), 4)
     before_mb = memory_mb()
     started = time.perf_counter()
-    stream = make_stream(plan, 0, lambda block: block)
+    stream = make_stream([(plan, 0)], lambda block: block)
     found["stream_s"] = time.perf_counter() - started
     batches = stream.iter_batches(batch_size=plan.block, prefetch_batches=0)
     for number, _ in enumerate(batches, start=1):

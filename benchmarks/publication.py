@@ -92,15 +92,16 @@ class LearnerActor:
 class EngineActor:
     """What an engine does besides vLLM."""
 
-    def __init__(self, coordinator: object, transport: str) -> None:
+    def __init__(self, coordinator: object, generation: int, transport: str) -> None:
         torch.set_num_threads(1)
         self.coordinator = coordinator
+        self.generation = generation
         self.transport = transport_class(transport)(coordinator, section())
         self.found = ""
 
     def fetch(self, version: int) -> tuple[float, str]:
         """(seconds, fingerprint)."""
-        admission = wait_for_admission(self.coordinator, version, True, START_TIMEOUT_S)
+        admission = wait_for_admission(self.coordinator, self.generation, version, True, START_TIMEOUT_S)
         cost = timed(lambda: self.transport.fetch(self._reload, admission.offered))
         return cost.wall, self.found
 
@@ -151,7 +152,7 @@ def main(transport: str, mib: int, learners: int, engines: int, rounds: int) -> 
     ranks = [Rank(number, learners) for number in range(learners)]
     about = coordinator, generation
     senders = [ray.remote(LearnerActor).remote(*about, rank, mib, transport) for rank in ranks]
-    receivers = [ray.remote(EngineActor).remote(coordinator, transport) for _ in range(engines)]
+    receivers = [ray.remote(EngineActor).remote(*about, transport) for _ in range(engines)]
     ray.get([receiver.cpu_s.remote() for receiver in receivers], timeout=START_TIMEOUT_S)
     copies, hashes, publications = [], [], []
     for version in range(1, rounds + 2):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from srft_ray.config.schema import Config
     from srft_ray.errors import RunFailed, UserError
     from srft_ray.observe.callbacks import Callback
-    from srft_ray.run.driver import Result, fit
+    from srft_ray.run.driver import fit
+    from srft_ray.run.result import Result
     from srft_ray.verify import Verdict
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ __all__ = [
 _HOMES = {
     "Callback": "observe.callbacks",
     "Config": "config.schema",
-    "Result": "run.driver",
+    "Result": "run.result",
     "RunFailed": "errors",
     "UserError": "errors",
     "Verdict": "verify",

@@ -33,6 +33,9 @@ def compare(
 ) -> str:
     """Trains each algorithm and variant with each seed and returns Markdown tables.
 
+    Runs that differ in method, seed or learning rate only are trained one after another by the same engines
+    and learners' processes; where more differs, such as the model or the sampling, these start anew.
+
     The tables are also written, with the figures of every run, to `<run.dir>/<run.name>-compare/`, beside
     compare.html, which shows all runs. They are: differences from the first method, paired by seed and
     prompt; figures and cost; the methods at equal operations. Finished runs are not repeated. The config that
@@ -48,7 +51,7 @@ def compare(
             `"after": label` begins with the model of that method and seed.
         sweep: learning rates to choose from for each method, on seeds of its own; None for none.
         budgets: in 10^12 operations, at which the methods are compared; see `budget_table`.
-        parallel: runs at the same time, each in a process of its own.
+        parallel: runs at the same time. They are dealt to so many processes.
 
     Raises:
         UserError: bad config or algorithm; it is raised before any run starts.

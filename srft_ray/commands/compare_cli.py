@@ -32,7 +32,7 @@ def add_compare(commands: Any) -> None:
         "cheapest run spent)"
     )
     add_option(command, "--tflops", None, budgets)
-    add_option(command, "--parallel", 1, "runs at the same time, each in a process of its own")
+    add_option(command, "--parallel", 1, "runs at the same time")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
-"""Several runs at the same time, each in a process of its own, on one Ray.
+"""Several runs at the same time on one Ray, dealt to processes that each train one after another.
 
-A process reads its run from the standard input. What it prints is printed here, behind the name of its run.
+A process reads its runs from the standard input. What it prints is printed here, behind the name of the run.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 import ray
 from ray import cloudpickle
 
-from srft_ray.commands.variants import Variant, complete, unfinished
+from srft_ray.commands.variants import Variant, complete_all, unfinished
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.run.cluster import start_ray
 from srft_ray.run.placement import Placement, check_totals, choose_placement, demand, resolve_device
@@ -27,7 +27,7 @@ END_TIMEOUT_S = 60.0  # that runs have to end in order when this process is inte
 def train_all(runs: Sequence[Variant], at_a_time: int, later: Sequence[Variant] = ()) -> None:
     """Trains what is not finished, in this process if it is one run at a time.
 
-    When one fails, no further one is started. SIGTERM is passed on.
+    When one fails, no further one is started after it in the same process. SIGTERM is passed on.
 
     Args:
         later: runs that a further call trains, and that the cluster must have room for too.
@@ -41,10 +41,9 @@ def train_all(runs: Sequence[Variant], at_a_time: int, later: Sequence[Variant] 
         return
     _start_room([*waiting, *later], at_a_time)
     if at_a_time == 1:
-        for run in waiting:
-            complete(run)
+        complete_all(waiting)
     else:
-        _train_in_processes(waiting, at_a_time)
+        _train_in_processes([waiting[first::at_a_time] for first in range(min(at_a_time, len(waiting)))])
 
 
 def _start_room(runs: Sequence[Variant], at_a_time: int) -> None:
@@ -61,18 +60,16 @@ def _start_room(runs: Sequence[Variant], at_a_time: int) -> None:
         check_totals(demand(run.resolved, placement, engines=True).times(at_a_time))
 
 
-def _train_in_processes(waiting: list[Variant], at_a_time: int) -> None:
-    active: list[_RunProcess] = []
+def _train_in_processes(parts: Sequence[Sequence[Variant]]) -> None:
+    """Trains each part in a process of its own."""
+    active: list[_RunsProcess] = []
     problems: list[str] = []
     with _passing_on(active) as stopped:
         try:
-            while True:
-                if problems or stopped.is_set():
-                    waiting = []
-                while waiting and len(active) < at_a_time:
-                    active.append(_RunProcess(waiting.pop(0)))
-                if not active:
-                    break
+            for runs in parts:
+                if not stopped.is_set():
+                    active.append(_RunsProcess(runs))
+            while active:
                 for one in [one for one in active if one.ended()]:
                     active.remove(one)
                     problems += [one.problem] if one.problem else []
@@ -83,12 +80,12 @@ def _train_in_processes(waiting: list[Variant], at_a_time: int) -> None:
     if problems:
         raise RunFailed("; ".join(problems))
     if stopped.is_set():
-        raise RunFailed("stopped by SIGTERM between two runs; the same command continues")
+        raise RunFailed("stopped by SIGTERM before all runs had begun; the same command continues")
 
 
 @contextmanager
-def _passing_on(active: Sequence["_RunProcess"]) -> Iterator[threading.Event]:
-    """SIGTERM reaches the active runs too, which then end in order; gives whether it came."""
+def _passing_on(active: Sequence["_RunsProcess"]) -> Iterator[threading.Event]:
+    """SIGTERM reaches the active processes too, whose runs then end in order; gives whether it came."""
     stopped = threading.Event()
 
     def stop(number: int, frame: object) -> None:
@@ -103,15 +100,17 @@ def _passing_on(active: Sequence["_RunProcess"]) -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _RunProcess:
-    """One run in a process of its own.
+class _RunsProcess:
+    """Runs that a process of its own trains one after another.
 
     Attributes:
-        problem: why it failed; empty while it goes on, and after it ended well.
+        name: of the run that is trained.
+        problem: why it failed; empty while it goes on, and after all ended well.
     """
 
-    def __init__(self, run: Variant) -> None:
-        self.name = run.config.run.name
+    def __init__(self, runs: Sequence[Variant]) -> None:
+        self._names = {run.config.run.name for run in runs}
+        self.name = runs[0].config.run.name
         self.problem = ""
         address = ray.get_runtime_context().gcs_address
         self.process = subprocess.Popen(
@@ -122,15 +121,18 @@ class _RunProcess:
             env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self._last = ""
-        self._printer = threading.Thread(target=self._print, args=(cloudpickle.dumps(run),), daemon=True)
+        self._printer = threading.Thread(target=self._print, args=(cloudpickle.dumps(runs),), daemon=True)
         self._printer.start()
 
-    def _print(self, run: bytes) -> None:
+    def _print(self, runs: bytes) -> None:
         with suppress(OSError):  # it has died, and its exit code will say so
-            self.process.stdin.write(run)
+            self.process.stdin.write(runs)
             self.process.stdin.flush()  # it stays open as long as this process lives
         for line in self.process.stdout:
             self._last = line.decode(errors="replace").rstrip()
+            # The first line of each run begins with its name.
+            begun = self._last.partition(": ")[0]
+            self.name = begun if begun in self._names else self.name
             with suppress(OSError):  # nobody reads any more (`| head`), and the run goes on
                 print(f"{self.name} | {self._last}", flush=True)
 
@@ -152,11 +154,11 @@ class _RunProcess:
 
 
 def main() -> int:
-    """Trains the run that the standard input holds; returns the exit code."""
-    run: Variant = cloudpickle.load(sys.stdin.buffer)
+    """Trains the runs that the standard input holds; returns the exit code."""
+    runs: Sequence[Variant] = cloudpickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        complete(run)
+        complete_all(runs)
     except (UserError, RunFailed, OSError) as error:
         print(" ".join(str(error).split()))
         return 1

@@ -14,8 +14,9 @@ from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed
 from srft_ray.run.directory import RECORD
-from srft_ray.run.driver import fit
+from srft_ray.run.driver import fit_series
 from srft_ray.run.preflight import check_installation, prepare_run
+from srft_ray.run.series import series_of
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,26 @@ def complete(run: Variant) -> Path:
     """Trains the run if it is not finished; returns its directory.
 
     Raises:
-        RunFailed: as `fit`, or the run was asked to stop.
+        RunFailed: as `complete_all`.
     """
-    if not _finished(run.config):
-        result = fit(run.config, run.algorithm)
-        if result.stopped:
-            raise RunFailed(
-                f"stopped by {result.stopped} after step {result.steps} of {run.config.run_dir}; every "
-                "finished step is kept, and the same command continues"
-            )
+    complete_all([run])
     return run.config.run_dir
+
+
+def complete_all(runs: Sequence[Variant]) -> None:
+    """Trains what is not finished; runs that may share engines and learners' processes do so.
+
+    Raises:
+        RunFailed: as `fit`, or a run was asked to stop.
+    """
+    waiting = unfinished(runs)
+    for numbers in series_of([run.resolved for run in waiting]):
+        for result in fit_series([waiting[number].resolved for number in numbers]):
+            if result.stopped:
+                raise RunFailed(
+                    f"stopped by {result.stopped} after step {result.steps} of {result.run_dir}; every "
+                    "finished step is kept, and the same command continues"
+                )
 
 
 def _finished(config: Config) -> bool:

@@ -1,7 +1,7 @@
 """The stream on Ray Data: blocks of positions become blocks of groups in one long execution."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,32 +46,33 @@ def execution_options() -> ExecutionOptions:
 
 
 def make_stream(
-    plan: StreamPlan,
-    start: int,
+    runs: Sequence[tuple[StreamPlan, int]],
     process: ActorPool | Callable[[dict[str, Any]], dict[str, Any]],
     first: int = 0,
 ) -> Dataset:
-    """The stream from step `start` on, as far as `plan.stream_stop` lets it go.
+    """The stream of runs one after another, as far as the `stream_stop` of each plan lets it go.
 
     Args:
-        process: turns a block of positions into a block of groups.
-        first: position of the first group, a multiple of `plan.block`; what comes before it is left out.
+        runs: plans with blocks of one size, each with the step that the run begins at.
+        process: turns a block of positions of one run into a block of groups.
+        first: position of the first group in the first run, a multiple of the size of a block; what comes
+            before it is left out.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options = execution_options()
-    total = plan.length(start, plan.stream_stop(start))
-    blocks = [
-        pa.table({"position": np.arange(begin, begin + plan.block)})
-        for begin in range(first, total, plan.block)
-    ]
+    blocks = []
+    for run, (plan, start) in enumerate(runs):
+        for begin in range(0 if run else first, plan.length(start, plan.stream_stop(start)), plan.block):
+            positions = np.arange(begin, begin + plan.block)
+            blocks.append(pa.table({"run": np.full(plan.block, run), "position": positions}))
     look_often(context, process.size.high if isinstance(process, ActorPool) else READERS)
-    positions = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
+    dataset = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
     if isinstance(process, ActorPool):
-        return _in_actors(positions, plan, process)
+        return _in_actors(dataset, [plan for plan, _ in runs], process)
     # Without a bound Ray Data starts a process for every tenth of a CPU.
     few = TaskPoolStrategy(READERS)
-    return positions.map_batches(process, batch_size=None, batch_format="numpy", num_cpus=0.1, compute=few)
+    return dataset.map_batches(process, batch_size=None, batch_format="numpy", num_cpus=0.1, compute=few)
 
 
 def blocks_in_flight(plan: StreamPlan, engines: int, max_staleness: int) -> int:
@@ -81,8 +82,8 @@ def blocks_in_flight(plan: StreamPlan, engines: int, max_staleness: int) -> int:
     return math.ceil(plan.blocks_per_step * (max_staleness + 1) / engines)
 
 
-def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset:
-    in_flight = blocks_in_flight(plan, pool.size.low, pool.max_staleness)
+def _in_actors(positions: Dataset, plans: Sequence[StreamPlan], pool: ActorPool) -> Dataset:
+    in_flight = max(blocks_in_flight(plan, pool.size.low, pool.max_staleness) for plan in plans)
     if pool.size.elastic:
         # All blocks of a step count as work for the present engines; none is given back while it has none.
         scaling = ray.data.DataContext.get_current().autoscaling_config
@@ -100,7 +101,7 @@ def _in_actors(positions: Dataset, plan: StreamPlan, pool: ActorPool) -> Dataset
         LateProcess,
         fn_constructor_args=(cloudpickle.dumps(pool.process),),
         compute=strategy,
-        batch_size=plan.block,  # Ray Data asks for it where actors have GPUs; it is one block
+        batch_size=plans[0].block,  # Ray Data asks for it where actors have GPUs; it is one block
         batch_format="numpy",
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,

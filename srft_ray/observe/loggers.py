@@ -72,7 +72,10 @@ def _tensorboard(run: LoggerSettings) -> Logger:
     def log(step: int, values: Mapping[str, float]) -> None:
         for key, value in _numbers(values).items():
             writer.add_scalar(key, value, step)
-        writer.flush()
+        if values:
+            writer.flush()
+        else:
+            writer.close()  # with its thread
 
     return log
 

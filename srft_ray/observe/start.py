@@ -20,12 +20,15 @@ PATTERN = "start-*.jsonl"
 class StartClock:
     """Notes how far this process has come in its start."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_new: bool = True) -> None:
         """The time until now is that of the process's own start and of its large imports, if there were any
-        since the last clock was made."""
+        since the last clock was made.
+
+        `is_new`: whether the process has just started; if not, the time begins now.
+        """
         self.spans: dict[str, tuple[float, float]] = {}
         self._mark = time.time()
-        if imports.took:
+        if is_new and imports.took:
             began, ended = imports.took[0][0], imports.took[-1][1]
             self.spans = {"process": (_process_start(), began), "imports": (began, ended)}
             self._mark = ended

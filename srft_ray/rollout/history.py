@@ -36,7 +36,7 @@ class CoordinatorHistory:
             # It is there before the weights that follow from these steps. They admit the group of the step
             # that asks.
             asking_step = before - 1 + self.lag
-            wait_for_admission(self.coordinator, asking_step, False, self.timeout_s)
+            wait_for_admission(self.coordinator, self.generation, asking_step, False, self.timeout_s)
             if self._reaches(before):
                 break
             if time.monotonic() > deadline:

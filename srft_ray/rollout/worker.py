@@ -1,5 +1,6 @@
 """The actor of the rollout pool: one engine with its policy version and its verifiers."""
 
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -42,11 +43,8 @@ class RolloutWorker:
         """`generation`: of the learners' start whose stream this worker belongs to."""
         clock = StartClock()
         self.settings = settings
-        self.reader = reader
         self.coordinator = coordinator
-        self.generation = generation
-        self.refills = RefillPolicy(reader)
-        self.reader.history = self._make_history()
+        self._begin(reader, generation)
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(
             EngineWeights(PolicyWeights(0)),
@@ -77,8 +75,26 @@ class RolloutWorker:
             self._probe = self._score_probe()
         self.loaded.weights = self._engine_weights(0)
         clock.mark("engine")
-        if settings.run_dir:
-            clock.write(settings.run_dir, f"engine {self.life.process.engine[:8]}", reader.start)
+        self.clock = clock
+
+    def _begin(self, reader: GroupReader, generation: int) -> None:
+        self.reader = reader
+        self.generation = generation
+        self.refills = RefillPolicy(reader)
+        self.reader.history = self._make_history()
+
+    def for_run(self, settings: RolloutSettings, reader: GroupReader, generation: int) -> "RolloutWorker":
+        """The worker of a later run of the series, with the same engine and verifiers."""
+        later = copy.copy(self)
+        later.settings = settings
+        later._begin(reader, generation)
+        return later
+
+    def write_start(self) -> None:
+        """Adds the start of the engine to the timeline of the run."""
+        if self.settings.run_dir:
+            who = f"engine {self.life.process.engine[:8]}"
+            self.clock.write(self.settings.run_dir, who, self.reader.start)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         groups = self.refills.refill_without_rollouts(self.reader.read(block))
@@ -183,7 +199,9 @@ class RolloutWorker:
 
     def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
-        return wait_for_admission(self.coordinator, group.step, exact, self.settings.rollout.timeout_s)
+        return wait_for_admission(
+            self.coordinator, self.generation, group.step, exact, self.settings.rollout.timeout_s
+        )
 
     def _load(self, offered: PolicyWeights) -> EngineWeights:
         """The version that the transport says it brought, with the fingerprint of what it gave to the

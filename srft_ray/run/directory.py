@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from algorithms import Algorithm
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schedule import learning_rate, stage_size
 from srft_ray.config.schema import Config
+from srft_ray.config.training import TrainerSection
+from srft_ray.data.plan import StreamPlan
 from srft_ray.errors import RunFailed, require
-from srft_ray.observe.journal import CHECKPOINTS, last_record
+from srft_ray.observe.journal import CHECKPOINTS, EVALUATIONS, last_record, read_json_lines
 from srft_ray.run import identity
 from srft_ray.run.lock import LOCK, check_path
 from srft_ray.train.checkpoint import CheckpointStore
@@ -182,3 +185,21 @@ def choose_start(store: CheckpointStore, run_dir: Path, run_id: str) -> int:
             "loaded"
         )
     return start
+
+
+def is_done(
+    store: CheckpointStore, trainer: TrainerSection, plan: StreamPlan, evaluated: Collection[str]
+) -> bool:
+    """Whether the last checkpoint of a run is there, and the evaluations after it are recorded.
+
+    They are not if a longer run was begun and given up.
+
+    Args:
+        evaluated: names of the evaluation sets.
+    """
+    if not store.finished(trainer):
+        return False
+    last = store.latest()
+    records = read_json_lines(store.run_dir / EVALUATIONS) if plan.evaluates(last) else []
+    found = {record["set"] for record in records if record["step"] == last}
+    return not plan.evaluates(last) or found >= set(evaluated)

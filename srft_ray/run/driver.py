@@ -1,10 +1,8 @@
 """`fit`: one run from a config to a trained model."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,14 @@ from algorithms import Algorithm
 from srft_ray.config.load import as_config, to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
-from srft_ray.data.tokenize import load_tokenizer, token_pieces
 from srft_ray.models import resolve_dtype
-from srft_ray.observe import report
 from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
-from srft_ray.observe.follow import RunFollower
-from srft_ray.observe.journal import EVALUATIONS, read_json_lines, record_event, truncate, write_whole
-from srft_ray.observe.page import write_page_quietly
-from srft_ray.observe.progress import Progress
+from srft_ray.observe.journal import record_event, truncate, write_whole
 from srft_ray.observe.start import StartClock
-from srft_ray.observe.timeline import write_newest_trace
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.device_memory import device_memory
-from srft_ray.run.directory import RECORD, archive, check_saved
+from srft_ray.run.directory import RECORD, archive, check_saved, is_done
+from srft_ray.run.following import SeriesFollower
 from srft_ray.run.identity import (
     Identity,
     check_fingerprints,
@@ -41,30 +34,12 @@ from srft_ray.run.lock import claimed
 from srft_ray.run.memory_check import check_memory, model_shape
 from srft_ray.run.placement import Placement, resolve_device
 from srft_ray.run.preflight import Prepared, prepare_run
+from srft_ray.run.result import Result, result_of
+from srft_ray.run.series import Run, events_of
 from srft_ray.run.supervisor import stopping
 from srft_ray.run.until_done import train_until_done
 from srft_ray.sync.coordinator import CALLS_AT_A_TIME, Coordinator
 from srft_ray.sync.health import HealthMonitor
-from srft_ray.train.checkpoint import CheckpointStore
-from srft_ray.train.retention import BestStep
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run that ended well.
-
-    Attributes:
-        steps: optimizer steps done.
-        stopped: why it was asked to stop before its last step; empty if it was not.
-        summary: its final figures, those of summary.json; empty if it was stopped.
-        model: directory or address of the trained model.
-    """
-
-    run_dir: Path
-    steps: int
-    stopped: str
-    summary: dict[str, Any]
-    model: str
 
 
 def fit(
@@ -96,83 +71,97 @@ def fit(
         RunFailed: the run could not finish; its directory is usable.
         Exception: what a callback or a logger raised, after the run has stopped in order.
     """
-    clock = StartClock()
     listeners = as_callbacks(callbacks, loggers)
-    resolved = resolve(as_config(config), algorithm, verifier)
-    if not cluster_address(resolved.config.cluster):
-        resolve_device(resolved.config.run.device)  # its error comes before data are prepared
-    # The lock is taken before the directory is looked at: what is found there stays true.
-    with claimed(resolved.run_dir):
-        prepared = prepare_run(resolved)
-        if is_finished(prepared):
-            return _finished(resolved, prepared.store, time.time())
+    [result] = fit_series([resolve(as_config(config), algorithm, verifier)], listeners)
+    return result
+
+
+def fit_series(runs: Sequence[Resolved], listeners: Sequence[Callback] = ()) -> list[Result]:
+    """Trains runs one after another, with engines and learners' processes that go from run to run.
+
+    Args:
+        runs: several only if `series_of` puts them into one series.
+        listeners: told of every run.
+
+    Raises:
+        UserError, RunFailed, Exception: as `fit`. The same call goes on with the first unfinished run.
+    """
+    clock = StartClock()
+    config = runs[0].config
+    if not cluster_address(config.cluster):
+        resolve_device(config.run.device)  # its error comes before data are prepared
+    with ExitStack() as locks:
+        # The locks are taken before the directories are looked at: what is found there stays true.
+        for resolved in runs:
+            locks.enter_context(claimed(resolved.run_dir))
+        prepared = [prepare_run(resolved) for resolved in runs]
+        results: dict[Path, Result] = {}
+        waiting: list[Prepared] = []
+        for one in prepared:
+            if is_finished(one):
+                results[one.resolved.run_dir] = result_of(one, time.time())
+            else:
+                waiting.append(one)
         clock.mark("data")
-        with placed(resolved, resolved.needs_engines) as placement:
-            memory = device_memory(placement.device, bool(cluster_address(resolved.config.cluster)))
-            check_memory(resolved, placement, model_shape(resolved.config), memory)
-            clock.mark("Ray")
-            return _run(prepared, placement, listeners, clock)
+        if waiting:
+            with placed(runs[0], runs[0].needs_engines) as placement:
+                memory = device_memory(placement.device, bool(cluster_address(config.cluster)))
+                for one in waiting:
+                    check_memory(one.resolved, placement, model_shape(one.resolved.config), memory)
+                clock.mark("Ray")
+                trained = _train(waiting, placement, listeners, clock)
+            results |= {result.run_dir: result for result in trained}
+        return [results[resolved.run_dir] for resolved in runs]
 
 
 def is_finished(prepared: Prepared) -> bool:
     """Whether nothing of the run is left to do: its last checkpoint is whole and evaluated."""
-    config, store = prepared.resolved.config, prepared.store
-    if config.run.resume == "from_scratch":
+    if prepared.resolved.config.run.resume == "from_scratch":
         return False
-    last = store.latest()
-    whole = store.finished(config.trainer) and store.newest_whole() == last
-    return whole and _is_evaluated(prepared, last)
+    store, trainer = prepared.store, prepared.resolved.config.trainer
+    done = is_done(store, trainer, prepared.plan, prepared.evaluation)
+    return done and store.newest_whole() == store.latest()
 
 
-def _is_evaluated(prepared: Prepared, last: int) -> bool:
-    """Whether evaluations after the last step are recorded: not if a longer run was begun and given up."""
-    if not prepared.plan.evaluates(last):
-        return True
-    records = read_json_lines(prepared.store.run_dir / EVALUATIONS)
-    found = {record["set"] for record in records if record["step"] == last}
-    return found >= prepared.evaluation.keys()
-
-
-def _run(
-    prepared: Prepared, placement: Placement, listeners: Sequence[Callback], clock: StartClock
-) -> Result:
-    resolved, store = prepared.resolved, prepared.store
-    run_dir, steps = resolved.run_dir, resolved.config.trainer.steps
+def _train(
+    waiting: Sequence[Prepared], placement: Placement, listeners: Sequence[Callback], clock: StartClock
+) -> list[Result]:
     started = time.time()
+    runs = [_begin(prepared, placement) for prepared in waiting]
+    coordinator = start_coordinator(waiting[0].resolved, events_of(runs))
+    for run in runs:
+        truncate(run.run_dir, run.saved)
+    clock.mark("coordinator")
+    clock.write(runs[0].run_dir, "driver", runs[0].saved)
+    with stopping(coordinator) as stop:
+        following = SeriesFollower(runs, listeners, stop, started)
+        try:
+            with following:
+                stopped = train_until_done(runs, coordinator, placement)
+            results = [
+                result_of(run.prepared, begun, stopped)
+                for run, begun in zip(runs, following.started, strict=True)
+            ]
+        finally:
+            following.write_pages()
+    following.raise_failure()
+    return results
+
+
+def _begin(prepared: Prepared, placement: Placement) -> Run:
+    """The run with its identity, and with its records in the run directory."""
+    resolved, store = prepared.resolved, prepared.store
+    run_dir = resolved.run_dir
     identity = _identify(prepared, placement.device)
     # Vanished storage is refused before records are removed. The checkpoint itself is read when the learners
     # start.
-    start = store.latest()
-    check_saved(store, run_dir, start)
+    check_saved(store, run_dir, store.latest())
     (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
     for choice in automatic_choices(resolved.config, placement):
         record_event(run_dir, "placement", choice)
-    coordinator = start_coordinator(resolved)
-    truncate(run_dir, start)
-    clock.mark("coordinator")
-    clock.write(run_dir, "driver", start)
-    try:
-        with (
-            stopping(coordinator) as stop,
-            Progress(run_dir, steps, start) as progress,
-            RunFollower(run_dir, [progress, *listeners], start, stop) as follower,
-        ):
-            stopped = train_until_done(prepared, identity.id, coordinator, placement)
-        result = _result(resolved, store, started, stopped)
-    finally:
-        write_newest_trace(run_dir)
-        write_page_quietly(run_dir, lambda: token_pieces(load_tokenizer(resolved.config.model)))
-    follower.raise_failure()
-    return result
-
-
-def _result(resolved: Resolved, store: CheckpointStore, started: float, stopped: str) -> Result:
-    if store.finished(resolved.config.trainer):
-        return _finished(resolved, store, started)
-    done = store.latest()
-    return Result(resolved.run_dir, done, stopped, {}, store.address(done, "hf"))
+    return Run(prepared, identity.id)
 
 
 def _identify(prepared: Prepared, device: str) -> Identity:
@@ -193,10 +182,13 @@ def _identify(prepared: Prepared, device: str) -> Identity:
     return identity
 
 
-def start_coordinator(resolved: Resolved) -> Any:
-    """The actor that owns the versions; it outlives every restart of learners and engines."""
+def start_coordinator(resolved: Resolved, tell: Callable[[str, str], None]) -> Any:
+    """The actor that owns the versions; it outlives every restart of learners and engines.
+
+    `tell` is told (kind, message) of what happens to engines and to the actor itself.
+    """
     rollout = resolved.config.rollout
-    monitor = HealthMonitor(rollout.stall_timeout_s, partial(record_event, resolved.run_dir))
+    monitor = HealthMonitor(rollout.stall_timeout_s, tell)
     # On the driver's node, whose end is the run's end.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Coordinator).options(
@@ -209,17 +201,3 @@ def start_coordinator(resolved: Resolved) -> Any:
         enable_task_events=False,
     )
     return actor.remote(rollout.max_staleness, monitor, CALLS_AT_A_TIME // 2)
-
-
-def _finished(resolved: Resolved, store: CheckpointStore, started: float) -> Result:
-    """The result of a complete run; its summary is written if the run ended before it was."""
-    trainer, path = resolved.config.trainer, resolved.run_dir / "summary.json"
-    steps = chosen = store.latest()
-    if trainer.patience is not None:
-        chosen = BestStep(resolved.run_dir, trainer).of(store.steps()) or steps
-    model = store.address(chosen, "hf")
-    figures = json.loads(path.read_text()) if path.exists() else {}
-    # Written anew if the run is finished already, and now asked for by another rule of what is best.
-    if figures.get("model_step", figures.get("steps")) != chosen:
-        figures = report.write(resolved.run_dir, steps, chosen, model, time.time() - started)
-    return Result(resolved.run_dir, steps, "", figures, model)

@@ -5,7 +5,7 @@ Beside `data/loop` the only file that touches Ray's internals.
 """
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 from textwrap import shorten
 from typing import Any
 
@@ -20,7 +20,6 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from srft_ray.errors import last_line
-from srft_ray.observe.journal import record_event
 from srft_ray.sync.processes import Process
 
 WAIT_S = 1.0  # between two looks for nodes
@@ -30,10 +29,11 @@ class CheckpointBeforeResize(ControllerCallback):
     """Runs in Ray Train's controller. Ray marks these callbacks as an interface for developers: it may
     change."""
 
-    def __init__(self, coordinator: Any, timeout_s: float, run_dir: Path) -> None:
+    def __init__(self, coordinator: Any, timeout_s: float, report: Callable[[str, str], None]) -> None:
+        """`report` is told (kind, message) of every change."""
         self.coordinator = coordinator
         self.timeout_s = timeout_s
-        self.run_dir = run_dir
+        self.report = report
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         placed = isinstance(current_state, (RunningState, ResizingState, PreemptingState))
@@ -44,7 +44,7 @@ class CheckpointBeforeResize(ControllerCallback):
             self._before_resize(current_state.scaling_decision.num_workers)
         elif isinstance(current_state, RestartingState):
             reason = shorten(last_line(current_state.training_failed_error), 200, placeholder=" …")
-            record_event(self.run_dir, "learners", f"restarting after a failure: {reason}")
+            self.report("learners", f"restarting after a failure: {reason}")
 
     def _before_resize(self, number: int) -> None:
         """Asks the present learners to leave with a checkpoint and waits for them."""
@@ -57,7 +57,7 @@ class CheckpointBeforeResize(ControllerCallback):
                 "; the present ones wrote no checkpoint within "
                 f"trainer.resize_timeout_s={self.timeout_s:g}, steps will be repeated"
             )
-        record_event(self.run_dir, "learners", f"continuing with {number} learners{consequence}")
+        self.report("learners", f"continuing with {number} learners{consequence}")
 
 
 def is_preempted() -> bool:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,7 +12,6 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.errors import RunFailed, cause
-from srft_ray.observe.journal import record_event
 from srft_ray.sync.processes import Process
 
 POLL_INTERVAL_S = 2.0
@@ -85,11 +83,17 @@ class RunSupervisor:
         stopped: whether it was killed because the run is to stop.
     """
 
-    def __init__(self, coordinator: Any, run_dir: Path, silence_s: float, absence_s: float) -> None:
-        """`silence_s`: of the coordinator (rollout.stall_timeout_s); `absence_s`: of learners
-        (learner.start_timeout_s)."""
+    def __init__(
+        self, coordinator: Any, report: Callable[[str, str], None], silence_s: float, absence_s: float
+    ) -> None:
+        """
+        Args:
+            report: is told (kind, message) of the coordinator's end.
+            silence_s: of the coordinator (rollout.stall_timeout_s).
+            absence_s: of learners (learner.start_timeout_s).
+        """
         self.coordinator = coordinator
-        self.run_dir = run_dir
+        self.report = report
         self.silence_s = silence_s
         self.absence_s = absence_s
         self.problem = ""
@@ -149,8 +153,7 @@ class RunSupervisor:
 
     def _end_coordinator(self) -> None:
         if self._kill(self._coordinator):
-            record_event(
-                self.run_dir,
+            self.report(
                 "coordinator",
                 "the actor that knows the published versions said nothing for "
                 f"rollout.stall_timeout_s={self.silence_s:g} s: it is killed",

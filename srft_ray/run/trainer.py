@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
@@ -17,6 +18,7 @@ from srft_ray.run.elasticity import CheckpointBeforeResize, is_preempted
 from srft_ray.run.memory_check import engine_memory, model_shape
 from srft_ray.run.placement import Placement, learner_resources, recomputes_activations
 from srft_ray.run.preflight import Prepared
+from srft_ray.run.series import Run, events_of
 from srft_ray.run.training_stream import StreamSource, TrainingStream
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.train.entry import train_loop
@@ -29,14 +31,18 @@ RAYS_LOOK_S = 2.0
 MANY_LEARNERS = 64  # from which on the interval is Ray's
 
 
-def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> TorchTrainer:
-    """The trainer of a run."""
-    resolved = prepared.resolved
+def make_trainer(runs: Sequence[Run], coordinator: Any, placement: Placement) -> TorchTrainer:
+    """The trainer of a series."""
+    resolved = runs[0].prepared.resolved
     learner, trainer = resolved.config.learner, resolved.config.trainer
     _set_deadlines(resolved)
-    source = stream_source(prepared, coordinator, placement)
+    sources = [stream_source(run.prepared, coordinator, placement) for run in runs]
+    stores = [run.prepared.store for run in runs]
     dtype = resolve_dtype(resolved.config.model, placement.device)
-    job = _job(prepared, run_id, coordinator, dtype, placement, source.reader(0))
+    jobs = [
+        _job(run, coordinator, dtype, placement, source.reader(0))
+        for run, source in zip(runs, sources, strict=True)
+    ]
     workers = (
         (resolved.learners.low, resolved.learners.high)
         if resolved.learners.elastic
@@ -44,7 +50,7 @@ def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: P
     )
     return TorchTrainer(
         train_loop,
-        train_loop_config={"job": job},
+        train_loop_config={"jobs": jobs},
         torch_config=TorchConfig(
             backend="nccl" if placement.device == "cuda" else "gloo", timeout_s=int(learner.timeout_s)
         ),
@@ -54,12 +60,12 @@ def make_trainer(prepared: Prepared, run_id: str, coordinator: Any, placement: P
             resources_per_worker=learner_resources(learner, placement),
             elastic_resize_monitor_interval_s=learner.resize_interval_s,
         ),
-        datasets={"train": TrainingStream(source, prepared.store, run_id)},
+        datasets={"train": TrainingStream(sources, stores, [run.id for run in runs])},
         dataset_config=DataConfig(execution_options=execution_options(), enable_shard_locality=False),
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path=str(resolved.run_dir / ".ray_train"),
-            callbacks=[CheckpointBeforeResize(coordinator, trainer.resize_timeout_s, resolved.run_dir)],
+            callbacks=[CheckpointBeforeResize(coordinator, trainer.resize_timeout_s, events_of(runs))],
             failure_config=FailureConfig(max_failures=trainer.max_failures),
         ),
     )
@@ -103,10 +109,8 @@ def _set_deadlines(resolved: Resolved) -> None:
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(look_s)
 
 
-def _job(
-    prepared: Prepared, run_id: str, coordinator: Any, dtype: str, placement: Placement, reader: GroupReader
-) -> Job:
-    resolved = prepared.resolved
+def _job(run: Run, coordinator: Any, dtype: str, placement: Placement, reader: GroupReader) -> Job:
+    prepared, resolved = run.prepared, run.prepared.resolved
     config = resolved.config
     recomputed = recomputes_activations(config.learner, placement)
     loggers = LoggerSettings(
@@ -114,7 +118,7 @@ def _job(
     )
     return Job(
         resolved.run_dir,
-        run_id,
+        run.id,
         config.run.seed,
         config.model,
         with_backend(config.rollout, placement),

@@ -1,6 +1,6 @@
-"""The stream of a run: built anew from the newest whole checkpoint each time that the learners start."""
+"""The stream of a series: built anew from the newest whole checkpoints each time that the learners start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from srft_ray.data.store import PreparedData
 from srft_ray.data.stream import ActorPool, make_stream
 from srft_ray.errors import RunFailed
 from srft_ray.rollout.credit import SupervisedReader
+from srft_ray.rollout.series import RolloutRun, SeriesWorker
 from srft_ray.rollout.settings import RolloutSettings
-from srft_ray.rollout.worker import RolloutWorker
-from srft_ray.run.directory import choose_start
+from srft_ray.run.directory import choose_start, is_done
 from srft_ray.run.engine_memory import engine_memory_share
 from srft_ray.run.placement import Placement
 from srft_ray.run.transport_backend import with_backend
@@ -68,19 +68,7 @@ class StreamSource:
 
         `first`: position in it of the first group that is wanted, a multiple of the size of a block.
         """
-        if self.engines is None:
-            return make_stream(self.plan, start, SupervisedReader(self.reader(start)), first)
-        rollout = self.config.rollout
-        pool = ActorPool(
-            partial(self._worker, start, generation),
-            self.engines,
-            self.max_staleness,
-            rollout.cpus_per_engine,
-            self.placement.engine_gpus,
-            rollout.max_restarts,
-            rollout.resources,
-        )
-        return make_stream(self.plan, start, pool, first)
+        return stream_of([BegunRun(self, start, generation)], first)
 
     def reader(self, start: int) -> GroupReader:
         """Reads the groups of the stream from step `start` on."""
@@ -95,9 +83,10 @@ class StreamSource:
         )
         return GroupReader(settings, self.algorithm, self.plan, start, self.train, self.evaluation)
 
-    def _worker(self, start: int, generation: int) -> RolloutWorker:
+    def settings(self) -> RolloutSettings:
+        """What an actor of the pool is given."""
         config = self.config
-        settings = RolloutSettings(
+        return RolloutSettings(
             config.run.seed,
             self.placement.device,
             self.dtype,
@@ -112,7 +101,6 @@ class StreamSource:
             self.run_dir,
             self.beside_cache,
         )
-        return RolloutWorker(settings, self.reader(start), self.coordinator, generation)
 
     def _rollout(self) -> RolloutSection:
         """With the share of a GPU's memory that the engines get where they have it for themselves, or not."""
@@ -121,21 +109,87 @@ class StreamSource:
 
 
 @dataclass(frozen=True)
-class TrainingStream:
-    """Called by Ray Train each time that it starts the learners."""
+class BegunRun:
+    """A run in a stream: the step that it begins at, and the generation of the learners' start of it."""
 
     source: StreamSource
-    store: CheckpointStore
-    run_id: str
+    start: int
+    generation: int
+
+
+def stream_of(runs: Sequence[BegunRun], first: int = 0) -> Dataset:
+    """The stream of runs that share engines, one after another; `first` as of `StreamSource.stream`."""
+    source = runs[0].source
+    plans = [(run.source.plan, run.start) for run in runs]
+    if source.engines is None:
+        return make_stream(plans, SupervisedReader(source.reader(runs[0].start)), first)
+    rollout = source.config.rollout
+    pool = ActorPool(
+        partial(_worker, runs),
+        source.engines,
+        source.max_staleness,
+        rollout.cpus_per_engine,
+        source.placement.engine_gpus,
+        rollout.max_restarts,
+        rollout.resources,
+    )
+    return make_stream(plans, pool, first)
+
+
+def _worker(runs: Sequence[BegunRun]) -> SeriesWorker:
+    parts = [RolloutRun(run.source.settings(), run.source.reader(run.start), run.generation) for run in runs]
+    return SeriesWorker(parts, runs[0].source.coordinator)
+
+
+@dataclass(frozen=True)
+class TrainingStream:
+    """Called by Ray Train each time that it starts the learners: the stream of the runs that are not done."""
+
+    sources: Sequence[StreamSource]
+    stores: Sequence[CheckpointStore]
+    run_ids: Sequence[str]
 
     def __call__(self) -> Dataset:
+        coordinator = self.sources[0].coordinator
         # Ray Train waits for this call before it places learners: until then their absence is no failure.
-        ray.get(self.source.coordinator.set_learners_present.remote(True, Process.this()))
-        # The checkpoint is chosen here, once for each start, and the learners ask the coordinator for it.
+        ray.get(coordinator.set_learners_present.remote(True, Process.this()))
+        # Checkpoints are chosen here, once for each start, and the learners ask the coordinator for them.
         try:
-            step = choose_start(self.store, self.store.run_dir, self.run_id)
+            first, *later = self._starts()
         except RunFailed as failure:
-            ray.get(self.source.coordinator.abort.remote(str(failure)))
+            ray.get(coordinator.abort.remote(str(failure)))
             raise
-        start = ray.get(self.source.coordinator.restart.remote(step))
-        return self.source.stream(start.step, start.generation)
+        number, step = first
+        generation = ray.get(coordinator.restart.remote(step, number, later)).generation
+        return stream_of(
+            [
+                BegunRun(self.sources[number], step, generation + place)
+                for place, (number, step) in enumerate([first, *later])
+            ]
+        )
+
+    def _starts(self) -> list[tuple[int, int]]:
+        """The runs of the stream by number, with the step that each begins at.
+
+        Raises:
+            RunFailed: as `choose_start`.
+        """
+        waiting = [number for number in range(len(self.sources)) if not self._is_done(number)]
+        starts: list[tuple[int, int]] = []
+        blocks = 0
+        for number in waiting or [len(self.sources) - 1]:
+            plan, store = self.sources[number].plan, self.stores[number]
+            step = choose_start(store, store.run_dir, self.run_ids[number])
+            stop = plan.stream_stop(step)
+            blocks += plan.length(step, stop) // plan.block
+            # A stream that ends before its last run does is followed by another one.
+            if starts and blocks > plan.stream_blocks:
+                break
+            starts.append((number, step))
+            if stop < plan.steps:
+                break
+        return starts
+
+    def _is_done(self, number: int) -> bool:
+        source = self.sources[number]
+        return is_done(self.stores[number], source.config.trainer, source.plan, source.evaluation)

@@ -1,15 +1,16 @@
-"""Calls of Ray Train, one after another, until the run is done, is stopped, or does not come forward."""
+"""Calls of Ray Train, one after another, until the runs of a series are done, are stopped, or do not come
+forward."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 
 from srft_ray.errors import RunFailed, cause
-from srft_ray.observe.journal import record_event
 from srft_ray.run.placement import Placement
-from srft_ray.run.preflight import Prepared
+from srft_ray.run.series import Run, events_of, present, where
 from srft_ray.run.supervisor import RunSupervisor
 from srft_ray.run.trainer import make_trainer
 
@@ -18,47 +19,54 @@ class LearnersFailed(RunFailed):
     """The learners failed once more than trainer.max_failures allows in one call of Ray Train."""
 
 
-def train_until_done(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> str:
-    """Trains until the last step, or until the run is asked to stop; returns who asked.
+def train_until_done(runs: Sequence[Run], coordinator: Any, placement: Placement) -> str:
+    """Trains until the last step of the last run, or until they are asked to stop; returns who asked.
 
-    Learners that left because a machine is taken away start again on the others. Failures count until the
-    run has come forward: one that lasts for weeks is not ended by the sum of them.
+    Learners that left because a machine is taken away start again on the others. Failures count until a run
+    has come forward: one that lasts for weeks is not ended by the sum of them.
     """
-    store, trainer = prepared.store, prepared.resolved.config.trainer
-    idle = 0  # starts in a row that did not bring the run forward
+    most = runs[0].prepared.resolved.config.trainer.max_failures
+    idle = 0  # starts in a row that did not bring a run forward
     while True:
-        before = store.latest()
+        before = _saved(runs)
         try:
-            _train(prepared, run_id, coordinator, placement)
+            _train(runs, coordinator, placement)
         except LearnersFailed:
             asked_to_stop, _ = ray.get(coordinator.ended.remote())
-            if asked_to_stop or store.latest() == before:
+            if asked_to_stop or _saved(runs) == before:
                 raise
-            message = (
-                f"restarting after {trainer.max_failures + 1} failures, with {store.latest()} saved steps"
-            )
-            record_event(prepared.resolved.run_dir, "learners", message)
+            saved = present(runs).saved
+            events_of(runs)("learners", f"restarting after {most + 1} failures, with {saved} saved steps")
         stopped, aborted = ray.get(coordinator.ended.remote())
         if aborted:
-            raise RunFailed(aborted)
-        if stopped or store.finished(trainer):
+            raise RunFailed(_of_run(aborted, runs))
+        if stopped or all(run.is_done for run in runs):
             return stopped
-        idle = 0 if store.latest() > before else idle + 1
-        if idle > trainer.max_failures:
-            raise RunFailed(f"The learners left {idle} times without a step (after {before} saved steps).")
+        came_forward = any(now > then for now, then in zip(_saved(runs), before, strict=True))
+        idle = 0 if came_forward else idle + 1
+        if idle > most:
+            raise RunFailed(f"The learners left {idle} times without a step ({where(runs)}).")
 
 
-def _train(prepared: Prepared, run_id: str, coordinator: Any, placement: Placement) -> None:
+def _saved(runs: Sequence[Run]) -> list[int]:
+    return [run.saved for run in runs]
+
+
+def _of_run(message: str, runs: Sequence[Run]) -> str:
+    return f"{present(runs).run_dir.name}: {message}" if len(runs) > 1 else message
+
+
+def _train(runs: Sequence[Run], coordinator: Any, placement: Placement) -> None:
     """One call of Ray Train, which restarts the learners by itself.
 
     Raises:
         RunFailed: for a reason that a further call would only repeat.
         LearnersFailed: it gave up.
     """
-    config, run_dir, store = prepared.resolved.config, prepared.resolved.run_dir, prepared.store
-    trainer = make_trainer(prepared, run_id, coordinator, placement)
+    config = runs[0].prepared.resolved.config
+    trainer = make_trainer(runs, coordinator, placement)
     supervisor = RunSupervisor(
-        coordinator, run_dir, config.rollout.stall_timeout_s, config.learner.start_timeout_s
+        coordinator, events_of(runs), config.rollout.stall_timeout_s, config.learner.start_timeout_s
     )
     started = time.time()
     try:
@@ -71,10 +79,9 @@ def _train(prepared: Prepared, run_id: str, coordinator: Any, placement: Placeme
             return
         problem = supervisor.problem or supervisor.engine_problem()
         if problem:
-            raise RunFailed(f"{problem} (after {store.latest()} saved steps)") from None
+            raise RunFailed(f"{problem} ({where(runs)})") from None
+        path = present(runs).run_dir / "failure.txt"
         with suppress(OSError):  # on a full disk
             text = f"{time.time() - started:.0f} s after the start:\n{error}\n"
-            (run_dir / "failure.txt").write_text(text)
-        raise LearnersFailed(
-            f"{cause(error)} (after {store.latest()} saved steps; details in {run_dir / 'failure.txt'})"
-        ) from error
+            path.write_text(text)
+        raise LearnersFailed(f"{cause(error)} ({where(runs)}; details in {path})") from error

@@ -33,11 +33,14 @@ class Admission:
     progress: tuple[int, ...] = ()
 
 
-def wait_for_admission(coordinator: Any, step: int, exact: bool, timeout_s: float) -> Admission:
+def wait_for_admission(
+    coordinator: Any, generation: int, step: int, exact: bool, timeout_s: float
+) -> Admission:
     """Waits until a group of `step` may start, as long as learners or engines come forward.
 
     Args:
         coordinator: handle of the coordinator's actor.
+        generation: of the learners' start that the group is for.
         exact: the group needs version `step` itself (evaluation).
 
     Raises:
@@ -48,7 +51,7 @@ def wait_for_admission(coordinator: Any, step: int, exact: bool, timeout_s: floa
     progress: tuple[int, ...] = ()
     while True:
         remaining_s = deadline - time.monotonic()
-        answer: Admission = ray.get(coordinator.admit.remote(step, exact, remaining_s))
+        answer: Admission = ray.get(coordinator.admit.remote(generation, step, exact, remaining_s))
         if answer.admitted:
             return answer
         if answer.progress != progress:

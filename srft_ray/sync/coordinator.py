@@ -3,11 +3,13 @@
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import ray
 
 from srft_ray.sync.admission import Admission
+from srft_ray.sync.admission_queue import ADMISSION_WAIT_S, MAX_WAITING, AdmissionQueue
 from srft_ray.sync.changes import Changes
 from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
@@ -18,13 +20,7 @@ from srft_ray.sync.round_messages import Entry, Notice, Round, Waiting
 from srft_ray.sync.rounds import Rounds
 from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
 
-# Ray runs at most `max_concurrency` calls of an asynchronous actor at a time, 1,000 unless it is told another
-# number. Waiting admissions may take only a part of them, and each only for a limited time, so that
-# publications, heartbeats and other admissions always get through. A group that may not wait here asks again
-# and again, so that with many engines many must be allowed to wait.
-CALLS_AT_A_TIME = 10_000  # of the coordinator of a run
-MAX_WAITING_ADMISSIONS = 500  # unless the actor is told another number
-ADMISSION_WAIT_S = 30.0
+CALLS_AT_A_TIME = 10_000  # of the coordinator of a run; Ray's own limit is 1,000
 
 
 class Coordinator:
@@ -35,7 +31,7 @@ class Coordinator:
     """
 
     def __init__(
-        self, max_staleness: int, monitor: HealthMonitor | None = None, max_waiting: int | None = None
+        self, max_staleness: int, monitor: HealthMonitor | None = None, max_waiting: int = MAX_WAITING
     ) -> None:
         """`max_waiting`: admissions that may wait at a time, fewer than the actor's `max_concurrency`."""
         forgot = ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed
@@ -47,8 +43,7 @@ class Coordinator:
         self.requests = LearnerRequests()
         self.presence = LearnerPresence(time.monotonic())
         self._changes = Changes()  # of the published version, or of the learners' requests
-        self._max_waiting = max_waiting or MAX_WAITING_ADMISSIONS
-        self._waiting_admissions = 0
+        self._queue = AdmissionQueue(self.versions, self._changes, max_waiting)
         self._groups_taken = 0  # by the learners since they started
         self._health_checks: asyncio.Task[None] | None = None
         if forgot:
@@ -60,9 +55,9 @@ class Coordinator:
 
     # Versions
 
-    async def restart(self, step: int) -> LearnerStart:
-        """The learners start (again) at the checkpoint of `step`: what comes from earlier ones is refused."""
-        start = self.versions.restart(step, time.time())
+    async def restart(self, step: int, run: int = 0, later: Sequence[tuple[int, int]] = ()) -> LearnerStart:
+        """As of `PublishedVersions`: what comes from earlier learners is refused."""
+        start = self.versions.restart(step, time.time(), run, later)
         self.history.restart()
         self.requests.restart()
         self.monitor.restart(start.generation)
@@ -70,13 +65,24 @@ class Coordinator:
         await self._changes.notify()
         return start
 
-    async def learner_start(self) -> LearnerStart:
-        """Where learners and stream begin; RuntimeError if `restart` was forgotten."""
-        return self.versions.start
+    async def learner_starts(self) -> list[LearnerStart]:
+        """Where learners and stream begin each run; RuntimeError if `restart` was forgotten."""
+        return self.versions.starts
+
+    async def _enter(self, generation: int) -> None:
+        """Raises OutdatedLearners for earlier learners; those who begin the next run have left the one
+        before."""
+        is_next = generation > self.versions.generation
+        self.versions.enter(generation)
+        if is_next:
+            self.history.restart()
+            await self.rounds.close()
+            await self._changes.notify()
 
     async def publish(self, generation: int, share: WeightShare) -> None:
         """Takes one rank's share of a version, which is the newest one when the shares of all ranks are
         here."""
+        await self._enter(generation)
         before = self.versions.newest
         self.versions.publish(generation, share)
         if self.versions.newest.weights != before.weights:
@@ -92,24 +98,25 @@ class Coordinator:
         Waits at most `wait_s` until it has to: a call that is on its way when this actor dies is answered by
         the next one, which has forgotten the share.
         """
+        await self._enter(generation)
         await self._changes.wait_until(lambda: not self.versions.has(generation, version, rank), wait_s)
         return self.versions.has(generation, version, rank)
 
     async def history_until(self, generation: int) -> int:
         """The step before which the history of prompts is here; OutdatedLearners for earlier learners."""
-        self.versions.enter(generation)
+        await self._enter(generation)
         return self.history.until
 
     async def add_history(self, generation: int, first: int, until: int, piece: object) -> None:
         """Takes what happened to prompts in the steps from `first` to before `until`; RuntimeError if steps
         before are missing."""
-        self.versions.enter(generation)
+        await self._enter(generation)
         self.history.add(first, until, piece)
 
     async def compact_history(self, generation: int, until: int, piece: object) -> None:
         """Takes what is still shown of the steps before `until`, in the place of all that happened in
         them."""
-        self.versions.enter(generation)
+        await self._enter(generation)
         self.history.compact(until, piece)
 
     async def history_since(self, step: int) -> tuple[int, int, list[object]]:
@@ -131,28 +138,24 @@ class Coordinator:
         )
         return self.versions.newest
 
-    async def admit(self, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S) -> Admission:
-        """Whether a group of `step` may start; waits for it at most `wait_s` and ADMISSION_WAIT_S seconds."""
-        busy = self._waiting_admissions >= self._max_waiting
-        if not busy and not self.versions.admits(step, exact):
-            self._waiting_admissions += 1
-            try:
-                await self._changes.wait_until(
-                    lambda: self.versions.admits(step, exact), min(wait_s, ADMISSION_WAIT_S)
-                )
-            finally:
-                self._waiting_admissions -= 1
-        admitted = self.versions.admits(step, exact)
+    async def admit(
+        self, generation: int, step: int, exact: bool = False, wait_s: float = ADMISSION_WAIT_S
+    ) -> Admission:
+        """Whether a group of `step` may start; waits for it at most `wait_s` and ADMISSION_WAIT_S seconds.
+
+        `generation`: of the learners' start that the group is for; it waits while another one is trained.
+        """
+        admitted, busy = await self._queue.wait(generation, step, exact, wait_s)
         needed = self.versions.needed(step, exact)
-        offered, generation = self.versions.offered, self.versions.generation
-        progress = (generation, offered.version, self._groups_taken, self.monitor.finished)
-        return Admission(admitted, offered, generation, needed, busy, progress)
+        offered, present = self.versions.offered, self.versions.generation
+        progress = (present, offered.version, self._groups_taken, self.monitor.finished)
+        return Admission(admitted, offered, present, needed, busy, progress)
 
     # Rounds of the collective transport
 
     async def enter_round(self, generation: int, entry: Entry, wait_s: float) -> Round | None:
         """As `Rounds.enter`; OutdatedLearners for earlier learners."""
-        self.versions.enter(generation)
+        await self._enter(generation)
         return await self.rounds.enter(generation, entry, wait_s)
 
     async def next_round(self, waiting: Waiting, wait_s: float) -> Notice:

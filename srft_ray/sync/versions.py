@@ -13,17 +13,19 @@ class OutdatedLearners(RuntimeError):
 
 @dataclass(frozen=True)
 class LearnerStart:
-    """One start of the learners.
+    """One start of a run by the learners.
 
     Attributes:
         step: where learners and stream begin.
-        generation: increases with every start of the run. What comes from an older one is refused.
+        generation: increases with every start. What comes from an older one is refused.
         from_model: engines hold the weights of `step` already, because they start from the model itself.
+        run: its number in the series.
     """
 
     step: int
     generation: int
     from_model: bool
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,30 +94,40 @@ class PublishedVersions:
         self.max_staleness = max_staleness
         self.generation = 0
         self.newest = Publication(PolicyWeights(UNKNOWN))
-        self.unread = 0  # publications that were replaced before a node of engines had their weights
+        self.unread = 0  # publications of the run that were replaced before a node had their weights
         self._read = False
         self._engines_are_new = not forgot
-        self._start: LearnerStart | None = None
+        self._starts: list[LearnerStart] = []
         self._arriving: dict[int, dict[int, WeightShare]] = {}  # by version and rank
         self._shares: dict[int, WeightShare] = {}  # of the newest version
         self._asked = False  # for the pieces of the newest version
 
-    def restart(self, step: int, now: float) -> LearnerStart:
+    def restart(
+        self, step: int, now: float, run: int = 0, later: Sequence[tuple[int, int]] = ()
+    ) -> LearnerStart:
         """The learners start (again) at the checkpoint of `step`, and have to publish its weights.
 
-        Only the first start of a run at step 0 needs no publication: all engines hold the model itself then.
+        Only the first start of all at step 0 needs no publication: all engines hold the model itself then.
 
         Args:
-            now: seconds since the epoch. Generations are not below it, so that they increase even if the last
-                one was forgotten.
+            now: seconds since the epoch. Generations are not below its milliseconds, so that they increase
+                even if the last ones were forgotten.
+            run: the number of the run in its series.
+            later: runs that the same learners train after it, each with the step where it begins.
         """
         from_model = step == 0 and self._engines_are_new
         self._engines_are_new = False
-        self.generation = max(self.generation + 1, int(now))
-        self._start = LearnerStart(step, self.generation, from_model)
+        given = self._starts[-1].generation if self._starts else 0
+        self.generation = max(self.generation + 1, given + 1, int(1000 * now))
+        start = LearnerStart(step, self.generation, from_model, run)
+        followers = [
+            LearnerStart(first, self.generation + number, False, following)
+            for number, (following, first) in enumerate(later, 1)
+        ]
+        self._starts = [start, *followers]
         self._arriving = {}
         self._replace(Publication(PolicyWeights(0 if from_model else UNKNOWN)))
-        return self._start
+        return start
 
     @property
     def offered(self) -> PolicyWeights:
@@ -123,15 +135,15 @@ class PublishedVersions:
         return self.newest.weights
 
     @property
-    def start(self) -> LearnerStart:
-        """The present start of the learners.
+    def starts(self) -> list[LearnerStart]:
+        """The present start of the learners, and those of the runs that they train after it.
 
         Raises:
             RuntimeError: this object was made anew after `restart`.
         """
-        if self._start is None:
+        if not self._starts:
             raise RuntimeError("the coordinator was restarted while the learners started")
-        return self._start
+        return self._starts
 
     def publish(self, generation: int, share: WeightShare) -> None:
         """Takes one rank's share of a version, which is the newest one when the shares of all ranks are here.
@@ -176,9 +188,9 @@ class PublishedVersions:
         """The oldest version that a group of `step` may be sampled by; if `exact`, `step` itself."""
         return max(0, step if exact else step - self.max_staleness)
 
-    def admits(self, step: int, exact: bool) -> bool:
-        """Whether a group of `step` may start now."""
-        return self.offered.version >= self.needed(step, exact)
+    def admits(self, generation: int, step: int, exact: bool) -> bool:
+        """Whether a group of `step` may start now; never while another generation is trained."""
+        return generation == self.generation and self.offered.version >= self.needed(step, exact)
 
     def read(self) -> Publication:
         """The newest version, for the engine that writes the copy of its node."""
@@ -191,8 +203,10 @@ class PublishedVersions:
             raise OutdatedLearners(
                 f"learners of start {generation} published, but start {self.generation} has taken their place"
             )
-        if generation > self.generation:  # the memory of its start is lost, the learners themselves are not
+        # They begin the next run of their series. Or the memory of their start is lost.
+        if generation > self.generation:
             self.generation = generation
+            self.unread = 0
             self._arriving = {}
             self._replace(Publication(PolicyWeights(UNKNOWN)))
 

@@ -63,8 +63,7 @@ class DeepSpeedEngine:
                 model=self.policy, optimizer=optimizer, config=deepspeed_config(learner, dtype)
             )
         if learner.zero_stage == 2:
-            # ZeRO 2 gathers gradients in a buffer of the weights' type before it reduces them: of float32, it
-            # does not round them.
+            # ZeRO 2 reduces gradients in a buffer of the weights' type: one of float32 does not round them.
             self.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
         self.device = self.engine.device
         self._state = ParameterState(self.optimizer, self.zero_stage, self.device)
@@ -80,7 +79,9 @@ class DeepSpeedEngine:
         self.weight_decay = learner.weight_decay  # of the updates to come
 
     def close(self) -> None:
-        """The engine is not used any more."""
+        """The engine is not used any more, nor are its reference and critic."""
+        for other in filter(None, (self.reference, self.critic)):
+            other.close()
         release(self.engine)
 
     def _wrapped(self, model: nn.Module, learner: LearnerSection) -> nn.Module:

@@ -20,7 +20,6 @@ class Intake:
     """One rank's part. All methods are collectives.
 
     Attributes:
-        groups: taken by all learners since they started.
         probe_difference: of the engines that sampled the groups taken last.
     """
 
@@ -30,7 +29,6 @@ class Intake:
         self.publisher = publisher
         self.device = device
         self.leave = LeaveQuestion(job.coordinator, job.is_preempted)
-        self.groups = 0
         self.probe_difference: float | None = None
 
     def take(self, segment: Segment, may_leave: bool = True) -> list[Group] | None:
@@ -51,7 +49,7 @@ class Intake:
         if may_leave and any_rank(groups is None or self._asked_to_leave(), self.device):
             return None
         self.probe_difference = self.publisher.check(segment.step, groups)
-        self.groups += segment.padded
+        self.batches.groups += segment.padded
         return groups
 
     def _asked_to_leave(self) -> bool:

@@ -96,9 +96,14 @@ def blocks_of_this_learner(block: int) -> Iterator[dict[str, Any]]:
 
 
 class Batches:
-    """This learner's blocks; the stream's execution begins at once, not when the first block is asked for."""
+    """This learner's blocks; the stream's execution begins at once, not when the first block is asked for.
+
+    Attributes:
+        groups: taken by all learners since they started.
+    """
 
     def __init__(self, blocks: Iterator[dict[str, Any]]) -> None:
+        self.groups = 0
         self._batches = blocks
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: Future[dict[str, Any]] | None = self._thread.submit(next, self._batches)

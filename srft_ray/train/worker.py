@@ -1,10 +1,8 @@
 """One learner under Ray Train: takes groups from the stream, updates and publishes the policy, records."""
 
 import time
-from pathlib import Path
 
 import ray
-import ray.train
 import torch
 import torch.distributed as dist
 
@@ -38,29 +36,24 @@ from srft_ray.train.saving import Saver
 class LearnerWorker:
     """One rank: it takes the segments of the plan in order, and unblocks the engines by publishing."""
 
-    def __init__(self, job: Job, batches: Batches) -> None:
+    def __init__(self, job: Job, start: LearnerStart, batches: Batches) -> None:
         if job.threads:
             torch.set_num_threads(job.threads)
         self.job = job
-        self.run_dir: Path = job.run_dir
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world_size = context.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         dtype = getattr(torch, job.dtype)
         tokenizer = load_tokenizer(job.model)
         model = load_for_learner(job.model, job.learner, dtype)
-        adapter = (
-            Adapter(model, job.learner.lora, job.seed, job.model.path) if job.learner.lora.rank else None
-        )
+        lora = job.learner.lora
+        adapter = Adapter(model, lora, job.seed, job.model.path) if lora.rank else None
         self.engine = DeepSpeedEngine(model, job.learner, dtype, adapter)
         check_model(self.engine, "model.path", parity.THRESHOLDS[job.dtype], job.learner.packing)
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
         self.learner = self._make_learner(dtype, threshold)
-        self.start: LearnerStart = ray.get(job.coordinator.learner_start.remote())
-        self.publisher = Publisher(job, self.start, self.engine, threshold)
+        self.publisher = Publisher(job, start, self.engine, threshold)
         self.intake = Intake(job, batches, self.publisher, self.engine.device)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
-        self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, self.start.generation)
+        self.history = HistoryKeeper(job.history_rows, job.rollout, job.coordinator, start.generation)
         self.replays = ReplayPool(job.algorithm.replay_age)
         files = (self.history, self.learner.buffer, self.replays)
         more = (*(each.content for each in files), self.engine.tensors.adapter_files)
@@ -69,7 +62,8 @@ class LearnerWorker:
         self.evaluations = Evaluations(job.reader, self.intake, self.learner, self.recorder, self.timeline)
         self.skipped_in_a_row = 0  # steps whose update was not finite
         self.best = BestStep(job.run_dir, job.trainer)
-        self.step = self._resume()
+        self.step = start.step
+        self._resume()
         self.checkpoints = Checkpoints(job, self.saver, self.recorder, self.timeline, self.step)
 
     def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
@@ -88,13 +82,13 @@ class LearnerWorker:
             critic = Critic(CriticEngine(layers, settings, dtype), settings.critic_lr, self.engine)
         return Learner(self.engine, settings, parity_threshold, reference, job.ledger_tokens, critic)
 
-    def _resume(self) -> int:
-        """Takes up the newest whole checkpoint, which the coordinator names; returns its step."""
-        step = self.start.step
+    def _resume(self) -> None:
+        """Takes up the newest whole checkpoint, that of the step where the run begins."""
+        step = self.step
         # What was recorded after the checkpoint is about to be recorded again. It is removed before any rank
         # goes on, so that nothing new is removed with it.
         if self.rank == 0:
-            journal.truncate(self.run_dir, step)
+            journal.truncate(self.job.run_dir, step)
             self.job.store.discard_after(step)
         dist.barrier()
         if step > 0:
@@ -105,7 +99,6 @@ class LearnerWorker:
             self.recorder.checkpoint(step, self.job.store.address(step))
         self.history.begin(self.job.store, step)
         self._publish(step)
-        return step
 
     def _publish(self, version: int) -> None:
         """Gives the engines the weights of a version that an evaluation or a training rollout may need."""
@@ -115,8 +108,12 @@ class LearnerWorker:
         if plan.evaluates(version) or any(stage.algorithm.uses_rollouts for stage in stages):
             self.publisher.publish(version)
 
-    def run(self) -> None:
-        """Trains until the last step, or until the learners are to leave; then they leave a checkpoint."""
+    def run(self) -> bool:
+        """Trains until the last step, or until the learners are to leave; then they leave a checkpoint.
+
+        Returns:
+            Whether they have taken everything of the run from the stream.
+        """
         plan = self.job.plan
         stop = plan.stream_stop(self.step)
         for step in range(self.step, stop):
@@ -124,7 +121,8 @@ class LearnerWorker:
                 return self.save(final=False)
             if self._is_patience_over(step):
                 self.save(final=True)
-                return self.saver.finish(self.step, self.job.trainer.stopping_rule)
+                self.saver.finish(self.step, self.job.trainer.stopping_rule)
+                return False
             if not self._train(step):
                 return self.save(final=False)
         # The stream of a very long run ends before the last step; the next start goes on from a checkpoint.
@@ -132,7 +130,8 @@ class LearnerWorker:
             return self.save(final=False)
         if self.step > self.checkpoints.saved:
             return self.save(final=True, finished=True)
-        return self.saver.finish(self.step)
+        self.saver.finish(self.step)
+        return True
 
     def _is_patience_over(self, step: int) -> bool:
         """Whether the evaluations after `step` steps end the training; a collective where there are any."""
@@ -142,7 +141,7 @@ class LearnerWorker:
         if over:
             trainer = self.job.trainer
             why = f"{trainer.patience} evaluations were not better by {trainer.keep_best}"
-            journal.record_event(self.run_dir, "trainer", f"training ends after step {step}: {why}")
+            journal.record_event(self.job.run_dir, "trainer", f"training ends after step {step}: {why}")
         return any_rank(over, self.engine.device)
 
     def _train(self, step: int) -> bool:
@@ -203,7 +202,7 @@ class LearnerWorker:
         record |= {name: phases[phase][1] - phases[phase][0] for name, phase in names.items()}
         record["time/evaluation"] = self.evaluations.seconds
         if self.rank == 0:
-            asked = self.job.coordinator.engine_metrics.remote(self.intake.groups, self.step)
+            asked = self.job.coordinator.engine_metrics.remote(self.intake.batches.groups, self.step)
             record |= {"learners": self.world_size, **ray.get(asked)}
         phases = phases | {"record": (started, time.perf_counter())}
         record["time/step"] = sum(end - start for start, end in phases.values())
@@ -220,7 +219,7 @@ class LearnerWorker:
         try:
             learned = self.learner.step(groups, step, stage, self._temperature(stage))
         except NonFiniteError as error:
-            dump(self.run_dir, step, self.rank, error.found)
+            dump(self.job.run_dir, step, self.rank, error.found)
             self.skipped_in_a_row += 1
             limit = self.job.trainer.max_nonfinite
             if self.job.trainer.on_nonfinite == "stop" or self.skipped_in_a_row > limit:
@@ -228,7 +227,7 @@ class LearnerWorker:
                 raise NonFiniteError(f"{error} {ending}", error.found) from None
             if self.rank == 0:
                 message = f"{error} The step is skipped: {self.skipped_in_a_row} of {limit} in a row."
-                journal.record_event(self.run_dir, "nonfinite", message)
+                journal.record_event(self.job.run_dir, "nonfinite", message)
             return {"tokens": 0.0, "steps/skipped_nonfinite": 1.0}
         self.skipped_in_a_row = 0
         return {**learned, "steps/skipped_nonfinite": 0.0}
@@ -237,10 +236,12 @@ class LearnerWorker:
         """Of the policy that is trained: that of sampling, or 1 where nothing is sampled."""
         return self.job.rollout.temperature if stage.algorithm.uses_rollouts else 1.0
 
-    def save(self, final: bool, finished: bool = False) -> None:
-        """Writes a checkpoint of the steps done so far unless there is one (`Checkpoints.save`)."""
+    def save(self, final: bool, finished: bool = False) -> bool:
+        """Writes a checkpoint of the steps done so far unless there is one (`Checkpoints.save`); gives
+        `finished`."""
         if not self.evaluations.missing:
             self.checkpoints.save(self.step, final, finished)
+        return finished
 
     def close(self) -> None:
         self.publisher.close()

@@ -419,9 +419,7 @@ def _steps(rank, world, case, model, frozen):
         found |= {name: value.detach().clone() for name, value in engine.tensors.changed()}
     if critic:
         found |= {f"critic|{name}": value.detach().clone() for name, value in critic.engine.weights()}
-    for used in (engine, known, critic.engine if critic else None):
-        if used:
-            used.close()
+    engine.close()
     return found, metrics
 
 

@@ -96,7 +96,7 @@ def engine(served: Any, memory: Path, deadline_s: float, dies: str, tell: Connec
         tell.recv()
         from_store.clear()
         found.clear()
-        offered = transport.ray.get(fetcher.coordinator.admit.remote(0)).offered
+        offered = transport.ray.get(fetcher.coordinator.admit.remote(0, 0, False, 0.0)).offered
         version = fetcher.fetch(lambda folder: found.append(folder_fingerprint(folder)), offered)
         tell.send((version, found[0], bool(from_store)))
 

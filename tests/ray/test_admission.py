@@ -23,12 +23,12 @@ def publish(coordinator, start):
 def test_waiting_groups_do_not_make_the_coordinator_deaf():
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
     start = ray.get(coordinator.restart.remote(0))
-    answers = [coordinator.admit.remote(1) for _ in range(WAITING)]
+    answers = [coordinator.admit.remote(start.generation, 1) for _ in range(WAITING)]
     started = time.monotonic()
     ray.get(
         coordinator.heartbeat.remote(Heartbeat("engine", "node", 1, 0, 0, 0, start.generation)), timeout=20
     )
-    assert ray.get(coordinator.admit.remote(0), timeout=20).admitted
+    assert ray.get(coordinator.admit.remote(start.generation, 0), timeout=20).admitted
     ray.get(publish(coordinator, start), timeout=20)
     seconds = time.monotonic() - started
     print(f"heartbeat, admission and publication beside {WAITING} waiting groups: {seconds:.2f} s")
@@ -44,7 +44,7 @@ def test_a_group_waits_for_its_version_or_says_what_it_waited_for():
     coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(1)
     start = ray.get(coordinator.restart.remote(0))
     with pytest.raises(TimeoutError, match="waits for policy version 1; the newest is 0, and neither"):
-        wait_for_admission(coordinator, 2, exact=False, timeout_s=0.2)
+        wait_for_admission(coordinator, start.generation, 2, exact=False, timeout_s=0.2)
     threading.Timer(0.3, lambda: ray.get(publish(coordinator, start))).start()
-    admission = wait_for_admission(coordinator, 2, exact=False, timeout_s=20)
+    admission = wait_for_admission(coordinator, start.generation, 2, exact=False, timeout_s=20)
     assert (admission.offered.version, admission.needed) == (1, 1)

@@ -90,7 +90,7 @@ def seats_of(tmp_path: Any, run: Any, placement: Any, learners: int, engines: in
             use_gpu=True,
             resources_per_worker=learner_resources(run.config.learner, placement),
         ),
-        datasets={"train": lambda: make_stream(plan, 0, pool)},
+        datasets={"train": lambda: make_stream([(plan, 0)], pool)},
         dataset_config=DataConfig(execution_options=execution_options(), enable_shard_locality=False),
         run_config=RunConfig(storage_path=str(tmp_path)),
     )

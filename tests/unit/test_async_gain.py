@@ -72,7 +72,7 @@ def test_the_simulation_is_what_the_coordinator_admits(staleness: int, phases: t
 
         async def engine() -> None:
             for step in range(8):
-                while not (await coordinator.admit(step)).admitted:
+                while not (await coordinator.admit(start.generation, step)).admitted:
                     pass
                 await asyncio.sleep(generation)
                 ready.put_nowait(step)

@@ -17,12 +17,12 @@ from srft_ray.commands.compare_significance import differences, sentences
 from srft_ray.commands.compare_tuning import Sweep
 from srft_ray.commands.compare_variants import read_variants
 from srft_ray.config.load import make_config, to_yaml
-from srft_ray.config.schema import Config
+from srft_ray.config.resolve import Resolved
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.page_comparisons import steps_of_model
 from srft_ray.observe.report import evaluations_of_model
-from srft_ray.run.driver import Result
+from srft_ray.run.result import Result
 from tests.conftest import base_config
 
 SECTIONS = {"evaluation": {"data": {"heldout": {}}}, "algorithm": {"name": "srft", "sft_scale": 0.125}}
@@ -111,8 +111,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Replaces training and Ray. Returns (run name, algorithm's name) of every run that was trained."""
     calls: list[tuple[str, str]] = []
 
-    def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
-        calls.append((config.run.name, algorithm.name if algorithm else "by name"))
+    def fit(run: Resolved) -> Result:
+        config = run.config
+        calls.append((config.run.name, run.algorithm.name))
         scale = config.algorithm.get("sft_scale", 0.0)
         steps = (0, config.trainer.steps)
         evaluations = [
@@ -131,7 +132,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         (config.run_dir / "config.yaml").write_text(to_yaml(config))
         return Result(config.run_dir, config.trainer.steps, "", summary, "")
 
-    monkeypatch.setattr(variants, "fit", fit)
+    monkeypatch.setattr(variants, "fit_series", lambda runs: [fit(run) for run in runs])
     monkeypatch.setattr(side_by_side, "start_ray", lambda *_: False)
     return calls
 
@@ -143,7 +144,7 @@ def test_a_file_and_instances_are_compared_and_finished_runs_are_not_repeated(
     path.write_text(yaml.safe_dump(values))
     algorithms = ["srft", SFT(), SRFT(sft_scale=0.25)]
     text = compare(path, algorithms, [0])
-    assert trained == [("srft-seed0", "by name"), ("sft-seed0", "sft"), ("srft-2-seed0", "srft")]
+    assert trained == [("srft-seed0", "srft"), ("sft-seed0", "sft"), ("srft-2-seed0", "srft")]
     rows = [line.split("|")[1:3] for line in text.splitlines()]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["algorithm (1 seed)", "heldout avg@8, %"],
@@ -182,10 +183,10 @@ def test_instances_do_not_need_the_algorithm_section(values: dict[str, Any], tra
 def test_a_run_that_is_stopped_ends_the_comparison_with_a_sentence(
     values: dict[str, Any], trained: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ):
-    def fit(config: Config, algorithm: Algorithm | None) -> Result:
-        return Result(config.run_dir, 3, "SIGTERM", {}, "")
+    def fit(run: Resolved) -> Result:
+        return Result(run.run_dir, 3, "SIGTERM", {}, "")
 
-    monkeypatch.setattr(variants, "fit", fit)
+    monkeypatch.setattr(variants, "fit_series", lambda runs: [fit(run) for run in runs])
     wanted = r"stopped by SIGTERM after step 3 .* the same command continues"
     with pytest.raises(RunFailed, match=wanted):
         compare(make_config(values), ["srft"], [0])
@@ -290,11 +291,12 @@ def test_a_variant_begins_with_the_model_of_another(
 ):
     """It comes after it, with its cost, and is compared where both together had spent as much."""
     models: dict[str, str] = {}
-    fit = variants.fit
+    fit_series = variants.fit_series
 
-    def fit_and_note(config: Config, algorithm: Algorithm | None = None) -> Result:
+    def fit_and_note(run: Resolved) -> Result:
+        config = run.config
         models[config.run.name] = config.model.path
-        result = fit(config, algorithm)
+        [result] = fit_series([run])
         summary = json.loads((config.run_dir / "summary.json").read_text())
         trained_model = Path(config.run.dir) / f"model-of-{config.run.name}"
         shutil.copytree(tiny_model, trained_model)
@@ -302,7 +304,7 @@ def test_a_variant_begins_with_the_model_of_another(
         (config.run_dir / "summary.json").write_text(json.dumps(summary))
         return result
 
-    monkeypatch.setattr(variants, "fit", fit_and_note)
+    monkeypatch.setattr(variants, "fit_series", lambda runs: [fit_and_note(run) for run in runs])
     config = make_config(values)
     text = compare(config, [], [0, 1], CHAIN)
     assert [name for name, _ in trained] == ["warm-seed0", "warm-seed1", "rl-seed0", "rl-seed1"]

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from algorithms import Algorithm, Completion, Group
+from algorithms import Completion, Group
 from srft_ray.commands import cli, side_by_side, variants
 from srft_ray.commands.compare import compare
 from srft_ray.commands.compare_budget import Reached, budget_table, curve, within
 from srft_ray.commands.compare_significance import differences, sentences
 from srft_ray.commands.compare_tuning import Sweep, Tried, best_rates, tuning_table
 from srft_ray.config.load import make_config, to_yaml
+from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import Config
 from srft_ray.errors import UserError
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.cost import step_cost, teraflops
 from srft_ray.observe.stats import crossed, over_seeds
-from srft_ray.run.driver import Result
+from srft_ray.run.result import Result
 from tests.conftest import base_config
 
 
@@ -110,7 +111,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
     """Replaces training: the nearer the learning rate to 3e-4, the better. Returns what was trained."""
     calls: list[tuple[str, int, float]] = []
 
-    def fit(config: Config, algorithm: Algorithm | None = None) -> Result:
+    def fit(run: Resolved) -> Result:
+        config = run.config
         calls.append((config.run.name, config.run.seed, config.learner.lr))
         steps = config.trainer.steps
         average = 50.0 - abs(np.log10(config.learner.lr / 3e-4))
@@ -130,7 +132,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
         (config.run_dir / "config.yaml").write_text(to_yaml(config))
         return Result(config.run_dir, steps, "", summary, "")
 
-    monkeypatch.setattr(variants, "fit", fit)
+    monkeypatch.setattr(variants, "fit_series", lambda runs: [fit(run) for run in runs])
     monkeypatch.setattr(side_by_side, "start_ray", lambda *_: False)
     return calls
 

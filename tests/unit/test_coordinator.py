@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from srft_ray.sync import admission
-from srft_ray.sync import coordinator as module
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import Heartbeat
@@ -50,23 +49,23 @@ def test_absence_is_counted_from_its_beginning():
 def test_the_coordinator_forgets_and_admits_nobody_until_the_learners_publish_again():
     async def story():
         coordinator = Coordinator(max_staleness=1)
-        answer = await coordinator.admit(0, wait_s=0.01)
+        answer = await coordinator.admit(1, 0, wait_s=0.01)
         assert not answer.admitted and (answer.offered.version, answer.needed) == (-1, 0)
         with pytest.raises(RuntimeError, match="restarted while the learners started"):
-            await coordinator.learner_start()
-        await coordinator.restart(0)
-        assert (await coordinator.admit(1)).offered == PolicyWeights(0)
-        start = await coordinator.learner_start()
+            await coordinator.learner_starts()
+        start = await coordinator.restart(0)
+        assert (await coordinator.admit(start.generation, 1)).offered == PolicyWeights(0)
+        assert await coordinator.learner_starts() == [start]
         assert start.step == 0 and start.from_model
         await coordinator.publish(start.generation, share(1, "first", ranks=2))
         assert await coordinator.has_share(start.generation, 1, 0)
         assert not await coordinator.has_share(start.generation, 1, 1)
-        assert not (await coordinator.admit(2, wait_s=0.01)).admitted
+        assert not (await coordinator.admit(start.generation, 2, wait_s=0.01)).admitted
         await coordinator.publish(start.generation, share(1, "second", rank=1))
-        assert (await coordinator.admit(2)).offered == weights(1, 2 * 0xAB)
+        assert (await coordinator.admit(start.generation, 2)).offered == weights(1, 2 * 0xAB)
         assert (await coordinator.weights()).pieces == ["first", "second"]
-        await coordinator.restart(5)
-        assert not (await coordinator.admit(1, wait_s=0.01)).admitted
+        start = await coordinator.restart(5)
+        assert not (await coordinator.admit(start.generation, 1, wait_s=0.01)).admitted
 
     asyncio.run(story())
 
@@ -75,7 +74,7 @@ def test_a_waiting_group_starts_with_the_publication():
     async def story():
         coordinator = Coordinator(max_staleness=0)
         start = await coordinator.restart(0)
-        waiting = asyncio.create_task(coordinator.admit(1))
+        waiting = asyncio.create_task(coordinator.admit(start.generation, 1))
         await asyncio.sleep(0)
         await coordinator.publish(start.generation, share(1))
         assert (await asyncio.wait_for(waiting, 1.0)).admitted
@@ -102,22 +101,20 @@ def test_who_asks_the_learners_to_leave():
     asyncio.run(story())
 
 
-def test_only_so_many_groups_wait_in_the_coordinator(monkeypatch):
-    monkeypatch.setattr(module, "MAX_WAITING_ADMISSIONS", 3)
-
+def test_only_so_many_groups_wait_in_the_coordinator():
     async def story():
-        coordinator = Coordinator(0)
+        coordinator = Coordinator(0, max_waiting=3)
         start = await coordinator.restart(0)
-        waiting = [asyncio.create_task(coordinator.admit(1)) for _ in range(3)]
+        waiting = [asyncio.create_task(coordinator.admit(start.generation, 1)) for _ in range(3)]
         await asyncio.sleep(0.01)
-        refused = await coordinator.admit(1)
+        refused = await coordinator.admit(start.generation, 1)
         assert refused.busy and not refused.admitted
-        assert (await coordinator.admit(0)).admitted, (
+        assert (await coordinator.admit(start.generation, 0)).admitted, (
             "a group that may start does not wait for those that may not"
         )
         await coordinator.publish(start.generation, share(1))
         assert all(answer.admitted for answer in await asyncio.gather(*waiting))
-        assert (await coordinator.admit(1)).admitted
+        assert (await coordinator.admit(start.generation, 1)).admitted
 
     asyncio.run(story())
 
@@ -140,17 +137,17 @@ def test_a_group_waits_as_long_as_something_comes_forward(monkeypatch):
     monkeypatch.setattr(admission.ray, "get", lambda answer: answer)
     waiting = [Admission(False, PolicyWeights(0), 1, 9, progress=(1, 0, taken, 0)) for taken in range(50)]
     admitted = Admission(True, PolicyWeights(9), 1, 9)
-    assert wait_for_admission(Answers(*waiting, admitted), 9, False, timeout_s=25.0) is admitted
+    assert wait_for_admission(Answers(*waiting, admitted), 1, 9, False, timeout_s=25.0) is admitted
     with pytest.raises(TimeoutError, match="neither learners nor engines have come forward"):
-        wait_for_admission(Answers(*waiting), 9, False, timeout_s=25.0)
+        wait_for_admission(Answers(*waiting), 1, 9, False, timeout_s=25.0)
 
 
 def test_progress_is_what_learners_and_engines_do():
     coordinator = Coordinator(0)
-    asyncio.run(coordinator.restart(0))
+    generation = asyncio.run(coordinator.restart(0)).generation
 
     def progress() -> tuple[int, ...]:
-        return asyncio.run(coordinator.admit(5, wait_s=0.0)).progress
+        return asyncio.run(coordinator.admit(generation, 5, wait_s=0.0)).progress
 
     before = progress()
     assert progress() == before

@@ -344,7 +344,7 @@ def test_a_coordinator_that_lost_its_memory_gets_the_history_again(tmp_path, ran
 def test_earlier_learners_cannot_add_to_the_history(tmp_path, ranks):
     run = Run(tmp_path, ranks, SRPO(), 0)
     run.keeper.begin(run.store, 0)
-    run.handle.coordinator.versions.restart(0, now=1e9)
+    run.handle.coordinator.versions.restart(0, now=1e6)
     with pytest.raises(OutdatedLearners):
         run.keeper.add(0, [])
 
@@ -366,7 +366,7 @@ def test_an_actor_waits_until_the_group_that_asks_is_admitted(tmp_path, ranks, m
     run.keeper.begin(run.store, 0)
     asked = []
 
-    def admit(coordinator, step, exact, timeout_s):
+    def admit(coordinator, generation, step, exact, timeout_s):
         asked.append((step, exact))
         run.keeper.add(0, [])
         return Admission(True, PolicyWeights(1), 0, 1)
@@ -376,7 +376,7 @@ def test_an_actor_waits_until_the_group_that_asks_is_admitted(tmp_path, ranks, m
     assert run.reader.history(1).until == 1
     assert asked == [(3, False)], "step 3 sees the history before step 1 at staleness 2"
     monkeypatch.setattr(rollout_history, "wait_for_admission", lambda *arguments: None)
-    run.handle.coordinator.versions.restart(0, now=1e9)  # whose history is another one
+    run.handle.coordinator.versions.restart(0, now=1e6)  # whose history is another one
     run.handle.coordinator.history.restart()
     run.handle.coordinator.history.add(0, 2, visits((1, 0, 4, 4)))
     with pytest.raises(TimeoutError, match="history of prompts before step 2 has not come"):

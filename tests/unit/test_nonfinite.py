@@ -28,10 +28,9 @@ def found():
 
 def worker(run_dir, learner, **trainer):
     made = SimpleNamespace(
-        run_dir=run_dir,
         rank=0,
         learner=SimpleNamespace(step=learner),
-        job=SimpleNamespace(trainer=TrainerSection(**trainer)),
+        job=SimpleNamespace(run_dir=run_dir, trainer=TrainerSection(**trainer)),
         skipped_in_a_row=0,
         _temperature=lambda stage: 1.0,
     )

@@ -89,12 +89,12 @@ def test_what_learners_wait_for_may_start_and_evaluations_have_one_version(every
     """Learners publish version s when they have taken everything of the steps before s."""
     stream = plan({"a": 3}, beside=True, steps=7, groups_per_step=4, evaluate_every=every)
     versions = PublishedVersions(max_staleness)
-    versions.restart(0, now=100.0)
+    versions.restart(0, now=0.1)
     for segment in stream.segments(0):
         if segment.step > versions.offered.version:
             versions.publish(100, WeightShare(segment.step, ranks=1))
         is_evaluation = segment.dataset != "train"
-        assert versions.admits(segment.step, exact=is_evaluation)
+        assert versions.admits(versions.generation, segment.step, exact=is_evaluation)
         assert not is_evaluation or versions.offered.version == segment.step
 
 

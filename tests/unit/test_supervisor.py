@@ -3,7 +3,6 @@
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,8 @@ def controller() -> Iterator[Process]:
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path) -> RunSupervisor:
-    return RunSupervisor(coordinator=None, run_dir=tmp_path, silence_s=1.0, absence_s=600.0)
+def supervisor() -> RunSupervisor:
+    return RunSupervisor(coordinator=None, report=print, silence_s=1.0, absence_s=600.0)
 
 
 def test_a_number_that_another_process_has_now_is_left_alone(controller: Process):

@@ -89,7 +89,9 @@ def test_the_engine_has_the_fingerprint_that_was_published(handle):
     learner.publish(3, weights, sender=True)
     expected = fingerprint(WEIGHTS.items())
     assert fingerprint_of(weights.exhaust()) == expected
-    assert handle.admit.remote(3).offered == PolicyWeights(3, expected)
+    assert handle.admit.remote(handle.coordinator.versions.generation, 3).offered == PolicyWeights(
+        3, expected
+    )
     version, found, tensors = fetch(handle)
     assert (version, found) == (3, expected)
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
@@ -173,7 +175,9 @@ def test_learners_of_an_earlier_start_cannot_publish(handle):
     with pytest.raises(OutdatedLearners):
         old.publish(1, iter(WEIGHTS.items()), sender=True)
     new.publish(0, iter(WEIGHTS.items()), sender=True)
-    assert handle.admit.remote(0).offered == PolicyWeights(0, fingerprint(WEIGHTS.items()))
+    assert handle.admit.remote(handle.coordinator.versions.generation, 0).offered == PolicyWeights(
+        0, fingerprint(WEIGHTS.items())
+    )
 
 
 def test_a_coordinator_that_forgot_is_given_the_weights_again(handle, monkeypatch):

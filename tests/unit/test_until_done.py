@@ -10,6 +10,7 @@ import pytest
 from srft_ray.errors import RunFailed
 from srft_ray.run import until_done as module
 from srft_ray.run.placement import Placement
+from srft_ray.run.series import Run
 from srft_ray.run.until_done import LearnersFailed, train_until_done
 
 STEPS = 10
@@ -45,8 +46,9 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
         trainer = SimpleNamespace(max_failures=1, steps=STEPS)
         resolved = SimpleNamespace(config=SimpleNamespace(trainer=trainer), run_dir=tmp_path)
         ended = SimpleNamespace(ended=SimpleNamespace(remote=lambda: None))
-        prepared = SimpleNamespace(store=store, resolved=resolved)
-        return train_until_done(prepared, "id", ended, Placement("cpu"))
+        plan = SimpleNamespace(evaluates=lambda step: False)
+        prepared = SimpleNamespace(store=store, resolved=resolved, plan=plan, evaluation={})
+        return train_until_done([Run(prepared, "id")], ended, Placement("cpu"))
 
     return run
 

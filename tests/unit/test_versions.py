@@ -27,22 +27,26 @@ def weights(version, hashes=0xAB):
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
 def test_a_group_starts_within_the_staleness_bound(max_staleness):
     versions = PublishedVersions(max_staleness)
-    versions.restart(0, now=100.0)
+    versions.restart(0, now=0.1)
     for version in range(4):
-        admitted = [step for step in range(10) if versions.admits(step, exact=False)]
+        admitted = [step for step in range(10) if versions.admits(versions.generation, step, exact=False)]
         assert admitted == list(range(version + max_staleness + 1))
-        exactly = [step for step in range(10) if versions.admits(step, exact=True)]
+        exactly = [step for step in range(10) if versions.admits(versions.generation, step, exact=True)]
         assert exactly == list(range(version + 1))
         versions.publish(100, share(version + 1))
 
 
 def test_nobody_starts_before_the_checkpoint_is_published():
     versions = PublishedVersions(1)
-    versions.restart(5, now=100.0)
-    assert versions.start.step == 5 and versions.offered.version == UNKNOWN
-    assert not versions.admits(5, exact=False) and not versions.admits(0, exact=False)
+    versions.restart(5, now=0.1)
+    assert versions.starts[0].step == 5 and versions.offered.version == UNKNOWN
+    assert not versions.admits(versions.generation, 5, exact=False) and not versions.admits(
+        versions.generation, 0, exact=False
+    )
     versions.publish(100, share(5, "weights"))
-    assert versions.admits(6, exact=False) and not versions.admits(7, exact=False)
+    assert versions.admits(versions.generation, 6, exact=False) and not versions.admits(
+        versions.generation, 7, exact=False
+    )
     read = versions.read()
     assert (read.weights, read.pieces, read.headers) == (weights(5), ["weights"], {"model": b"header"})
 
@@ -50,7 +54,7 @@ def test_nobody_starts_before_the_checkpoint_is_published():
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_a_version_is_published_whole_or_not_at_all(order):
     versions = PublishedVersions(0)
-    versions.restart(0, now=100.0)
+    versions.restart(0, now=0.1)
     shares = [share(1, f"piece {rank}", rank=rank, hashes=2**64 - 1, ranks=3) for rank in range(3)]
     for rank in order[:2]:
         versions.publish(100, shares[rank])
@@ -92,7 +96,7 @@ def test_what_earlier_learners_told_a_coordinator_without_memory_is_not_offered_
 
 def test_publications_that_nobody_reads_are_counted():
     versions = PublishedVersions(0)
-    versions.restart(0, now=100.0)
+    versions.restart(0, now=0.1)
     unread = []
     for version, read in ((1, True), (2, False), (3, False), (4, True)):
         versions.publish(100, share(version, "weights"))
@@ -100,23 +104,23 @@ def test_publications_that_nobody_reads_are_counted():
         if read:
             versions.read()
     # The newest may still be read; what a new start of the learners replaces was not published in vain.
-    versions.restart(3, now=200.0)
+    versions.restart(3, now=0.2)
     assert unread == [0, 0, 1, 2] and versions.unread == 2
 
 
 def test_a_coordinator_without_memory_admits_nobody():
     versions = PublishedVersions(3)
-    assert not versions.admits(0, exact=False)
+    assert not versions.admits(versions.generation, 0, exact=False)
     with pytest.raises(RuntimeError, match="restarted while the learners started"):
-        _ = versions.start
+        _ = versions.starts
     versions.publish(100, share(7, "weights"))
-    assert versions.admits(10, exact=False)
+    assert versions.admits(versions.generation, 10, exact=False)
 
 
 def test_what_learners_of_an_earlier_start_publish_is_refused():
     versions = PublishedVersions(0)
-    first = versions.restart(0, now=100.0)
-    second = versions.restart(4, now=50.0)
+    first = versions.restart(0, now=0.1)
+    second = versions.restart(4, now=0.05)
     assert (first.generation, second.generation) == (100, 101)
     with pytest.raises(OutdatedLearners, match="learners of start 100 published, but start 101"):
         versions.publish(first.generation, share(9, "old"))
@@ -128,15 +132,15 @@ def test_what_learners_of_an_earlier_start_publish_is_refused():
 
 
 def test_generations_increase_although_the_last_one_is_forgotten():
-    before = PublishedVersions(0).restart(0, now=100.0)
+    before = PublishedVersions(0).restart(0, now=0.1)
     versions = PublishedVersions(0, forgot=True)
     # The present learners go on with what they have, and are known from then on.
     versions.publish(before.generation, share(3))
     assert versions.generation == before.generation
-    assert versions.restart(3, now=100.0).generation > before.generation
+    assert versions.restart(3, now=0.1).generation > before.generation
     # Those of a start between two deaths of the actor are refused too, because time has passed.
     versions = PublishedVersions(0, forgot=True)
-    versions.restart(3, now=160.0)
+    versions.restart(3, now=0.16)
     with pytest.raises(OutdatedLearners):
         versions.publish(before.generation, share(4))
 
@@ -151,7 +155,7 @@ def test_only_in_the_first_start_engines_hold_the_model_already():
 
 def test_pieces_that_learners_keep_come_when_they_are_asked_for():
     versions = PublishedVersions(0)
-    versions.restart(0, now=100.0)
+    versions.restart(0, now=0.1)
 
     def kept(version, rank):
         return replace(share(version, rank=rank, ranks=2), pieces=None)

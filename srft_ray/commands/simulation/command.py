@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from srft_ray.commands.pipeline_model import Setting
@@ -14,6 +15,7 @@ from srft_ray.commands.variants import folder_of
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import Config
 from srft_ray.errors import require
+from srft_ray.observe.journal import record_event
 from srft_ray.run.cluster import start_ray
 from srft_ray.run.driver import start_coordinator
 from srft_ray.run.preflight import plan_stream
@@ -62,7 +64,8 @@ def simulate(
     runs = []
     for resolved, job in planned:
         resolved.run_dir.mkdir(parents=True, exist_ok=True)
-        runs.append(run_simulated(job, start_coordinator(resolved)))
+        coordinator = start_coordinator(resolved, partial(record_event, resolved.run_dir))
+        runs.append(run_simulated(job, coordinator))
     costs = [measure_stream(actors) for actors in pools]
     return write(runs, times.compress, costs, folder_of(config, "scale"))
 

@@ -88,7 +88,9 @@ class SimulatedEngine:
     def _roll_out(self, block: int) -> dict[str, Any]:
         segment, first = self.job.place(block)
         asked_at = time.time()
-        found = wait_for_admission(self.coordinator, segment.step, False, self.job.rollout.timeout_s)
+        found = wait_for_admission(
+            self.coordinator, self.generation, segment.step, False, self.job.rollout.timeout_s
+        )
         self.admitted.append(Admitted(segment.step, found.needed, asked_at, time.time()))
         with self.loaded.hold(found.needed, found.offered, found.generation) as held:
             time.sleep(self.job.sampling_s(block))

@@ -96,8 +96,11 @@ class SimulatedRun:
 class Observer:
     """Looks at the coordinator's process after each step, and asks it something in between."""
 
-    def __init__(self, coordinator: Any, counted: CountedCoordinator, engine_hosts: list[Any]) -> None:
+    def __init__(
+        self, coordinator: Any, counted: CountedCoordinator, engine_hosts: list[Any], generation: int
+    ) -> None:
         self.coordinator = coordinator
+        self.generation = generation
         self.process = psutil.Process(ray.get(coordinator.process.remote()).pid)
         self.counted = counted
         self.engine_hosts = engine_hosts
@@ -135,7 +138,7 @@ class Observer:
         beat = Heartbeat("probe", "", 0, 0, 0, 0, -1)
         while not ended.wait(PROBE_INTERVAL_S):
             with self.latencies.timed("admit"):
-                ray.get(self.coordinator.admit.remote(0))
+                ray.get(self.coordinator.admit.remote(self.generation, 0))
             with self.latencies.timed("heartbeat"):
                 ray.get(self.coordinator.heartbeat.remote(beat))
 
@@ -156,7 +159,7 @@ def run_simulated(job: SimulatedJob, coordinator: Any) -> SimulatedRun:
     ]
     counted = CountedCoordinator(coordinator)
     learners = SimulatedLearners(job, counted, start.generation)
-    observer = Observer(coordinator, counted, engine_hosts)
+    observer = Observer(coordinator, counted, engine_hosts, start.generation)
     learners.after_step = observer.look
     ray.get([one.counted.remote() for one in engine_hosts])  # until all processes have started
     with observer.probing(), rare_switches():

@@ -34,7 +34,8 @@ def measure_stream(actors: int) -> StreamCost:
     """Passes blocks of one group through a pool, one block for each actor in a step, as fast as it goes."""
     plan = StreamPlan(STEPS, (StepSize(0, actors),), 1, 0, {}, 1)
     pool = ActorPool(make_echo, Bounds(actors, actors), 1, CPUS_PER_ACTOR, 0, 0)
-    blocks = make_stream(plan, 0, pool).iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy")
+    stream = make_stream([(plan, 0)], pool)
+    blocks = stream.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy")
     first = WARM_UP_STEPS * actors
     for number, _ in enumerate(blocks):
         if number == first:
