@@ -100,8 +100,9 @@ def test_sigterm_in_the_second_run(tmp_path: Path, alone: dict[str, Run]):
     series.process.send_signal(signal.SIGTERM)
     code, out, error = series.finish()
     assert code == 1 and f"of {series.run_dir}; every finished step is kept" in error
-    lines = [line for line in out.splitlines() if "starting engines and learners" in line]
-    assert [line.partition(":")[0] for line in lines] == [folder.name for folder in series.dirs]
+    lines = [line.partition(";")[0] for line in out.splitlines() if "; run directory " in line]
+    names = [folder.name for folder in series.dirs]
+    assert lines == [f"{names[0]}: starting engines and learners", f"{names[1]}: beginning"]
     assert not series.left()
     series.start()
     check_equal(series, alone)
