@@ -114,18 +114,24 @@ def test_another_seed(tmp_path: Path, alone: dict[str, Run]):
     check_equal(Comparison(tmp_path / "series", ("srft",), seeds=(4, 5)), alone | other)
 
 
-def test_two_learners_and_two_engines(tmp_path: Path):
-    """A run ends with evaluation sets whose blocks are larger, and the next one is shared evenly again."""
-    several = (
+SETTINGS = {
+    # A run ends with evaluation sets whose blocks are larger, and the next one is shared evenly again.
+    "two learners and engines": (
         "learner.num_workers=2",
         "learner.zero_stage=2",
         "rollout.num_engines=2",
         "rollout.transport=collective",
-    )
+    ),
+    "adapters": ("learner.lora.rank=8",),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings(tmp_path: Path, name: str):
     alone: dict[str, Run] = {}
-    for name in TWO:
-        alone |= by_name(Comparison(tmp_path / name, (name,), *several))
-    check_equal(Comparison(tmp_path / "series", TWO, *several), alone)
+    for algorithm in TWO:
+        alone |= by_name(Comparison(tmp_path / algorithm, (algorithm,), *SETTINGS[name]))
+    check_equal(Comparison(tmp_path / "series", TWO, *SETTINGS[name]), alone)
 
 
 def test_with_staleness_no_group_is_of_the_run_before(tmp_path: Path):
