@@ -25,11 +25,12 @@ class Output(Console):
 class Progress(Callback):
     """Shows what it is told of a run. A context manager: the bar is there for the length of the context."""
 
-    def __init__(self, run_dir: Path, steps: int, resume_from: int) -> None:
+    def __init__(self, run_dir: Path, steps: int, resume_from: int, warm: bool = False) -> None:
         """
         Args:
             steps: optimizer steps of the whole run.
             resume_from: those that are done.
+            warm: whether engines and learners run already.
         """
         self.steps = steps
         self.first = resume_from
@@ -38,7 +39,8 @@ class Progress(Callback):
         self.task = self.bar.add_task(
             sanitize_text(run_dir.name), total=steps, completed=resume_from, figures=""
         )
-        begun = f"continuing after step {resume_from}" if resume_from else "starting engines and learners"
+        begun = "beginning" if warm else "starting engines and learners"
+        begun = f"continuing after step {resume_from}" if resume_from else begun
         self._title = f"{run_dir.name}: {begun}; run directory {run_dir}"
 
     def __enter__(self) -> "Progress":

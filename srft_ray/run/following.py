@@ -35,7 +35,8 @@ class SeriesFollower:
         self.number = 0
         # All of them now: what a run writes from now on is new.
         self._progress = [
-            Progress(run.run_dir, run.prepared.resolved.config.trainer.steps, run.saved) for run in runs
+            Progress(run.run_dir, run.prepared.plan.steps, run.saved, warm=number > 0)
+            for number, run in enumerate(runs)
         ]
         self._followers = [
             RunFollower(run.run_dir, [progress, *listeners], run.saved, stop)

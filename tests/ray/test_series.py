@@ -46,14 +46,10 @@ class Comparison(Watched):
         return [Run(folder) for folder in self.dirs]
 
 
-def by_name(comparison: Comparison) -> dict[str, Run]:
-    return {run.dir.name: run for run in comparison.runs()}
-
-
-def check_equal(comparison: Comparison, alone: dict[str, Run]) -> None:
+def check_equal(comparison: Comparison, alone: "Alone") -> None:
     """Metrics without times, ledgers, evaluations and weights, bit for bit."""
-    for name, run in by_name(comparison).items():
-        other = alone[name]
+    for run in comparison.runs():
+        other = alone[run.dir.name]
         check_same(run, other, STEPS)
         assert run.evaluations == other.evaluations and other.evaluations
         for found in other.evaluations:
@@ -62,17 +58,26 @@ def check_equal(comparison: Comparison, alone: dict[str, Run]) -> None:
             assert one == two
 
 
+class Alone(dict[str, Run]):
+    """Each run by a command of its own, when it is asked for."""
+
+    def __init__(self, folder: Path, *more: str) -> None:
+        super().__init__()
+        self.folder = folder
+        self.more = more
+
+    def __missing__(self, name: str) -> Run:
+        algorithm, _, seed = name.partition("-seed")
+        [self[name]] = Comparison(self.folder / name, (algorithm,), *self.more, seeds=(int(seed),)).runs()
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """Each run by a command of its own."""
-    folder = tmp_path_factory.mktemp("alone")
-    found: dict[str, Run] = {}
-    for name in FOUR:
-        found |= by_name(Comparison(folder / name, (name,)))
-    return found
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("alone"))
 
 
-def test_runs_of_a_series_are_those_that_were_trained_alone(tmp_path: Path, alone: dict[str, Run]):
+def test_runs_of_a_series_are_those_that_were_trained_alone(tmp_path: Path, alone: Alone):
     series = Comparison(tmp_path, FOUR)
     processes = []
     for folder in series.dirs:
@@ -84,7 +89,7 @@ def test_runs_of_a_series_are_those_that_were_trained_alone(tmp_path: Path, alon
 
 
 @pytest.mark.parametrize("kind", ["engine", "learner", "coordinator"])
-def test_a_death_in_the_second_run(tmp_path: Path, alone: dict[str, Run], kind: str):
+def test_a_death_in_the_second_run(tmp_path: Path, alone: Alone, kind: str):
     series = Comparison(tmp_path)
     series.wait_for_step(3)
     first = (series.dirs[0] / "metrics.jsonl").stat()
@@ -94,37 +99,41 @@ def test_a_death_in_the_second_run(tmp_path: Path, alone: dict[str, Run], kind: 
     assert any("died" in event or "restarting" in event for event in series.events())
 
 
-def test_sigterm_in_the_second_run(tmp_path: Path, alone: dict[str, Run]):
+def test_sigterm_in_the_second_run(tmp_path: Path, alone: Alone):
     series = Comparison(tmp_path)
     series.wait_for_step(2)
     series.process.send_signal(signal.SIGTERM)
     code, out, error = series.finish()
     assert code == 1 and f"of {series.run_dir}; every finished step is kept" in error
-    lines = [line for line in out.splitlines() if "starting engines and learners" in line]
-    assert [line.partition(":")[0] for line in lines] == [folder.name for folder in series.dirs]
+    lines = [line.partition(";")[0] for line in out.splitlines() if "; run directory " in line]
+    names = [folder.name for folder in series.dirs]
+    assert lines == [f"{names[0]}: starting engines and learners", f"{names[1]}: beginning"]
     assert not series.left()
     series.start()
     check_equal(series, alone)
 
 
-def test_another_seed(tmp_path: Path, alone: dict[str, Run]):
+def test_another_seed(tmp_path: Path, alone: Alone):
     """It is another order of prompts, other requests, and here other data."""
-    other = by_name(Comparison(tmp_path / "other", ("srft",), seeds=(5,)))
-    check_equal(Comparison(tmp_path / "series", ("srft",), seeds=(4, 5)), alone | other)
+    check_equal(Comparison(tmp_path, ("srft",), seeds=(4, 5)), alone)
 
 
-def test_two_learners_and_two_engines(tmp_path: Path):
-    """A run ends with evaluation sets whose blocks are larger, and the next one is shared evenly again."""
-    several = (
+SETTINGS = {
+    # A run ends with evaluation sets whose blocks are larger, and the next one is shared evenly again.
+    "two learners and engines": (
         "learner.num_workers=2",
         "learner.zero_stage=2",
         "rollout.num_engines=2",
         "rollout.transport=collective",
-    )
-    alone: dict[str, Run] = {}
-    for name in TWO:
-        alone |= by_name(Comparison(tmp_path / name, (name,), *several))
-    check_equal(Comparison(tmp_path / "series", TWO, *several), alone)
+    ),
+    "adapters": ("learner.lora.rank=8",),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings(tmp_path: Path, name: str):
+    alone = Alone(tmp_path / "alone", *SETTINGS[name])
+    check_equal(Comparison(tmp_path / "series", TWO, *SETTINGS[name]), alone)
 
 
 def test_with_staleness_no_group_is_of_the_run_before(tmp_path: Path):
@@ -135,7 +144,7 @@ def test_with_staleness_no_group_is_of_the_run_before(tmp_path: Path):
         assert all(record["parity/probe_abs_logprob_diff"] < 1e-3 for record in run.metrics)
 
 
-def test_all_are_killed_between_the_runs(tmp_path: Path, alone: dict[str, Run]):
+def test_all_are_killed_between_the_runs(tmp_path: Path, alone: Alone):
     series = Comparison(tmp_path)
     series.wait_until(lambda: (series.dirs[0] / "summary.json").exists())
     for pid in (*series.find("learner"), *series.find("engine")):
