@@ -19,7 +19,7 @@ from torch import Tensor
 from srft_ray.sync.pieces import Piece, Place
 
 SLICE_BYTES = 2**24  # that are sent at a time; a receiver has memory for two of them
-CONNECT_TRIES = 5  # of gloo, each as long as it is allowed for one
+CONNECT_TRIES = 5  # within a deadline: gloo tries again, each time as long as it is allowed for one
 POLL_INTERVAL_S = 0.001  # between questions whether NCCL is done
 
 

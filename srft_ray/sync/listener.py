@@ -18,7 +18,7 @@ import ray
 import torch.distributed as dist
 from ray.exceptions import RayError
 
-from srft_ray.sync.broadcast import BroadcastGroup, Deadline, make_group, receive
+from srft_ray.sync.broadcast import CONNECT_TRIES, BroadcastGroup, Deadline, make_group, receive
 from srft_ray.sync.node_copy import memory_id, node_copy
 from srft_ray.sync.pieces import FileWriter, Place
 from srft_ray.sync.round_messages import Invitation, Notice, Round, RoundKeys, Waiting
@@ -127,9 +127,11 @@ class Listener:
             return
         self.close()
         for learner, (host, port) in enumerate(round.addresses):
-            # That of torch tries again and again where nobody listens any more.
+            # That of torch tries again and again where nobody listens any more: even when a learner leaves
+            # between the two it is to end soon.
             socket.create_connection((host, port), deadline.remaining_s).close()
-            store = dist.TCPStore(host, port, is_master=False, timeout=deadline.remaining)
+            timeout = deadline.remaining / CONNECT_TRIES
+            store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
             self._stores.append(store)
             receivers = round.receivers(learner)
             group: BroadcastGroup | None = None

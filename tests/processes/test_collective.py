@@ -1,13 +1,17 @@
 """The collective transport between processes, over gloo: weights arrive, whoever is killed."""
 
+import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from srft_ray.sync import node_copy
+from srft_ray.sync.broadcast import Deadline
 from srft_ray.sync.fingerprint import fingerprint
 from srft_ray.sync.listener import Listener
+from srft_ray.sync.round_messages import Round
 from tests.processes.cast import OTHER, cast, weights
 
 DEADLINE_S = 8.0
@@ -152,6 +156,24 @@ def test_a_learner_that_does_not_hear_of_the_round_ends_it_for_all(tmp_path: Pat
         scene.wait_for_listeners(2)
         scene.publish(version + 1)
         assert scene.fetch() == [expected(version + 1)] * 2
+
+
+def test_a_learner_that_leaves_while_a_listener_connects_costs_a_part_of_the_deadline():
+    listener = Listener(None, "gloo", DEADLINE_S)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+
+        def leave() -> None:
+            connection, _ = server.accept()
+            server.close()
+            connection.close()
+
+        threading.Thread(target=leave, daemon=True).start()
+        round = Round("round", 1, "group", (listener.name,), ("B",), ("",), (address,), ("A",), ("",))
+        started = time.monotonic()
+        with pytest.raises(RuntimeError):
+            listener._connect(round, Deadline(DEADLINE_S))
+    assert time.monotonic() - started < DEADLINE_S / 2
 
 
 @pytest.mark.parametrize("call", ["enter_round", "join_round"])
