@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from srft_ray.observe.callbacks import Callback
 from srft_ray.observe.journal import (
@@ -89,8 +89,28 @@ class JournalTail:
         self._anchor = file.read(length)
 
 
-class RunFollower:
-    """Context manager: tells listeners in a thread what a run writes, each record once and in order.
+class FollowerThread:
+    """Context manager: `_follow` runs in a thread for its length, and ends soon after `_done` is set."""
+
+    def __init__(self, name: str) -> None:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Waits until everything that was written is told."""
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        raise NotImplementedError
+
+
+class RunFollower(FollowerThread):
+    """Tells listeners in a thread what a run writes, each record once and in order.
 
     Attributes:
         failure: the first exception of a listener, or of the run's storage; None without one.
@@ -122,17 +142,7 @@ class RunFollower:
         self._evaluated = resume_from - 1
         self._sets = set[str]()  # those that were told of the step `_evaluated`
         self._found: list[tuple[int, int, str, Record]] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="run-follower", daemon=True)
-
-    def __enter__(self) -> "RunFollower":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Waits until everything that the run wrote was told."""
-        self._done.set()
-        self._thread.join()
+        super().__init__("run-follower")
 
     def raise_failure(self) -> None:
         """Raises what a listener raised, if one did."""

@@ -200,6 +200,7 @@ def is_done(
     if not store.finished(trainer):
         return False
     last = store.latest()
-    records = read_json_lines(store.run_dir / EVALUATIONS) if plan.evaluates(last) else []
-    found = {record["set"] for record in records if record["step"] == last}
-    return not plan.evaluates(last) or found >= set(evaluated)
+    if not plan.evaluates(last):
+        return True
+    records = read_json_lines(store.run_dir / EVALUATIONS)
+    return {record["set"] for record in records if record["step"] == last} >= set(evaluated)

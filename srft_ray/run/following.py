@@ -1,13 +1,12 @@
 """What the driver shows and tells of the runs of a series, while Ray Train trains one after another."""
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from srft_ray.data.tokenize import load_tokenizer, token_pieces
 from srft_ray.observe.callbacks import Callback
-from srft_ray.observe.follow import RunFollower
+from srft_ray.observe.follow import FollowerThread, RunFollower
 from srft_ray.observe.page import write_page_quietly
 from srft_ray.observe.progress import Progress
 from srft_ray.observe.timeline import write_newest_trace
@@ -17,9 +16,8 @@ from srft_ray.run.series import Run, events_of
 POLL_INTERVAL_S = 0.5
 
 
-class SeriesFollower:
-    """Context manager: a thread follows the run that is trained, and writes what is left to write of those
-    before it.
+class SeriesFollower(FollowerThread):
+    """Follows the run that is trained, and writes what is left to write of those before it.
 
     Attributes:
         started: when each run began, in seconds since the epoch.
@@ -42,17 +40,7 @@ class SeriesFollower:
             RunFollower(run.run_dir, [progress, *listeners], run.saved, stop)
             for run, progress in zip(runs, self._progress, strict=True)
         ]
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="series-follower", daemon=True)
-
-    def __enter__(self) -> "SeriesFollower":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Waits until everything that the runs wrote was told."""
-        self._done.set()
-        self._thread.join()
+        super().__init__("series-follower")
 
     def raise_failure(self) -> None:
         """Raises what a listener raised, if one did."""
