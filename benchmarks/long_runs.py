@@ -79,6 +79,7 @@ def recorded(steps):
     from srft_ray.observe import journal, ledger, ledger_windows
     from srft_ray.observe.callbacks import Callback
     from srft_ray.observe.follow import RunFollower
+    from srft_ray.observe.rewind import rewind
     from srft_ray.train.checkpoint import CheckpointStore
     from srft_ray.train.retention import Retention
 
@@ -91,7 +92,7 @@ def recorded(steps):
         before_mb = memory_mb()
 
         def start():
-            journal.truncate(run_dir, steps)
+            rewind(run_dir, steps)
             return RunFollower(run_dir, [Callback()], steps, print), Retention(store, trainer)
 
         follower, retention = start()

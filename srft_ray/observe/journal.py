@@ -1,6 +1,6 @@
 """Files of a run that grow by lines: metrics, evaluations, checkpoints and events.
 
-Events say what happened to the run besides training.
+Events say what happened to the run besides training. Light to import: small processes beside the run use it.
 """
 
 import errno
@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from srft_ray.observe import evaluation_ledger, ledger
 from srft_ray.text import sanitize_text
 
 METRICS = "metrics.jsonl"
@@ -63,10 +62,12 @@ def write_whole(path: Path, content: str) -> None:
     part.replace(path)
 
 
-def record_event(run_dir: Path, kind: str, message: str) -> None:
-    """Adds an event to `events.jsonl` and to standard error. On a full disk only standard error gets it."""
+def record_event(run_dir: Path, kind: str, message: str, shown: bool = True) -> None:
+    """Adds an event to `events.jsonl`, and to standard error if it is `shown`. On a full disk only standard
+    error gets it."""
     message = sanitize_text(message)
-    print(f"{kind}: {message}", file=sys.stderr, flush=True)
+    if shown:
+        print(f"{kind}: {message}", file=sys.stderr, flush=True)
     event = {"time": round(time.time(), 3), "kind": kind, "message": message}
     with suppress(OSError):
         append_json(run_dir / EVENTS, event)
@@ -155,18 +156,3 @@ def _lines_backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield end, line
             end -= len(line) + 1
     yield end, first
-
-
-def truncate(run_dir: Path, step: int) -> None:
-    """Removes the records and ledger rows of steps >= `step`, which are about to be repeated.
-
-    A checkpoint of `step` steps is the one that the run continues from: it stays.
-    """
-    for name, first_removed in ((METRICS, step), (EVALUATIONS, step), (CHECKPOINTS, step + 1)):
-        path = run_dir / name
-        if path.exists():
-            os.truncate(path, end_of_steps(path, first_removed))
-    for path in (run_dir / TIMELINE).glob("rank-*.jsonl"):
-        os.truncate(path, end_of_steps(path, step))
-    ledger.truncate(run_dir, step)
-    evaluation_ledger.truncate(run_dir, step)

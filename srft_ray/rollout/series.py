@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srft_ray.data.reader import GroupReader
+from srft_ray.rollout.base_evaluation import base_evaluations
 from srft_ray.rollout.settings import RolloutSettings
 from srft_ray.rollout.worker import RolloutWorker
 
@@ -32,10 +33,14 @@ class SeriesWorker:
 
     def __init__(self, runs: Sequence[RolloutRun], coordinator: Any) -> None:
         first, *later = runs
-        worker = RolloutWorker(first.settings, first.reader, coordinator, first.generation)
+        base, *later_bases = base_evaluations([run.settings.seed for run in runs])
+        worker = RolloutWorker(first.settings, first.reader, coordinator, first.generation, base)
         self._workers = [
             worker,
-            *(worker.for_run(run.settings, run.reader, run.generation) for run in later),
+            *(
+                worker.for_run(run.settings, run.reader, run.generation, base)
+                for run, base in zip(later, later_bases, strict=True)
+            ),
         ]
         self._begun = False
         self._lock = threading.Lock()

@@ -12,6 +12,7 @@ from algorithms import Completion, Group
 from srft_ray.data.blocks import as_block
 from srft_ray.data.reader import GroupReader
 from srft_ray.observe.start import StartClock
+from srft_ray.rollout.base_evaluation import BaseEvaluation
 from srft_ray.rollout.credit import RefillPolicy, assign_credit, set_verdict
 from srft_ray.rollout.engine_life import EngineLife
 from srft_ray.rollout.generation import Generation, Sampling
@@ -38,13 +39,17 @@ class RolloutWorker:
     """
 
     def __init__(
-        self, settings: RolloutSettings, reader: GroupReader, coordinator: Any, generation: int
+        self,
+        settings: RolloutSettings,
+        reader: GroupReader,
+        coordinator: Any,
+        generation: int,
+        base: BaseEvaluation,
     ) -> None:
         """`generation`: of the learners' start whose stream this worker belongs to."""
         clock = StartClock()
-        self.settings = settings
         self.coordinator = coordinator
-        self._begin(reader, generation)
+        self._begin(settings, reader, generation, base)
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(
             EngineWeights(PolicyWeights(0)),
@@ -77,17 +82,22 @@ class RolloutWorker:
         clock.mark("engine")
         self.clock = clock
 
-    def _begin(self, reader: GroupReader, generation: int) -> None:
+    def _begin(
+        self, settings: RolloutSettings, reader: GroupReader, generation: int, base: BaseEvaluation
+    ) -> None:
+        self.settings = settings
         self.reader = reader
         self.generation = generation
+        self.base = base
         self.refills = RefillPolicy(reader)
         self.reader.history = self._make_history()
 
-    def for_run(self, settings: RolloutSettings, reader: GroupReader, generation: int) -> "RolloutWorker":
+    def for_run(
+        self, settings: RolloutSettings, reader: GroupReader, generation: int, base: BaseEvaluation
+    ) -> "RolloutWorker":
         """The worker of a later run of the series, with the same engine and verifiers."""
         later = copy.copy(self)
-        later.settings = settings
-        later._begin(reader, generation)
+        later._begin(settings, reader, generation, base)
         return later
 
     def write_start(self) -> None:
@@ -130,6 +140,7 @@ class RolloutWorker:
         with self.life.ending_on_error():
             for rollout, verdict in self._sample(groups, requests, admission):
                 set_verdict(rollout, verdict.result())
+        self.base.keep(groups)
         judged = time.time()
         for group in groups:
             group.asked_at = asked
@@ -141,7 +152,8 @@ class RolloutWorker:
         """Samples the rollouts by versions that the admission allows.
 
         Returns:
-            Each rollout with its verdict to come: a rollout is given to the judge when it ends.
+            Each rollout with its verdict to come: a rollout is given to the judge when it ends. None if the
+            groups were known (`BaseEvaluation`).
         """
         dataset = groups[0].dataset
         judge = self.judges.of(dataset)
@@ -150,7 +162,8 @@ class RolloutWorker:
         needed, offered, generation = admission.needed, admission.offered, admission.generation
         with self.loaded.hold(needed, offered, generation, exact=dataset != "train") as held:
             started = time.time()
-            for number, response in self._generations(groups[0], requests):
+            is_known = self.base.recall(groups, held.weights[0].policy.fingerprint)
+            for number, response in self._generations(groups[0], [] if is_known else requests):
                 request = requests[number]
                 group = request.group
                 text = self._text(request, response)

@@ -15,7 +15,8 @@ from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schema import Config
 from srft_ray.models import resolve_dtype
 from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
-from srft_ray.observe.journal import record_event, truncate, write_whole
+from srft_ray.observe.journal import record_event, write_whole
+from srft_ray.observe.rewind import rewind
 from srft_ray.observe.start import StartClock
 from srft_ray.run.cluster import automatic_choices, cluster_address, placed
 from srft_ray.run.device_memory import device_memory
@@ -128,9 +129,12 @@ def _train(
 ) -> list[Result]:
     started = time.time()
     runs = [_begin(prepared, placement) for prepared in waiting]
+    for choice in automatic_choices(waiting[0].resolved.config, placement):
+        for run in runs:
+            record_event(run.run_dir, "placement", choice, shown=run is runs[0])
     coordinator = start_coordinator(waiting[0].resolved, events_of(runs))
     for run in runs:
-        truncate(run.run_dir, run.saved)
+        rewind(run.run_dir, run.saved)
     clock.mark("coordinator")
     clock.write(runs[0].run_dir, "driver", runs[0].saved)
     with stopping(coordinator) as stop:
@@ -159,8 +163,6 @@ def _begin(prepared: Prepared, placement: Placement) -> Run:
     (run_dir / "groups").mkdir(exist_ok=True)
     (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run
     write_whole(run_dir / RECORD, to_yaml(resolved.config))
-    for choice in automatic_choices(resolved.config, placement):
-        record_event(run_dir, "placement", choice)
     return Run(prepared, identity.id)
 
 

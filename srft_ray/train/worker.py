@@ -10,6 +10,7 @@ from algorithms import Group, Stage
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.observe import journal, metrics
 from srft_ray.observe.cost import step_cost
+from srft_ray.observe.rewind import rewind
 from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
@@ -88,7 +89,7 @@ class LearnerWorker:
         # What was recorded after the checkpoint is about to be recorded again. It is removed before any rank
         # goes on, so that nothing new is removed with it.
         if self.rank == 0:
-            journal.truncate(self.job.run_dir, step)
+            rewind(self.job.run_dir, step)
             self.job.store.discard_after(step)
         dist.barrier()
         if step > 0:

@@ -2,6 +2,7 @@
 dependency."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -237,6 +238,17 @@ def test_every_room_says_what_it_owns():
             f"{package} has no docstring"
         )
     assert len(list(ROOT.glob("srft_ray/*.py"))) <= 8
+
+
+def test_processes_that_compute_nothing_import_nothing_large():
+    """The coordinator, and Ray's own processes that handle the stream."""
+    light = ("data.late", "observe.series_events", "sync.coordinator")
+    modules = ", ".join(f"srft_ray.{module}" for module in light)
+    large = {"torch", "transformers", "vllm", "deepspeed", "pyarrow", "pandas"}
+    found = "import sys; print(*sys.modules)"
+    python = [sys.executable, "-c", f"import {modules}; {found}"]
+    loaded = subprocess.run(python, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not large & set(loaded)
 
 
 def test_algorithms_are_short_files():

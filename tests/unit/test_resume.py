@@ -10,7 +10,8 @@ import pytest
 from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.resolve import resolve
 from srft_ray.errors import UserError
-from srft_ray.observe.journal import append_json, read_json_lines, record_checkpoint, truncate
+from srft_ray.observe.journal import append_json, read_json_lines, record_checkpoint
+from srft_ray.observe.rewind import rewind
 from srft_ray.run.directory import check_run_directory, resumable_keys
 from srft_ray.run.lock import claimed
 from srft_ray.run.preflight import open_store
@@ -169,7 +170,7 @@ def test_records_are_taken_back_to_the_checkpoint(tmp_path):
     (tmp_path / "groups/step-000004-0001.part").touch()  # and here
     record_checkpoint(tmp_path, 3, "there")
     record_checkpoint(tmp_path, 5, "there")
-    truncate(tmp_path, 3)
+    rewind(tmp_path, 3)
     assert [record["step"] for record in read_json_lines(tmp_path / "checkpoints.jsonl")] == [3]
     assert [record["step"] for record in read_json_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
     assert [record["step"] for record in read_json_lines(tmp_path / "evaluations.jsonl")] == [0, 1, 2]

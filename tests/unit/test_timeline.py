@@ -11,6 +11,7 @@ from algorithms import Group
 from srft_ray import imports
 from srft_ray.commands.cli import main
 from srft_ray.observe import journal
+from srft_ray.observe.rewind import rewind
 from srft_ray.observe.start import StartClock, latest, newest_starts
 from srft_ray.observe.timeline import TRACE, Timeline, write_newest_trace, write_trace
 
@@ -120,7 +121,7 @@ def test_every_event_is_as_the_format_says(run_dir):
 
 
 def test_steps_that_are_repeated_are_there_once(run_dir):
-    journal.truncate(run_dir, 1)
+    rewind(run_dir, 1)
     Timeline(run_dir, 0).step(1, PHASES, [])
     write_trace(run_dir, run_dir / TRACE)
     steps = [

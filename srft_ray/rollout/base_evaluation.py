@@ -1,0 +1,68 @@
+"""The evaluation of the model that runs of a series begin with: sampled once for all runs of one seed."""
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from algorithms import Group
+from srft_ray.data.blocks import as_block, groups_of
+
+UNJUDGED = ("timeout", "error")
+Blocks = MutableMapping[tuple[Any, ...], dict[str, Any]]
+
+
+class BaseEvaluation:
+    """One run's view of the blocks that an engine has sampled of it.
+
+    Responses follow from weights, seed and prompt, and runs of a series differ in nothing else that their
+    evaluation depends on. With several engines a block may come to one that has not sampled it; it is sampled
+    again then.
+    """
+
+    def __init__(self, seed: int, is_last: bool, blocks: Blocks) -> None:
+        """
+        Args:
+            seed: of the run.
+            is_last: whether no later run has this seed, so that nothing is kept for one.
+            blocks: what was kept, shared by the runs of the series.
+        """
+        self._seed = seed
+        self._is_last = is_last
+        self._blocks = blocks
+
+    def keep(self, groups: list[Group]) -> None:
+        """Keeps a block that was sampled and judged, if a later run can have it.
+
+        One with a verdict that is not about the response, such as that of a verifier which ran out of time,
+        is not kept: the next run asks again.
+        """
+        if self._is_last or not _is_of_base(groups):
+            return
+        verdicts = {rollout.verdict for group in groups for rollout in group.rollouts}
+        if verdicts.isdisjoint(UNJUDGED):
+            self._blocks[self._key(groups, groups[0].fingerprints[0])] = as_block(groups)
+
+    def recall(self, groups: list[Group], fingerprint: str) -> bool:
+        """Puts groups that an earlier run kept in the place of these, if it had them from weights of that
+        fingerprint, and says whether it had."""
+        if not _is_of_base(groups):
+            return False
+        key = self._key(groups, fingerprint)
+        kept = self._blocks.pop(key, None) if self._is_last else self._blocks.get(key)
+        if kept is not None:
+            groups[:] = groups_of(kept)
+        return kept is not None
+
+    def _key(self, groups: list[Group], fingerprint: str) -> tuple[Any, ...]:
+        return self._seed, fingerprint, groups[0].dataset, *(group.group_id for group in groups)
+
+
+def base_evaluations(seeds: Sequence[int]) -> list[BaseEvaluation]:
+    """Those of runs with these seeds, in the order of training."""
+    blocks: Blocks = {}
+    return [
+        BaseEvaluation(seed, seed not in seeds[number:], blocks) for number, seed in enumerate(seeds, start=1)
+    ]
+
+
+def _is_of_base(groups: list[Group]) -> bool:
+    return groups[0].dataset != "train" and groups[0].step == 0

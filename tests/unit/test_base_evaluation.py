@@ -1,0 +1,75 @@
+"""Runs of a series with the same seed evaluate the model that they begin with once."""
+
+from dataclasses import replace
+
+import pytest
+
+from algorithms import Group
+from srft_ray.rollout.base_evaluation import base_evaluations
+from srft_ray.rollout.loaded_version import EngineWeights
+from srft_ray.sync.versions import PolicyWeights
+from tests.unit.test_early_judging import Pool, Worker, recorded
+from tests.unit.test_step_loop import FakeEngine
+
+
+class EvaluationWorker(Worker):
+    """Of one run, whose sets are sampled like its training groups."""
+
+    def __init__(self, base, pool=None):
+        super().__init__(FakeEngine(), pool or Pool())
+        self.settings.max_staleness = 0
+        self.base = base
+        self.sampled = 0
+
+    def _sampling(self, group):
+        return None
+
+    def _generations(self, group, requests):
+        self.sampled += len(requests)
+        return super()._generations(group, requests)
+
+    def evaluate(self, step=0, dataset="held"):
+        groups = [
+            Group(step, n, "", [n, 1], "", num_rollouts=2, max_new_tokens=8, dataset=dataset)
+            for n in range(3)
+        ]
+        self._roll_out(groups)
+        return groups
+
+
+def test_the_second_run_has_what_the_first_sampled():
+    one, other, two = (EvaluationWorker(base) for base in base_evaluations([4, 5, 4]))
+    expected = recorded(one.evaluate())
+    assert recorded(other.evaluate()) and other.sampled == 6  # another seed samples others
+    found = two.evaluate()
+    assert recorded(found) == expected and two.sampled == 0
+    assert all(group.fingerprints == {0: "model"} and group.finished_at for group in found)
+    assert len(two.evaluate()) == 3 and two.sampled == 6  # nobody else needs it: it was not kept any longer
+
+
+@pytest.mark.parametrize(("step", "dataset"), [(2, "held"), (0, "train")])
+def test_nothing_else_is_kept(step, dataset):
+    one, two = (EvaluationWorker(base) for base in base_evaluations([4, 4]))
+    one.evaluate(step, dataset)
+    two.evaluate(step, dataset)
+    assert two.sampled == 6
+
+
+def test_what_other_weights_sampled_is_not_taken():
+    one, two = (EvaluationWorker(base) for base in base_evaluations([4, 4]))
+    one.evaluate()
+    two.loaded.weights = EngineWeights(PolicyWeights(0, "another model"))
+    assert {0: "another model"} in [group.fingerprints for group in two.evaluate()]
+    assert two.sampled == 6
+
+
+def test_a_block_that_could_not_be_judged_is_sampled_again():
+    class Slow(Pool):
+        def verify(self, items):
+            return [replace(verdict, verdict="timeout") for verdict in super().verify(items)]
+
+    first, second = base_evaluations([4, 4])
+    EvaluationWorker(first, Slow()).evaluate()
+    two = EvaluationWorker(second)
+    two.evaluate()
+    assert two.sampled == 6
