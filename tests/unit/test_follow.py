@@ -16,9 +16,9 @@ from srft_ray.observe.journal import (
     read_json_lines,
     record_checkpoint,
     record_event,
-    truncate,
 )
 from srft_ray.observe.progress import Output, Progress
+from srft_ray.observe.rewind import rewind
 
 
 class Recording(Callback):
@@ -102,7 +102,7 @@ def test_repeated_steps_are_not_told_again(tmp_path, looks_between):
         append_json(tmp_path / "evaluations.jsonl", evaluation(step))
     run.poll()
     before = list(told.told)
-    truncate(tmp_path, 3)
+    rewind(tmp_path, 3)
     assert last_record(tmp_path / "checkpoints.jsonl")["step"] == 3
     for step in range(3, 8):
         if looks_between:
