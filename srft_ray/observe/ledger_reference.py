@@ -94,8 +94,8 @@ EVALUATION_LEDGER: Table = {
         "`stop`, `length` if it was truncated, or `turns` or `error` where an environment ended it."
     ),
     "seconds": Entry(
-        "From the start to the end of the generation of its block of prompts; nearly 0 where an earlier run of "
-        "the series had sampled the evaluation of the model that both begin with.",
+        "From the start to the end of the generation of its block of prompts; nearly 0 where an earlier run "
+        "of the series had sampled the evaluation of the model that both begin with.",
         "seconds",
     ),
 }

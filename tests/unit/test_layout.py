@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from tools.code_figures import (
     LINE_LENGTH,
     NODES_PER_LINE_BEFORE,
-    Figures,
     library_files,
     measure,
 )
@@ -97,15 +94,14 @@ def importers(package: str) -> set[str]:
     }
 
 
-@pytest.fixture(scope="module")
-def figures() -> Figures:
-    return measure(library_files())
-
-
-@pytest.mark.parametrize("name", LIMITS)
-def test_the_code_has_room_to_breathe(figures: Figures, name: str):
-    print(f"{name}: {getattr(figures, name)}, limit {LIMITS[name]}")
-    assert getattr(figures, name) <= LIMITS[name]
+def test_the_code_has_room_to_breathe():
+    figures = measure(library_files())
+    above = {
+        name: f"{getattr(figures, name)}, limit {limit}"
+        for name, limit in LIMITS.items()
+        if getattr(figures, name) > limit
+    }
+    assert not above
 
 
 def test_imports_have_no_circle():
