@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from srft_ray.observe import evaluation_ledger
+from srft_ray.observe.journal import EVALUATIONS, read_json_lines
 from tests.ray.conftest import Run
 from tests.ray.faults import ROOT, SMALL, Watched, check_same
 
@@ -58,6 +59,13 @@ def check_equal(comparison: Comparison, alone: "Alone") -> None:
             assert one == two
 
 
+def seconds_of_base(folder: Path) -> float:
+    """In which engines sampled the evaluation of the model that a run begins with."""
+    names = {found["set"] for found in read_json_lines(folder / EVALUATIONS)}
+    tables = [evaluation_ledger.read(folder, name, 0, ["seconds"]) for name in sorted(names)]
+    return sum(max(table["seconds"].to_pylist()) for table in tables)
+
+
 class Alone(dict[str, Run]):
     """Each run by a command of its own, when it is asked for."""
 
@@ -86,6 +94,8 @@ def test_runs_of_a_series_are_those_that_were_trained_alone(tmp_path: Path, alon
         processes.append([series.find(kind) for kind in ("engine", "learner", "coordinator")])
     assert all(found == processes[0] for found in processes) and all(processes[0])
     check_equal(series, alone)
+    first, *later = (seconds_of_base(folder) for folder in series.dirs)
+    assert all(seconds < first / 5 for seconds in later), "the same model, and the same seed: sampled once"
 
 
 @pytest.mark.parametrize("kind", ["engine", "learner", "coordinator"])
