@@ -13,9 +13,10 @@ Blocks = MutableMapping[tuple[Any, ...], dict[str, Any]]
 class BaseEvaluation:
     """One run's view of the blocks that an engine has sampled of it.
 
-    Responses follow from weights, seed and prompt, and runs of a series differ in nothing else that their
-    evaluation depends on. With several engines a block may come to one that has not sampled it; it is sampled
-    again then.
+    Responses follow from model, seed and prompt, and runs of a series have one model. The engine may know its
+    weights by another name in the next run: the files of a model, and what learners publish of it, have
+    fingerprints of their own where weights are tied. With several engines a block may come to one that has
+    not sampled it; it is sampled again then.
     """
 
     def __init__(self, seed: int, is_last: bool, blocks: Blocks) -> None:
@@ -39,21 +40,24 @@ class BaseEvaluation:
             return
         verdicts = {rollout.verdict for group in groups for rollout in group.rollouts}
         if verdicts.isdisjoint(UNJUDGED):
-            self._blocks[self._key(groups, groups[0].fingerprints[0])] = as_block(groups)
+            self._blocks[self._key(groups)] = as_block(groups)
 
-    def recall(self, groups: list[Group], fingerprint: str) -> bool:
-        """Puts groups that an earlier run kept in the place of these, if it had them from weights of that
-        fingerprint, and says whether it had."""
+    def recall(self, groups: list[Group]) -> bool:
+        """Puts groups that an earlier run kept in the place of these, and says whether it had kept them. They
+        do not say which weights the engine holds now."""
         if not _is_of_base(groups):
             return False
-        key = self._key(groups, fingerprint)
+        key = self._key(groups)
         kept = self._blocks.pop(key, None) if self._is_last else self._blocks.get(key)
-        if kept is not None:
-            groups[:] = groups_of(kept)
-        return kept is not None
+        if kept is None:
+            return False
+        groups[:] = groups_of(kept)
+        for group in groups:
+            group.fingerprints, group.probes = {}, {}
+        return True
 
-    def _key(self, groups: list[Group], fingerprint: str) -> tuple[Any, ...]:
-        return self._seed, fingerprint, groups[0].dataset, *(group.group_id for group in groups)
+    def _key(self, groups: list[Group]) -> tuple[Any, ...]:
+        return self._seed, groups[0].dataset, *(group.group_id for group in groups)
 
 
 def base_evaluations(seeds: Sequence[int]) -> list[BaseEvaluation]:

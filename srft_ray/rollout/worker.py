@@ -162,7 +162,7 @@ class RolloutWorker:
         needed, offered, generation = admission.needed, admission.offered, admission.generation
         with self.loaded.hold(needed, offered, generation, exact=dataset != "train") as held:
             started = time.time()
-            is_known = self.base.recall(groups, held.weights[0].policy.fingerprint)
+            is_known = self.base.recall(groups)
             for number, response in self._generations(groups[0], [] if is_known else requests):
                 request = requests[number]
                 group = request.group

@@ -55,12 +55,14 @@ def test_nothing_else_is_kept(step, dataset):
     assert two.sampled == 6
 
 
-def test_what_other_weights_sampled_is_not_taken():
+def test_groups_prove_what_the_engine_holds_now():
+    """The learners published the model under another fingerprint than its files have."""
     one, two = (EvaluationWorker(base) for base in base_evaluations([4, 4]))
     one.evaluate()
-    two.loaded.weights = EngineWeights(PolicyWeights(0, "another model"))
-    assert {0: "another model"} in [group.fingerprints for group in two.evaluate()]
-    assert two.sampled == 6
+    two.loaded.weights = EngineWeights(PolicyWeights(0, "published"), 1, (-1.0,))
+    assert [(group.fingerprints, group.probes) for group in two.evaluate()] == [
+        ({0: "published"}, {0: (-1.0,)})
+    ] * 3
 
 
 def test_a_block_that_could_not_be_judged_is_sampled_again():
