@@ -1,4 +1,5 @@
-"""The evaluation of the model that runs of a series begin with: sampled once for all runs of one seed."""
+"""The evaluation of the model that runs of a series begin with: sampled once for all runs of one model and
+seed."""
 
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -7,26 +8,27 @@ from algorithms import Group
 from srft_ray.data.blocks import as_block, groups_of
 
 UNJUDGED = ("timeout", "error")
+Start = tuple[str, int]  # path of the model, and seed
 Blocks = MutableMapping[tuple[Any, ...], dict[str, Any]]
 
 
 class BaseEvaluation:
     """One run's view of the blocks that an engine has sampled of it.
 
-    Responses follow from model, seed and prompt, and runs of a series have one model. The engine may know its
-    weights by another name in the next run: the files of a model, and what learners publish of it, have
-    fingerprints of their own where weights are tied. With several engines a block may come to one that has
-    not sampled it; it is sampled again then.
+    Responses follow from model, seed and prompt. The engine may know the model's weights by another name in
+    the next run: the files of a model, and what learners publish of it, have fingerprints of their own where
+    weights are tied. With several engines a block may come to one that has not sampled it; it is sampled
+    again then.
     """
 
-    def __init__(self, seed: int, is_last: bool, blocks: Blocks) -> None:
+    def __init__(self, start: Start, is_last: bool, blocks: Blocks) -> None:
         """
         Args:
-            seed: of the run.
-            is_last: whether no later run has this seed, so that nothing is kept for one.
+            start: model and seed of the run.
+            is_last: whether no later run has both, so that nothing is kept for one.
             blocks: what was kept, shared by the runs of the series.
         """
-        self._seed = seed
+        self._start = start
         self._is_last = is_last
         self._blocks = blocks
 
@@ -57,14 +59,15 @@ class BaseEvaluation:
         return True
 
     def _key(self, groups: list[Group]) -> tuple[Any, ...]:
-        return self._seed, groups[0].dataset, *(group.group_id for group in groups)
+        return *self._start, groups[0].dataset, *(group.group_id for group in groups)
 
 
-def base_evaluations(seeds: Sequence[int]) -> list[BaseEvaluation]:
-    """Those of runs with these seeds, in the order of training."""
+def base_evaluations(starts: Sequence[Start]) -> list[BaseEvaluation]:
+    """Those of runs that begin so, in the order of training."""
     blocks: Blocks = {}
     return [
-        BaseEvaluation(seed, seed not in seeds[number:], blocks) for number, seed in enumerate(seeds, start=1)
+        BaseEvaluation(start, start not in starts[number:], blocks)
+        for number, start in enumerate(starts, start=1)
     ]
 
 

@@ -33,7 +33,7 @@ class SeriesWorker:
 
     def __init__(self, runs: Sequence[RolloutRun], coordinator: Any) -> None:
         first, *later = runs
-        base, *later_bases = base_evaluations([run.settings.seed for run in runs])
+        base, *later_bases = base_evaluations([(run.settings.model.path, run.settings.seed) for run in runs])
         worker = RolloutWorker(first.settings, first.reader, coordinator, first.generation, base)
         self._workers = [
             worker,

@@ -11,6 +11,8 @@ from srft_ray.sync.versions import PolicyWeights
 from tests.unit.test_early_judging import Pool, Worker, recorded
 from tests.unit.test_step_loop import FakeEngine
 
+BASE = ("base", 4)  # model and seed
+
 
 class EvaluationWorker(Worker):
     """Of one run, whose sets are sampled like its training groups."""
@@ -38,7 +40,7 @@ class EvaluationWorker(Worker):
 
 
 def test_the_second_run_has_what_the_first_sampled():
-    one, other, two = (EvaluationWorker(base) for base in base_evaluations([4, 5, 4]))
+    one, other, two = (EvaluationWorker(base) for base in base_evaluations([BASE, ("base", 5), BASE]))
     expected = recorded(one.evaluate())
     assert recorded(other.evaluate()) and other.sampled == 6  # another seed samples others
     found = two.evaluate()
@@ -47,9 +49,16 @@ def test_the_second_run_has_what_the_first_sampled():
     assert len(two.evaluate()) == 3 and two.sampled == 6  # nobody else needs it: it was not kept any longer
 
 
+def test_another_model_is_sampled():
+    one, two = (EvaluationWorker(base) for base in base_evaluations([BASE, ("trained", 4)]))
+    one.evaluate()
+    two.evaluate()
+    assert two.sampled == 6
+
+
 @pytest.mark.parametrize(("step", "dataset"), [(2, "held"), (0, "train")])
 def test_nothing_else_is_kept(step, dataset):
-    one, two = (EvaluationWorker(base) for base in base_evaluations([4, 4]))
+    one, two = (EvaluationWorker(base) for base in base_evaluations([BASE, BASE]))
     one.evaluate(step, dataset)
     two.evaluate(step, dataset)
     assert two.sampled == 6
@@ -57,7 +66,7 @@ def test_nothing_else_is_kept(step, dataset):
 
 def test_groups_prove_what_the_engine_holds_now():
     """The learners published the model under another fingerprint than its files have."""
-    one, two = (EvaluationWorker(base) for base in base_evaluations([4, 4]))
+    one, two = (EvaluationWorker(base) for base in base_evaluations([BASE, BASE]))
     one.evaluate()
     two.loaded.weights = EngineWeights(PolicyWeights(0, "published"), 1, (-1.0,))
     assert [(group.fingerprints, group.probes) for group in two.evaluate()] == [
@@ -70,7 +79,7 @@ def test_a_block_that_could_not_be_judged_is_sampled_again():
         def verify(self, items):
             return [replace(verdict, verdict="timeout") for verdict in super().verify(items)]
 
-    first, second = base_evaluations([4, 4])
+    first, second = base_evaluations([BASE, BASE])
     EvaluationWorker(first, Slow()).evaluate()
     two = EvaluationWorker(second)
     two.evaluate()

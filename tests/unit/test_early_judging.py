@@ -67,7 +67,7 @@ class Worker(RolloutWorker):
         process = SimpleNamespace(engine="engine")
         self.life = SimpleNamespace(ending_on_error=self._ending_on_error, process=process)
         self._probe = ()
-        [self.base] = base_evaluations([0])
+        [self.base] = base_evaluations([("", 0)])
 
     @contextlib.contextmanager
     def _ending_on_error(self):
