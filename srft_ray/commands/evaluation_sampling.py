@@ -141,6 +141,8 @@ def _collect(models: Sequence[Begun]) -> list[list[dict[str, Any]]]:
             published = _publish(source, transport) if number else ""
             write_parts(model.folder, source.evaluation, islice(batches, model.blocks), published)
         records.append(write_records(model.folder, source.plan))
+    if next(batches, None) is not None:
+        raise RuntimeError("the stream has blocks that belong to no model")
     return records
 
 
