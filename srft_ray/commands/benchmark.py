@@ -13,7 +13,7 @@ import pyarrow as pa
 from algorithms import GRPO
 from srft_ray.commands import benchmark_table
 from srft_ray.commands.benchmark_scores import Scores
-from srft_ray.commands.evaluate import evaluate_model
+from srft_ray.commands.evaluate import evaluate_models
 from srft_ray.commands.evaluation_folder import model_name
 from srft_ray.commands.regrade import regrade
 from srft_ray.config.load import make_config
@@ -24,8 +24,6 @@ from srft_ray.data.benchmarks import Found
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import FIGURE_COLUMNS, Outcomes
 from srft_ray.observe.journal import write_whole
-from srft_ray.run.cluster import start_ray
-from srft_ray.run.placement import Placement, demand
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,11 @@ def benchmark(request: Request, folder: Path | None = None) -> str:
     Raises:
         UserError: bad model, set or setting; before anything is sampled.
     """
-    configs = {model: make_benchmark_config(request, model, folder) for model in request.models}
-    for config in configs.values():
-        resolve(config, GRPO())
-    first = next(iter(configs.values()))
-    target = Path(first.run.dir)
-    if len(configs) > 1:
-        # One Ray for all models.
-        needed = demand(resolve(first, GRPO()), Placement("cpu"), engines=True)
-        start_ray(first.cluster, needed.cpus, needed.custom)
+    # A model that is named twice is evaluated once.
+    configs = [make_benchmark_config(request, model, folder) for model in dict.fromkeys(request.models)]
+    target = Path(configs[0].run.dir)
     scores: dict[str, dict[str, Scores]] = {}
-    for config in configs.values():
-        done = evaluate_model(config)
+    for config, done in zip(configs, evaluate_models(configs), strict=True):
         label = _free_label(model_name(resolve(config, GRPO())), scores)
         scores[label] = {name: _scores(done.folder, name, request) for name in request.sets}
     text = benchmark_table.markdown(request.sets, scores)

@@ -48,22 +48,23 @@ def execution_options() -> ExecutionOptions:
 def make_stream(
     runs: Sequence[tuple[StreamPlan, int]],
     process: ActorPool | Callable[[dict[str, Any]], dict[str, Any]],
-    first: int = 0,
+    firsts: Sequence[int] = (),
 ) -> Dataset:
     """The stream of runs one after another, as far as the `stream_stop` of each plan lets it go.
 
     Args:
         runs: plans with blocks of one size, each with the step that the run begins at.
         process: turns a block of positions of one run into a block of groups.
-        first: position of the first group in the first run, a multiple of the size of a block; what comes
-            before it is left out.
+        firsts: position of the first group of each run, a multiple of the size of a block; what comes before
+            it is left out. By default nothing is.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options = execution_options()
     blocks = []
     for run, (plan, start) in enumerate(runs):
-        for begin in range(0 if run else first, plan.length(start, plan.stream_stop(start)), plan.block):
+        first = firsts[run] if firsts else 0
+        for begin in range(first, plan.length(start, plan.stream_stop(start)), plan.block):
             positions = np.arange(begin, begin + plan.block)
             blocks.append(pa.table({"run": np.full(plan.block, run), "position": positions}))
     look_often(context, process.size.high if isinstance(process, ActorPool) else READERS)

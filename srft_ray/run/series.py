@@ -88,11 +88,11 @@ def series_of(runs: Sequence[Resolved]) -> list[list[int]]:
     """The numbers of the runs of each series, in the order of the first run of each."""
     found: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
-        found.setdefault(_shared(run) or f"alone {number}", []).append(number)
+        found.setdefault(shared_settings(run) or f"alone {number}", []).append(number)
     return list(found.values())
 
 
-def _shared(run: Resolved) -> str:
+def shared_settings(run: Resolved) -> str:
     """What runs of one series have in common, as text; empty for a run that cannot be in a series."""
     config = run.config
     # Without engines a run starts fast. One that ends before its last step leaves groups in the stream.

@@ -63,12 +63,9 @@ class StreamSource:
     run_dir: Path | None = None
     beside_cache: int | None = None
 
-    def stream(self, start: int, generation: int, first: int = 0) -> Dataset:
-        """The stream from step `start` on, for the learners' start of that generation.
-
-        `first`: position in it of the first group that is wanted, a multiple of the size of a block.
-        """
-        return stream_of([BegunRun(self, start, generation)], first)
+    def stream(self, start: int, generation: int) -> Dataset:
+        """The stream from step `start` on, for the learners' start of that generation."""
+        return stream_of([BegunRun(self, start, generation)])
 
     def reader(self, start: int) -> GroupReader:
         """Reads the groups of the stream from step `start` on."""
@@ -110,19 +107,27 @@ class StreamSource:
 
 @dataclass(frozen=True)
 class BegunRun:
-    """A run in a stream: the step that it begins at, and the generation of the learners' start of it."""
+    """A run in a stream.
+
+    Attributes:
+        start: the step that it begins at.
+        generation: of the learners' start of it.
+        first: position from there on of the first group that is wanted, a multiple of the size of a block.
+    """
 
     source: StreamSource
     start: int
     generation: int
+    first: int = 0
 
 
-def stream_of(runs: Sequence[BegunRun], first: int = 0) -> Dataset:
-    """The stream of runs that share engines, one after another; `first` as of `StreamSource.stream`."""
+def stream_of(runs: Sequence[BegunRun]) -> Dataset:
+    """The stream of runs that share engines, one after another."""
     source = runs[0].source
     plans = [(run.source.plan, run.start) for run in runs]
+    firsts = [run.first for run in runs]
     if source.engines is None:
-        return make_stream(plans, SupervisedReader(source.reader(runs[0].start)), first)
+        return make_stream(plans, SupervisedReader(source.reader(runs[0].start)), firsts)
     rollout = source.config.rollout
     pool = ActorPool(
         partial(_worker, runs),
@@ -133,7 +138,7 @@ def stream_of(runs: Sequence[BegunRun], first: int = 0) -> Dataset:
         rollout.max_restarts,
         rollout.resources,
     )
-    return make_stream(plans, pool, first)
+    return make_stream(plans, pool, firsts)
 
 
 def _worker(runs: Sequence[BegunRun]) -> SeriesWorker:

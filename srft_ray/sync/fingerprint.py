@@ -68,18 +68,22 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def model_fingerprint(path: str) -> str:
-    """The fingerprint of a model's weight files, as they lie on disk; `path` is a directory or the id of a
-    model on a hub.
+    """The fingerprint of a model's weights, which is that of version 0: engines and learners start from
+    them."""
+    return fingerprint(model_tensors(path))
 
-    It is that of version 0: engines and learners start from these files. A model of a hub must have been
-    downloaded.
+
+def model_tensors(path: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model's weight files, one after another, as they lie on disk.
+
+    `path` is a directory or the id of a model on a hub, which must have been downloaded.
     """
     folder = Path(path).expanduser()
     if not is_local(path):
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(path, local_files_only=True))
-    return fingerprint(_tensors(weight_files(folder)))
+    return _tensors(weight_files(folder))
 
 
 def tensor_hash(name: str, tensor: Tensor) -> int:

@@ -8,8 +8,8 @@ import pytest
 
 from algorithms import GRPO, Completion, Group
 from srft_ray import UserError
-from srft_ray.commands.evaluate import first_missing
 from srft_ray.commands.evaluation_folder import evaluation_folder, model_name
+from srft_ray.commands.evaluation_sampling import first_missing
 from srft_ray.config.load import make_config
 from srft_ray.config.resolve import resolve
 from srft_ray.data.plan import Segment, StepSize, StreamPlan
