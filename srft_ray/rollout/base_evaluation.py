@@ -1,6 +1,8 @@
-"""The evaluation of the model that runs of a series begin with: sampled once for all runs of one seed."""
+"""The evaluation of the model that runs of a series begin with: sampled once for all runs of one model and
+seed."""
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from algorithms import Group
@@ -10,23 +12,32 @@ UNJUDGED = ("timeout", "error")
 Blocks = MutableMapping[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the first evaluation of a run follows from: the path of the model that it begins with, and its
+    seed."""
+
+    model: str
+    seed: int
+
+
 class BaseEvaluation:
     """One run's view of the blocks that an engine has sampled of it.
 
-    Responses follow from model, seed and prompt, and runs of a series have one model. The engine may know its
-    weights by another name in the next run: the files of a model, and what learners publish of it, have
-    fingerprints of their own where weights are tied. With several engines a block may come to one that has
+    Responses follow from model, seed and prompt. The engine may know the model's weights by another name in
+    the next run: the files of a model, and what learners publish of it, have fingerprints of their own where
+    weights are tied. With several engines a block may come to one that has
     not sampled it; it is sampled again then.
     """
 
-    def __init__(self, seed: int, is_last: bool, blocks: Blocks) -> None:
+    def __init__(self, origin: Origin, is_last: bool, blocks: Blocks) -> None:
         """
         Args:
-            seed: of the run.
-            is_last: whether no later run has this seed, so that nothing is kept for one.
+            origin: of the run.
+            is_last: whether no later run has this origin, so that nothing is kept for one.
             blocks: what was kept, shared by the runs of the series.
         """
-        self._seed = seed
+        self._origin = origin
         self._is_last = is_last
         self._blocks = blocks
 
@@ -57,14 +68,15 @@ class BaseEvaluation:
         return True
 
     def _key(self, groups: list[Group]) -> tuple[Any, ...]:
-        return self._seed, groups[0].dataset, *(group.group_id for group in groups)
+        return self._origin, groups[0].dataset, *(group.group_id for group in groups)
 
 
-def base_evaluations(seeds: Sequence[int]) -> list[BaseEvaluation]:
-    """Those of runs with these seeds, in the order of training."""
+def base_evaluations(origins: Sequence[Origin]) -> list[BaseEvaluation]:
+    """Those of runs with these origins, in the order of training."""
     blocks: Blocks = {}
     return [
-        BaseEvaluation(seed, seed not in seeds[number:], blocks) for number, seed in enumerate(seeds, start=1)
+        BaseEvaluation(origin, origin not in origins[number:], blocks)
+        for number, origin in enumerate(origins, start=1)
     ]
 
 
