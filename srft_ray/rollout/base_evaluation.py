@@ -2,14 +2,23 @@
 seed."""
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from algorithms import Group
 from srft_ray.data.blocks import as_block, groups_of
 
 UNJUDGED = ("timeout", "error")
-Start = tuple[str, int]  # path of the model, and seed
 Blocks = MutableMapping[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the first evaluation of a run follows from: the path of the model that it begins with, and its
+    seed."""
+
+    model: str
+    seed: int
 
 
 class BaseEvaluation:
@@ -17,18 +26,18 @@ class BaseEvaluation:
 
     Responses follow from model, seed and prompt. The engine may know the model's weights by another name in
     the next run: the files of a model, and what learners publish of it, have fingerprints of their own where
-    weights are tied. With several engines a block may come to one that has not sampled it; it is sampled
-    again then.
+    weights are tied. With several engines a block may come to one that has
+    not sampled it; it is sampled again then.
     """
 
-    def __init__(self, start: Start, is_last: bool, blocks: Blocks) -> None:
+    def __init__(self, origin: Origin, is_last: bool, blocks: Blocks) -> None:
         """
         Args:
-            start: model and seed of the run.
-            is_last: whether no later run has both, so that nothing is kept for one.
+            origin: of the run.
+            is_last: whether no later run has this origin, so that nothing is kept for one.
             blocks: what was kept, shared by the runs of the series.
         """
-        self._start = start
+        self._origin = origin
         self._is_last = is_last
         self._blocks = blocks
 
@@ -59,15 +68,15 @@ class BaseEvaluation:
         return True
 
     def _key(self, groups: list[Group]) -> tuple[Any, ...]:
-        return *self._start, groups[0].dataset, *(group.group_id for group in groups)
+        return self._origin, groups[0].dataset, *(group.group_id for group in groups)
 
 
-def base_evaluations(starts: Sequence[Start]) -> list[BaseEvaluation]:
-    """Those of runs that begin so, in the order of training."""
+def base_evaluations(origins: Sequence[Origin]) -> list[BaseEvaluation]:
+    """Those of runs with these origins, in the order of training."""
     blocks: Blocks = {}
     return [
-        BaseEvaluation(start, start not in starts[number:], blocks)
-        for number, start in enumerate(starts, start=1)
+        BaseEvaluation(origin, origin not in origins[number:], blocks)
+        for number, origin in enumerate(origins, start=1)
     ]
 
 

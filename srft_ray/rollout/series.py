@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srft_ray.data.reader import GroupReader
-from srft_ray.rollout.base_evaluation import base_evaluations
+from srft_ray.rollout.base_evaluation import Origin, base_evaluations
 from srft_ray.rollout.settings import RolloutSettings
 from srft_ray.rollout.worker import RolloutWorker
 
@@ -16,7 +16,7 @@ class RolloutRun:
     """One run of a series.
 
     Attributes:
-        settings: those of the other runs but for the seed and the run's directory.
+        settings: those of the other runs but for seed and directory, and in an evaluation the model.
         generation: of the learners' start of the run.
     """
 
@@ -33,7 +33,8 @@ class SeriesWorker:
 
     def __init__(self, runs: Sequence[RolloutRun], coordinator: Any) -> None:
         first, *later = runs
-        base, *later_bases = base_evaluations([(run.settings.model.path, run.settings.seed) for run in runs])
+        origins = [Origin(run.settings.model.path, run.settings.seed) for run in runs]
+        base, *later_bases = base_evaluations(origins)
         worker = RolloutWorker(first.settings, first.reader, coordinator, first.generation, base)
         self._workers = [
             worker,

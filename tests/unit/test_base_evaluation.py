@@ -1,17 +1,17 @@
-"""Runs of a series with the same seed evaluate the model that they begin with once."""
+"""Runs of a series with the same model and seed evaluate the model that they begin with once."""
 
 from dataclasses import replace
 
 import pytest
 
 from algorithms import Group
-from srft_ray.rollout.base_evaluation import base_evaluations
+from srft_ray.rollout.base_evaluation import Origin, base_evaluations
 from srft_ray.rollout.loaded_version import EngineWeights
 from srft_ray.sync.versions import PolicyWeights
 from tests.unit.test_early_judging import Pool, Worker, recorded
 from tests.unit.test_step_loop import FakeEngine
 
-BASE = ("base", 4)  # model and seed
+ORIGIN = Origin("model", 4)
 
 
 class EvaluationWorker(Worker):
@@ -40,25 +40,20 @@ class EvaluationWorker(Worker):
 
 
 def test_the_second_run_has_what_the_first_sampled():
-    one, other, two = (EvaluationWorker(base) for base in base_evaluations([BASE, ("base", 5), BASE]))
+    others = [Origin("model", 5), Origin("other", 4)]
+    one, *more, two = (EvaluationWorker(base) for base in base_evaluations([ORIGIN, *others, ORIGIN]))
     expected = recorded(one.evaluate())
-    assert recorded(other.evaluate()) and other.sampled == 6  # another seed samples others
+    for other in more:  # another seed, and another model
+        assert recorded(other.evaluate()) and other.sampled == 6
     found = two.evaluate()
     assert recorded(found) == expected and two.sampled == 0
     assert all(group.fingerprints == {0: "model"} and group.finished_at for group in found)
     assert len(two.evaluate()) == 3 and two.sampled == 6  # nobody else needs it: it was not kept any longer
 
 
-def test_another_model_is_sampled():
-    one, two = (EvaluationWorker(base) for base in base_evaluations([BASE, ("trained", 4)]))
-    one.evaluate()
-    two.evaluate()
-    assert two.sampled == 6
-
-
 @pytest.mark.parametrize(("step", "dataset"), [(2, "held"), (0, "train")])
 def test_nothing_else_is_kept(step, dataset):
-    one, two = (EvaluationWorker(base) for base in base_evaluations([BASE, BASE]))
+    one, two = (EvaluationWorker(base) for base in base_evaluations([ORIGIN, ORIGIN]))
     one.evaluate(step, dataset)
     two.evaluate(step, dataset)
     assert two.sampled == 6
@@ -66,7 +61,7 @@ def test_nothing_else_is_kept(step, dataset):
 
 def test_groups_prove_what_the_engine_holds_now():
     """The learners published the model under another fingerprint than its files have."""
-    one, two = (EvaluationWorker(base) for base in base_evaluations([BASE, BASE]))
+    one, two = (EvaluationWorker(base) for base in base_evaluations([ORIGIN, ORIGIN]))
     one.evaluate()
     two.loaded.weights = EngineWeights(PolicyWeights(0, "published"), 1, (-1.0,))
     assert [(group.fingerprints, group.probes) for group in two.evaluate()] == [
@@ -79,7 +74,7 @@ def test_a_block_that_could_not_be_judged_is_sampled_again():
         def verify(self, items):
             return [replace(verdict, verdict="timeout") for verdict in super().verify(items)]
 
-    first, second = base_evaluations([BASE, BASE])
+    first, second = base_evaluations([ORIGIN, ORIGIN])
     EvaluationWorker(first, Slow()).evaluate()
     two = EvaluationWorker(second)
     two.evaluate()

@@ -8,7 +8,7 @@ import pytest
 
 from algorithms import Group
 from srft_ray.config.rollout import RolloutSection
-from srft_ray.rollout.base_evaluation import base_evaluations
+from srft_ray.rollout.base_evaluation import Origin, base_evaluations
 from srft_ray.rollout.generation import Generation
 from srft_ray.rollout.judges import Judge
 from srft_ray.rollout.loaded_version import EngineWeights, LoadedVersion
@@ -67,7 +67,7 @@ class Worker(RolloutWorker):
         process = SimpleNamespace(engine="engine")
         self.life = SimpleNamespace(ending_on_error=self._ending_on_error, process=process)
         self._probe = ()
-        [self.base] = base_evaluations([("", 0)])
+        [self.base] = base_evaluations([Origin("model", 0)])
 
     @contextlib.contextmanager
     def _ending_on_error(self):
