@@ -1,4 +1,4 @@
-"""Several runs at the same time on one Ray, dealt to processes that each train one after another.
+"""Several runs at the same time on one Ray, in processes that each train a part of them one after another.
 
 A process reads its runs from the standard input. What it prints is printed here, behind the name of the run.
 """
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import ray
 from ray import cloudpickle
@@ -43,7 +44,17 @@ def train_all(runs: Sequence[Variant], at_a_time: int, later: Sequence[Variant] 
     if at_a_time == 1:
         complete_all(waiting)
     else:
-        _train_in_processes([waiting[first::at_a_time] for first in range(min(at_a_time, len(waiting)))])
+        _train_in_processes(parts_of(waiting, at_a_time))
+
+
+def parts_of(runs: Sequence[Variant], count: int) -> list[Sequence[Variant]]:
+    """Nearly equal parts of neighbours.
+
+    Neighbours have the same seed and other methods: such runs share the evaluation of their first model, and
+    no process has all runs of the slowest method.
+    """
+    ends = [len(runs) * number // count for number in range(count + 1)]
+    return [runs[first:end] for first, end in pairwise(ends) if first < end]
 
 
 def _start_room(runs: Sequence[Variant], at_a_time: int) -> None:

@@ -360,3 +360,10 @@ def test_the_model_that_early_stopping_chose_is_compared(tmp_path: Path):
     assert steps_of_model(folder) == {"held": 2}
     records = [{"set": "held", "step": step, "samples": 1, "avg": 9.0 * step} for step in (0, 2, 4)]
     assert evaluations_of_model({"steps": 4, "model_step": 2, "evaluations": records}) == [records[1]]
+
+
+def test_processes_train_neighbours():
+    runs = [f"{method}-{seed}" for seed in range(3) for method in ("srft", "sft", "uft")]
+    parts = side_by_side.parts_of(runs, 2)
+    assert [*parts[0], *parts[1]] == runs and [len(part) for part in parts] == [4, 5]
+    assert side_by_side.parts_of(runs[:2], 4) == [runs[:1], runs[1:2]]
