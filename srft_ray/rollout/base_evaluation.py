@@ -26,8 +26,8 @@ class BaseEvaluation:
 
     Responses follow from model, seed and prompt. The engine may know the model's weights by another name in
     the next run: the files of a model, and what learners publish of it, have fingerprints of their own where
-    weights are tied. With several engines a block may come to one that has
-    not sampled it; it is sampled again then.
+    weights are tied. With several engines a block may come to one that has not sampled it; it is sampled
+    again then.
     """
 
     def __init__(self, origin: Origin, is_last: bool, blocks: Blocks) -> None:
