@@ -158,7 +158,8 @@ def test_a_learner_that_does_not_hear_of_the_round_ends_it_for_all(tmp_path: Pat
         assert scene.fetch() == [expected(version + 1)] * 2
 
 
-def test_a_learner_that_leaves_while_a_listener_connects_costs_a_part_of_the_deadline():
+def test_a_learner_that_leaves_while_a_listener_connects_costs_no_more_than_the_deadline():
+    """PyTorch's store tries twice, with a random pause between, which may be as long as a try and a half."""
     listener = Listener(None, "gloo", DEADLINE_S)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
@@ -173,7 +174,7 @@ def test_a_learner_that_leaves_while_a_listener_connects_costs_a_part_of_the_dea
         started = time.monotonic()
         with pytest.raises(RuntimeError):
             listener._connect(round, Deadline(DEADLINE_S))
-    assert time.monotonic() - started < DEADLINE_S / 2
+    assert time.monotonic() - started < DEADLINE_S
 
 
 @pytest.mark.parametrize("call", ["enter_round", "join_round"])
