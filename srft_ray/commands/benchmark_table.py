@@ -10,7 +10,7 @@ from srft_ray.commands.benchmark_scores import MISSING, Results, Scores, table
 from srft_ray.data.benchmark_sets import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 from srft_ray.data.benchmarks import Found
 from srft_ray.observe import stats
-from srft_ray.observe.evaluation import Outcomes
+from srft_ray.observe.evaluation import UNJUDGED, Outcomes
 from srft_ray.observe.intervals import mean_interval, normal_quantile
 
 REST_HEADS = (
@@ -158,7 +158,7 @@ def _samples(score: Scores) -> int:
 def _rest(found: Outcomes) -> list[str]:
     verdicts = np.array(found.verdicts)
     unanswered = verdicts == "no_answer"
-    unjudged = np.isin(verdicts, ("timeout", "error"))
+    unjudged = np.isin(verdicts, UNJUDGED)
     return [
         _percent(found.truncated),
         _percent(unanswered),

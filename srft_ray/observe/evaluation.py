@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from srft_ray.observe import intervals, stats
 
 CORRECT_ABOVE = 0.5  # rewards above it count as correct
+UNJUDGED = ("timeout", "error")  # verdicts that are not about the response
 FIGURE_COLUMNS = (
     "prompt_id",
     "reward",
@@ -118,7 +119,7 @@ def evaluation_record(
         "length_wrong": _mean_length(found, ~found.correct),
         "truncated": float(found.truncated.mean()),
         "unanswered": _share(found.verdicts, ("no_answer",)),
-        "unjudged": _share(found.verdicts, ("timeout", "error")),
+        "unjudged": _share(found.verdicts, UNJUDGED),
         "entropy": float(found.surprise.sum()) / max(1, tokens),
     }
 

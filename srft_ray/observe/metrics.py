@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from algorithms import CORRECT_ABOVE, Completion, Group
+from srft_ray.observe.evaluation import UNJUDGED
 
 
 def group_metrics(groups: Sequence[Group], step: int, device: torch.device) -> dict[str, float]:
@@ -45,7 +46,7 @@ def _rollout_sums(rollouts: Sequence[Completion], step: int) -> dict[str, float]
         "truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "staleness": sum(step - rollout.policy_version for rollout in rollouts),
         "mixed": sum(bool(rollout.spans) for rollout in rollouts),
-        "unjudged": sum(rollout.verdict in ("timeout", "error") for rollout in rollouts),
+        "unjudged": sum(rollout.verdict in UNJUDGED for rollout in rollouts),
     }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from algorithms import Group
 from srft_ray.data.blocks import as_block, groups_of
+from srft_ray.observe.evaluation import UNJUDGED
 
-UNJUDGED = ("timeout", "error")
 Blocks = MutableMapping[tuple[Any, ...], dict[str, Any]]
 
 
@@ -47,7 +47,7 @@ class BaseEvaluation:
         One with a verdict that is not about the response, such as that of a verifier which ran out of time,
         is not kept: the next run asks again.
         """
-        if self._is_last or not _is_of_base(groups):
+        if self._is_last or not _is_of_base(groups) or self._key(groups) in self._blocks:
             return
         verdicts = {rollout.verdict for group in groups for rollout in group.rollouts}
         if verdicts.isdisjoint(UNJUDGED):

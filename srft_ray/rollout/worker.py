@@ -140,11 +140,11 @@ class RolloutWorker:
         with self.life.ending_on_error():
             for rollout, verdict in self._sample(groups, requests, admission):
                 set_verdict(rollout, verdict.result())
-        self.base.keep(groups)
         judged = time.time()
         for group in groups:
             group.asked_at = asked
             group.judged_at = judged
+        self.base.keep(groups)
 
     def _sample(
         self, groups: list[Group], requests: list[Request], admission: Admission

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import srft_ray
 from srft_ray.commands.exports.evaluations import StoredEvaluation
-from srft_ray.observe.evaluation import CORRECT_ABOVE
+from srft_ray.observe.evaluation import CORRECT_ABOVE, UNJUDGED
 from srft_ray.observe.intervals import LEVEL
 
 SCHEMA_VERSION = "0.3.0"
@@ -145,7 +145,7 @@ def _instance(
     reference = row["reference"]
     read = len(row["prompt_ids"])
     written = len(row["response_ids"])
-    is_failed = row["verdict"] in ("timeout", "error")
+    is_failed = row["verdict"] in UNJUDGED
     return {
         "schema_version": SCHEMA_VERSION,
         "evaluation_id": identity,
