@@ -165,7 +165,7 @@ STUBS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "hostname": "echo 10.0.0.1",
     "sleep": '[ "$1" != 5 ] || set -- 0.2\nexec /bin/sleep "$@"',  # between looks at the nodes
-    "python": 'echo "${ALIVE:-2}"',
+    "python": 'echo "${ALIVE:-$(grep -c "^ray start" "$LOG")}"',  # a node lives when its Ray has started
     "ray": 'echo "ray $*" >> "$LOG"; [ "$1" != start ] || [ "${ALIVE:-2}" = 0 ] || exec sleep 2',
     "scontrol": 'case "$1" in show) printf "n1\\nn2\\n" ;; *) echo "scontrol $*" >> "$LOG" ;; esac',
     "srft-ray": 'trap \'echo saved >> "$LOG"; exit ${SAVED:-0}\' TERM\necho "srft-ray $*" >> "$LOG"\n'
