@@ -4,12 +4,14 @@ transformers is imported where it is used: most processes that handle a run's ob
 takes seconds.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch import set_num_threads as set_threads_of_pytorch  # vLLM replaces it by nothing when it starts
 
 from srft_ray.config.schema import ModelSection
 from srft_ray.errors import UserError, first_line, require
@@ -26,6 +28,17 @@ def resolve_dtype(section: ModelSection, device: str) -> str:
 def engine_dtype(section: ModelSection, own: str, device: str) -> str:
     """The same for engines: their own (rollout.dtype), or the model's if that is `auto`."""
     return resolve_dtype(section, device) if own == "auto" else own
+
+
+def set_threads(threads: int | None) -> None:
+    """The number of threads that PyTorch computes with, for the thread that calls it.
+
+    None: what OMP_NUM_THREADS says. Ray sets it in each actor; PyTorch, which reads it when it is imported,
+    has been imported before where the process is a fork (`fork_server`).
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if threads or given.isdecimal():
+        set_threads_of_pytorch(threads or int(given))
 
 
 def is_local(path: str) -> bool:

@@ -56,6 +56,12 @@ class ClusterSection:
         "asks for, whichever is more.",
         may_change=True,
     )
+    fork_server: bool = setting(
+        True,
+        "Whether the processes of a Ray that is started on this machine are forks of one that has imported "
+        "the large libraries. On a machine with GPUs they never are.",
+        may_change=True,
+    )
     placement: str = setting(
         "auto",
         "Whether learners and engines have devices of their own (`separate`), or take turns on the same "

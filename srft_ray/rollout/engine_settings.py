@@ -36,6 +36,13 @@ OWNED = (
 GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
+# What vLLM may read while it is imported.
+IMPORT_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
 
 def check_arguments(given: Collection[str], known: Callable[[], Collection[str]]) -> None:
     """Raises UserError for an argument in `rollout.engine` that is not the user's, or not known to vLLM.
@@ -55,15 +62,22 @@ def check_arguments(given: Collection[str], known: Callable[[], Collection[str]]
 
 def set_environment(rollout: RolloutSection, device: str) -> None:
     """What vLLM reads from the environment; called before vllm is imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    for name, value in IMPORT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        import torch._dynamo.config
 
-        # Compiling with a C++ compiler would take longer than it could ever save.
+
+def settle_thread(threads: int | None, device: str) -> None:
+    """What PyTorch keeps for each thread, in one that vLLM works in. `threads`: as of `set_threads`."""
+    import torch._dynamo.config
+
+    from srft_ray.models import set_threads
+
+    set_threads(threads)
+    if device == "cpu":
+        # vLLM compiles a function of its sampler, which takes seconds and saves less.
         torch._dynamo.config.disable = True
 
 

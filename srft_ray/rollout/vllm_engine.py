@@ -16,7 +16,12 @@ from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LoraSection
 from srft_ray.imports import large_imports
 from srft_ray.rollout.adapter import adapter_folder
-from srft_ray.rollout.engine_settings import cache_settings, engine_settings, set_environment
+from srft_ray.rollout.engine_settings import (
+    cache_settings,
+    engine_settings,
+    set_environment,
+    settle_thread,
+)
 from srft_ray.rollout.generation import Generation, Sampling
 from srft_ray.rollout.step_loop import StepLoop
 from srft_ray.sync.probe import probe_ids
@@ -44,7 +49,6 @@ class Engine:
         """
         set_environment(rollout, device)
         with large_imports():
-            import torch
             from vllm import EngineArgs
             from vllm.platforms import current_platform
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -52,6 +56,7 @@ class Engine:
         settings = engine_settings(model, rollout, device, lora) | rollout.engine
         if beside_cache is not None:
             settings |= cache_settings(rollout, current_platform.get_device_total_memory(), beside_cache)
+        settle_thread(threads, device)
         self._llm = LLMEngine.from_engine_args(EngineArgs(dtype=dtype, seed=seed, **settings))
         self._llm.collective_rpc("end_with_actor", args=(os.getpid(),))
         self.loads = 0  # that `load` did, by which vLLM notes for each token which weights sampled it
@@ -61,8 +66,7 @@ class Engine:
         self._scored = ()  # the probe, by `load`
         self._adapted = _Adapted(self._llm)
         self._loop = StepLoop(self._adapted)
-        if threads:
-            self._loop.run(partial(torch.set_num_threads, threads))
+        self._loop.run(partial(settle_thread, threads, device))
         # The first generation compiles kernels.
         self.generate([[0]], [0], Sampling(1.0, 1.0, 2))
 

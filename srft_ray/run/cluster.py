@@ -10,7 +10,9 @@ import ray
 
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import ClusterSection, Config
+from srft_ray.rollout.engine_settings import IMPORT_ENVIRONMENT
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, resolve_device
+from srft_ray.run.preloading import end_fork_server, runtime_environment, start_fork_server
 from srft_ray.run.shared_storage import check_shared, shared_paths
 from srft_ray.run.transport_backend import with_backend
 
@@ -33,24 +35,40 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
     the machine's own, learners, engines and Ray Data's tasks would wait for each other for ever on a small
     machine.
     """
+    if ray.is_initialized():
+        return False
+    prepare_environment(cluster)
+    options = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR}
+    address = cluster_address(cluster)
+    if address:
+        # Ray refuses a job that sets a variable of its environment again.
+        variables = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
+        ray.init(address=address, runtime_env={"env_vars": variables, **runtime_environment()}, **options)
+        return False
+    num_cpus = cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus))
+    options |= {"num_cpus": num_cpus, "resources": custom, "include_dashboard": False}
+    ray.init("local", runtime_env=runtime_environment(), **options)
+    return True
+
+
+def prepare_environment(cluster: ClusterSection) -> None:
+    """What a Ray that is started on this machine is to find, and takes time: called early, and again."""
     # Actors that ask for no CPU are many here, and Ray would warn of them on the standard output.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        return False
-    options = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR}
-    # Ray refuses a job that sets a variable of its environment again.
-    variables = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
-    address = cluster_address(cluster)
-    if address:
-        ray.init(address=address, runtime_env={"env_vars": variables}, **options)
-        return False
-    # Processes inherit this environment. Ray starts some before they are asked for; a `runtime_env` could not
-    # use them.
-    os.environ.update(variables)
-    num_cpus = cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus))
-    ray.init("local", num_cpus=num_cpus, include_dashboard=False, resources=custom, **options)
-    return True
+    if cluster_address(cluster) or ray.is_initialized():
+        return
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    start_fork_server(cluster, IMPORT_ENVIRONMENT)
+    if runtime_environment():
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would not be forks
+
+
+def stop_ray() -> None:
+    """Ends the Ray that this process has started."""
+    ray.shutdown()
+    end_fork_server()
 
 
 def automatic_choices(config: Config, placement: Placement) -> list[str]:
@@ -90,4 +108,4 @@ def placed(resolved: Resolved, engines: bool) -> Iterator[Placement]:
         yield placement
     finally:
         if ours:
-            ray.shutdown()
+            stop_ray()

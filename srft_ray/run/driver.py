@@ -18,7 +18,7 @@ from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
 from srft_ray.observe.journal import record_event, write_whole
 from srft_ray.observe.rewind import rewind
 from srft_ray.observe.start import StartClock
-from srft_ray.run.cluster import automatic_choices, cluster_address, placed
+from srft_ray.run.cluster import automatic_choices, cluster_address, placed, prepare_environment
 from srft_ray.run.device_memory import device_memory
 from srft_ray.run.directory import RECORD, archive, check_saved, is_done
 from srft_ray.run.following import SeriesFollower
@@ -89,6 +89,7 @@ def fit_series(runs: Sequence[Resolved], listeners: Sequence[Callback] = ()) -> 
     """
     clock = StartClock()
     config = runs[0].config
+    prepare_environment(config.cluster)
     if not cluster_address(config.cluster):
         resolve_device(config.run.device)  # its error comes before data are prepared
     with ExitStack() as locks:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from algorithms import Group, Stage
 from srft_ray.data.tokenize import load_tokenizer
+from srft_ray.models import set_threads
 from srft_ray.observe import journal, metrics
 from srft_ray.observe.cost import step_cost
 from srft_ray.observe.rewind import rewind
@@ -38,8 +39,7 @@ class LearnerWorker:
     """One rank: it takes the segments of the plan in order, and unblocks the engines by publishing."""
 
     def __init__(self, job: Job, start: LearnerStart, batches: Batches) -> None:
-        if job.threads:
-            torch.set_num_threads(job.threads)
+        set_threads(job.threads)
         self.job = job
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         dtype = getattr(torch, job.dtype)

@@ -21,7 +21,7 @@ ALGORITHMS = sorted(ROOT.glob("algorithms/*.py"))
 # Each room may import the rooms of the levels below its own, not its neighbours.
 LEVELS = (
     ("errors", "imports", "text"),
-    ("plugins", "tasks"),
+    ("fork_server", "plugins", "tasks"),
     ("config",),
     ("models", "observe"),
     ("data", "sync", "verify"),

@@ -1,0 +1,111 @@
+"""What Ray runs for a worker in Python's place, `client.py FOLDER SCRIPT ARGUMENT…`: it has the fork server
+make the worker, and ends when the worker does.
+
+Ray's raylet started this process; the worker tells it its own number. Where the server has ended, or has
+another environment, this process becomes the worker itself, as it would be without the server. A file by
+itself that imports light modules only, because each worker waits for it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import select
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+BASE = "base"  # name of the socket of the process that all others are forked from
+LENGTH = 8  # bytes of the number before a message
+LIMITS = (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
+FAILED = 1
+
+
+def template_name(environment: dict[str, str]) -> str:
+    """Name of the socket of the process that has this environment."""
+    return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def send(channel: socket.socket, message: Any, descriptors: tuple[int, ...] = ()) -> None:
+    """Sends a message, and descriptors that the receiver gets copies of."""
+    data = json.dumps(message).encode()
+    socket.send_fds(channel, [len(data).to_bytes(LENGTH, "big")], descriptors)
+    channel.sendall(data)
+
+
+def receive(channel: socket.socket, descriptors: int = 0) -> tuple[Any, list[int]]:
+    """The next message and its descriptors, at most so many.
+
+    Raises:
+        ConnectionError: the other side has ended.
+    """
+    head, found, _, _ = socket.recv_fds(channel, LENGTH, descriptors)
+    head += _exactly(channel, LENGTH - len(head))
+    return json.loads(_exactly(channel, int.from_bytes(head, "big"))), list(found)
+
+
+def _exactly(channel: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        piece = channel.recv(length - len(data))
+        if not piece:
+            raise ConnectionError("the fork server has ended")
+        data += piece
+    return data
+
+
+def ask(folder: Path, name: str, request: Any, descriptors: tuple[int, ...] = ()) -> socket.socket:
+    """The connection to the process that listens at the socket `name`, after the request."""
+    channel = socket.socket(socket.AF_UNIX)
+    channel.connect(str(folder / name))
+    send(channel, request, descriptors)
+    return channel
+
+
+def start(folder: Path, arguments: list[str]) -> tuple[int, socket.socket]:
+    """The number of the worker that was forked for this process, and the connection that tells its end.
+
+    Raises:
+        OSError: there is no server, or none for this environment.
+    """
+    environment = dict(os.environ)
+    name = template_name(environment)
+    request = {
+        "arguments": arguments,
+        "client": os.getpid(),
+        "folder": os.getcwd(),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "oom_score": Path("/proc/self/oom_score_adj").read_text(),
+        "limits": [(limit, *resource.getrlimit(limit)) for limit in LIMITS],
+    }
+    try:
+        channel = ask(folder, name, request, (0, 1, 2))
+    except (FileNotFoundError, ConnectionRefusedError):  # the first worker with this environment
+        receive(ask(folder, BASE, environment))
+        channel = ask(folder, name, request, (0, 1, 2))
+    return receive(channel)[0], channel
+
+
+def exit_code(pid: int, channel: socket.socket) -> int:
+    """Waits for the end of the worker."""
+    try:
+        return os.waitstatus_to_exitcode(receive(channel)[0])
+    except ConnectionError:  # nobody tells it any more
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(pid)], [], [])
+        return FAILED
+
+
+def main() -> None:
+    _, folder, *arguments = sys.argv
+    try:
+        worker = start(Path(folder), arguments)
+    except OSError:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    sys.exit(exit_code(*worker) % 256)
+
+
+if __name__ == "__main__":
+    main()

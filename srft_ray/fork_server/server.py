@@ -1,0 +1,245 @@
+"""The fork server: `server.py FOLDER MODULES MODULES NAME=VALUE…`. It ends when its standard input does.
+
+Two kinds of processes listen at sockets in FOLDER. The *base* imports the first modules, which do not import
+Ray, with the given variables in its environment, and forks a *template* for each environment that workers
+come with: Ray's native library reads its settings from the environment when it is imported, so that they are
+right only in a process that has had this environment before. A template imports the second modules, Ray among
+them, and forks the workers. Neither imports this library: a worker reads the code of its run when it starts.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import resource
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from client import BASE, receive, send, template_name
+
+# Variables that may differ from those that the base began with: settings of Ray, which the base does not
+# import; what says nothing to the modules that it does; and what PyTorch and Ray set by themselves, always to
+# the same value.
+PREFIXES = ("RAY_", "SRFT_", "PYTEST_")
+IGNORED = frozenset(
+    ("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "SPT_NOENV", "TORCHINDUCTOR_CACHE_DIR")
+)
+DESCRIPTORS = 3  # standard input, output and error of a worker
+REQUEST_S = 10.0  # for a client to send its request
+Work = Callable[[], Any]
+
+
+class Server:
+    """Answers each request by a fork.
+
+    Attributes:
+        children: the connection that waits for the end of each child, by its number.
+    """
+
+    def __init__(
+        self, listener: socket.socket, answer: Callable[["Server", socket.socket], Work | None]
+    ) -> None:
+        """`answer`: makes a fork for a connection; gives the work of the child, in the child."""
+        self.children: dict[int, socket.socket] = {}
+        self._listener = listener
+        self._answer = answer
+        self._ended, self._wake = os.pipe()
+        for end in (self._ended, self._wake):
+            os.set_blocking(end, False)
+        self._selector = selectors.DefaultSelector()
+        for source in (listener, self._ended, sys.stdin):
+            self._selector.register(source, selectors.EVENT_READ)
+
+    def serve(self) -> Work | None:
+        """Returns in children only, with their work; and, without, when the standard input has ended."""
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is sys.stdin:
+                    return None
+                if key.fileobj is self._listener:
+                    if work := self._accept():
+                        return work
+                elif key.fileobj == self._ended:
+                    self._reap()
+                else:
+                    self._kill_child_of(key.fileobj)
+
+    def fork(self, channel: socket.socket | None = None) -> int:
+        """Forks; in the parent `channel` is told the end of the child, and its own end ends the child."""
+        pid = os.fork()
+        if pid and channel:
+            self.children[pid] = channel
+            self._selector.register(channel, selectors.EVENT_READ)
+        elif not pid:
+            self._leave()
+        return pid
+
+    def _accept(self) -> Work | None:
+        channel, _ = self._listener.accept()
+        channel.settimeout(REQUEST_S)
+        try:
+            return self._answer(self, channel)
+        except OSError:  # the client has ended
+            channel.close()
+            return None
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._ended, 4096):
+                pass
+        with contextlib.suppress(ChildProcessError):
+            while (end := os.waitpid(-1, os.WNOHANG))[0]:
+                channel = self._forget(end[0])
+                if channel:
+                    with contextlib.suppress(OSError), channel:
+                        send(channel, end[1])
+
+    def _kill_child_of(self, channel: Any) -> None:
+        """Who stands for a worker was killed: the worker was meant."""
+        for pid in [pid for pid, waiting in self.children.items() if waiting is channel]:
+            self._forget(pid)
+            channel.close()
+            os.kill(pid, signal.SIGKILL)
+
+    def _forget(self, pid: int) -> socket.socket | None:
+        channel = self.children.pop(pid, None)
+        if channel:
+            self._selector.unregister(channel)
+        return channel
+
+    def _leave(self) -> None:
+        """A child has nothing of what the server waits at."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for channel in (self._listener, *self.children.values()):
+            channel.close()
+        for end in (self._ended, self._wake):
+            os.close(end)
+
+
+class Base:
+    """What answers requests for templates: a request is an environment."""
+
+    def __init__(self, folder: Path, after_ray: str) -> None:
+        self.folder = folder
+        self._after_ray = after_ray
+        self._settings = _settings(dict(os.environ))
+
+    def answer(self, server: Server, channel: socket.socket) -> Work | None:
+        """The template listens when the reply comes, and imports after that. There is no reply for an
+        environment in which the base might have imported something else."""
+        with channel:
+            environment = receive(channel)[0]
+            if _settings(environment) != self._settings:
+                return None
+            address = self.folder / template_name(environment)
+            if not _listens(address):
+                address.unlink(missing_ok=True)
+                listener = listening(address)
+                if not server.fork():
+                    return lambda: self._template(listener, environment)
+                listener.close()
+            send(channel, {})
+        return None
+
+    def _template(self, listener: socket.socket, environment: dict[str, str]) -> Work | None:
+        os.environ.clear()
+        os.environ.update(environment)
+        load(self._after_ray)
+        return Server(listener, answer_template).serve()
+
+
+def answer_template(server: Server, channel: socket.socket) -> Work | None:
+    """A request says which script the worker runs, and how."""
+    request, descriptors = receive(channel, DESCRIPTORS)
+    pid = server.fork(channel)
+    if not pid:
+        channel.close()
+        return lambda: work_as(request, descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    send(channel, pid)
+    return None
+
+
+def work_as(request: dict[str, Any], descriptors: list[int]) -> None:
+    """This process becomes what the client would have become."""
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    try:
+        os.setpgid(0, os.getpgid(request["client"]))  # Ray ends what a worker has started by this group
+    except OSError:
+        os.setpgid(0, 0)
+    with contextlib.suppress(OSError, ValueError):
+        Path("/proc/self/oom_score_adj").write_text(request["oom_score"])
+        for limit in request["limits"]:
+            resource.setrlimit(limit[0], tuple(limit[1:]))
+    os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
+    os.chdir(request["folder"])
+    gc.enable()
+    sys.argv = request["arguments"]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def load(modules: str) -> None:
+    """Imports modules, whose names stand between commas.
+
+    Python's garbage collector never looks at them: it would write to the memory that forks share.
+    """
+    gc.disable()
+    for module in filter(None, modules.split(",")):
+        importlib.import_module(module)
+    gc.freeze()
+
+
+def _settings(environment: dict[str, str]) -> dict[str, str]:
+    """What imported modules may have read."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in IGNORED and not name.startswith(PREFIXES)
+    }
+
+
+def _listens(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as channel:
+        return channel.connect_ex(str(address)) == 0
+
+
+def listening(address: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(address))
+    listener.listen(1024)
+    return listener
+
+
+def main() -> None:
+    _, folder, before_ray, after_ray, *variables = sys.argv
+    del sys.path[0], sys.modules["client"]  # of this file, not of the modules
+    base = Base(Path(folder), after_ray)
+    server = Server(listening(base.folder / BASE), base.answer)
+    for variable in variables:
+        os.environ.setdefault(*variable.split("=", 1))
+    load(before_ray)
+    pid = os.getpid()
+    work = server.serve()
+    while work:
+        work = work()
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The owner's side of the fork server."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+class ForkServer:
+    """A process from which Ray's workers on this machine are forked.
+
+    It imports while its owner goes on; workers that start before it has wait for it. It ends with its owner,
+    however that ends. Workers do not end with it: those that come later start as they would without it.
+
+    Attributes:
+        folder: names it; it ends with the server.
+    """
+
+    def __init__(
+        self, before_ray: Sequence[str], after_ray: Sequence[str], variables: Mapping[str, str]
+    ) -> None:
+        """
+        Args:
+            before_ray: modules that are imported once; none of them may import ray.
+            after_ray: modules that are imported for each environment that workers have.
+            variables: for the import of the former; what is set already stays.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="srft-ray-forks-"))  # for nobody else
+        modules = [",".join(names) for names in (before_ray, after_ray)]
+        given = [f"{name}={value}" for name, value in variables.items()]
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "server.py"), str(self.folder), *modules, *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the owner
+        )
+
+    def close(self) -> None:
+        """Ends the server; workers go on."""
+        self._process.kill()  # it may be importing
+        self._process.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def py_executable(folder: Path) -> str:
+    """For the runtime environment of a job: what Ray runs for a worker, with the server in that folder."""
+    return shlex.join([sys.executable, "-I", "-S", str(HERE / "client.py"), str(folder)])

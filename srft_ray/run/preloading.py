@@ -1,0 +1,59 @@
+"""The fork server for Ray's workers on this machine: what it imports, and whose it is."""
+
+import os
+from pathlib import Path
+
+from srft_ray.config.schema import ClusterSection
+from srft_ray.fork_server.start import ForkServer, py_executable
+
+# Modules by name: a worker that does not use one pays nothing for it. Those of vLLM do not import Ray.
+BEFORE_RAY = (
+    "pandas",
+    "pyarrow.compute",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "requests",
+    "jsonschema",
+    "torch._dynamo.config",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "vllm.engine.arg_utils",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.worker.cpu_model_runner",
+)
+AFTER_RAY = (
+    "ray.data",
+    "ray.train.v2._internal.execution.controller.controller",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+)
+# Names the folder of a running server to commands that connect to the Ray of another one.
+VARIABLE = "SRFT_RAY_FORK_SERVER"
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+
+_own: list[ForkServer] = []
+
+
+def start_fork_server(cluster: ClusterSection, variables: dict[str, str]) -> None:
+    """Has the server begin to import, unless there is one, the config wants none, or this machine has GPUs:
+    their libraries do not survive a fork once they are in use.
+
+    `variables`: what vLLM reads from the environment when it is imported.
+    """
+    if _own or VARIABLE in os.environ or not cluster.fork_server or any(map(os.path.exists, GPU_DEVICES)):
+        return
+    _own.append(ForkServer(BEFORE_RAY, AFTER_RAY, variables))
+    os.environ[VARIABLE] = str(_own[0].folder)
+
+
+def runtime_environment() -> dict[str, str]:
+    """Of a job whose workers are forks, if there is a server for them."""
+    folder = os.environ.get(VARIABLE)
+    return {"py_executable": py_executable(Path(folder))} if folder else {}
+
+
+def end_fork_server() -> None:
+    """Ends the server that this process has started, if there is one."""
+    while _own:
+        _own.pop().close()
+        del os.environ[VARIABLE]
