@@ -56,6 +56,13 @@ def _exactly(channel: socket.socket, length: int) -> bytes:
     return data
 
 
+def listening(address: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(address))
+    listener.listen(1024)
+    return listener
+
+
 def ask(folder: Path, name: str, request: Any, descriptors: tuple[int, ...] = ()) -> socket.socket:
     """The connection to the process that listens at the socket `name`, after the request."""
     channel = socket.socket(socket.AF_UNIX)

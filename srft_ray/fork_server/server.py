@@ -1,10 +1,11 @@
-"""The fork server: `server.py FOLDER MODULES MODULES NAME=VALUE…`. It ends when its standard input does.
+"""The fork server: `server.py SOCKET MODULES MODULES NAME=VALUE…`. It ends when its standard input does.
 
-Two kinds of processes listen at sockets in FOLDER. The *base* imports the first modules, which do not import
-Ray, with the given variables in its environment, and forks a *template* for each environment that workers
-come with: Ray's native library reads its settings from the environment when it is imported, so that they are
-right only in a process that has had this environment before. A template imports the second modules, Ray among
-them, and forks the workers. Neither imports this library: a worker reads the code of its run when it starts.
+Two kinds of processes listen at sockets in one folder. The *base* imports the first modules, which do not
+import Ray, with the given variables in its environment, and forks a *template* for each environment that
+workers come with: Ray's native library reads its settings from the environment when it is imported, so that
+they are right only in a process that has had this environment before. A template imports the second modules,
+Ray among them, and forks the workers. Neither imports this library: a worker reads the code of its run when
+it starts.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from client import BASE, receive, send, template_name
+from client import listening, receive, send, template_name
 
 # Variables that may differ from those that the base began with: settings of Ray, which the base does not
 # import; what says nothing to the modules that it does; and what PyTorch and Ray set by themselves, always to
@@ -218,18 +219,13 @@ def _listens(address: Path) -> bool:
         return channel.connect_ex(str(address)) == 0
 
 
-def listening(address: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(address))
-    listener.listen(1024)
-    return listener
-
-
 def main() -> None:
-    _, folder, before_ray, after_ray, *variables = sys.argv
+    _, descriptor, before_ray, after_ray, *variables = sys.argv
     del sys.path[0], sys.modules["client"]  # of this file, not of the modules
-    base = Base(Path(folder), after_ray)
-    server = Server(listening(base.folder / BASE), base.answer)
+    listener = socket.socket(fileno=int(descriptor))
+    folder = Path(listener.getsockname()).parent
+    base = Base(folder, after_ray)
+    server = Server(listener, base.answer)
     for variable in variables:
         os.environ.setdefault(*variable.split("=", 1))
     load(before_ray)

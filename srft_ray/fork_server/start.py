@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from srft_ray.fork_server.client import BASE, listening
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -31,15 +33,18 @@ class ForkServer:
             variables: for the import of the former; what is set already stays.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="srft-ray-forks-"))  # for nobody else
+        listener = listening(self.folder / BASE)
         modules = [",".join(names) for names in (before_ray, after_ray)]
         given = [f"{name}={value}" for name, value in variables.items()]
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), str(self.folder), *modules, *given],
+            [sys.executable, str(HERE / "server.py"), str(listener.fileno()), *modules, *given],
+            pass_fds=(listener.fileno(),),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the owner
         )
+        listener.close()
 
     def close(self) -> None:
         """Ends the server; workers go on."""
