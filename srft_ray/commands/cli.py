@@ -27,6 +27,7 @@ from srft_ray.commands.report import add_report
 from srft_ray.commands.scale_cli import add_scale
 from srft_ray.commands.timeline import add_timeline
 from srft_ray.commands.trace import add_trace
+from srft_ray.commands.warm import add_warm
 from srft_ray.config.load import load_config
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.imports import large_imports
@@ -142,6 +143,7 @@ ADDED = (
     add_plan,
     add_data,
     add_algorithms,
+    add_warm,
 )
 
 

@@ -19,11 +19,12 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from client import listening, receive, send, template_name
+from ray_imports import import_with_ray
 
 # Variables that may differ from those that the base began with: settings of Ray, which the base does not
 # import; what says nothing to the modules that it does; and what PyTorch and Ray set by themselves, always to
@@ -131,7 +132,7 @@ class Server:
 class Base:
     """What answers requests for templates: a request is an environment."""
 
-    def __init__(self, folder: Path, after_ray: str) -> None:
+    def __init__(self, folder: Path, after_ray: Sequence[str]) -> None:
         self.folder = folder
         self._after_ray = after_ray
         self._settings = _settings(dict(os.environ))
@@ -156,7 +157,9 @@ class Base:
     def _template(self, listener: socket.socket, environment: dict[str, str]) -> Work | None:
         os.environ.clear()
         os.environ.update(environment)
-        load(self._after_ray)
+        if self._after_ray:
+            import_with_ray(self._after_ray)
+        gc.freeze()
         return Server(listener, answer_template).serve()
 
 
@@ -188,21 +191,12 @@ def work_as(request: dict[str, Any], descriptors: list[int]) -> None:
             resource.setrlimit(limit[0], tuple(limit[1:]))
     os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
     os.chdir(request["folder"])
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # other libraries begin anew in a fork by themselves
     gc.enable()
     sys.argv = request["arguments"]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def load(modules: str) -> None:
-    """Imports modules, whose names stand between commas.
-
-    Python's garbage collector never looks at them: it would write to the memory that forks share.
-    """
-    gc.disable()
-    for module in filter(None, modules.split(",")):
-        importlib.import_module(module)
-    gc.freeze()
 
 
 def _settings(environment: dict[str, str]) -> dict[str, str]:
@@ -221,14 +215,17 @@ def _listens(address: Path) -> bool:
 
 def main() -> None:
     _, descriptor, before_ray, after_ray, *variables = sys.argv
-    del sys.path[0], sys.modules["client"]  # of this file, not of the modules
+    del sys.path[0], sys.modules["client"], sys.modules["ray_imports"]  # of this file, not of the modules
     listener = socket.socket(fileno=int(descriptor))
     folder = Path(listener.getsockname()).parent
-    base = Base(folder, after_ray)
+    base = Base(folder, list(filter(None, after_ray.split(","))))
     server = Server(listener, base.answer)
     for variable in variables:
         os.environ.setdefault(*variable.split("=", 1))
-    load(before_ray)
+    gc.disable()
+    for module in filter(None, before_ray.split(",")):
+        importlib.import_module(module)
+    gc.freeze()  # the garbage collector would write to the memory that forks share
     pid = os.getpid()
     work = server.serve()
     while work:

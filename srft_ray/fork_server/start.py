@@ -29,7 +29,7 @@ class ForkServer:
         """
         Args:
             before_ray: modules that are imported once; none of them may import ray.
-            after_ray: modules that are imported for each environment that workers have.
+            after_ray: modules that are imported with Ray, for each environment that workers have.
             variables: for the import of the former; what is set already stays.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="srft-ray-forks-"))  # for nobody else

@@ -1,0 +1,43 @@
+"""`srft-ray warm`: a Ray, and a fork server for its workers, that several commands share."""
+
+import argparse
+import os
+import shutil
+import subprocess
+from typing import Any
+
+from srft_ray.commands.arguments import add_command
+from srft_ray.errors import require
+
+LOGICAL_CPUS = 8  # at least: most runs of a small machine ask for 4 to 6
+
+
+def add_warm(commands: Any) -> None:
+    text = "run a program, such as bash, in which further commands start faster: they share one Ray on this "
+    command = add_command(commands, "warm", warm, text + "machine, whose workers have imported the libraries")
+    cpus = "logical CPUs of that Ray (default: those of the machine, at least %(const)s)"
+    command.add_argument("--num-cpus", type=int, default=None, const=LOGICAL_CPUS, metavar="N", help=cpus)
+    words = "program and arguments; everything ends when it does"
+    command.add_argument("words", nargs=argparse.REMAINDER, metavar="PROGRAM", help=words)
+    command.set_defaults(overrides=[])
+
+
+def warm(options: argparse.Namespace) -> int:
+    """Returns the exit code of the program."""
+    import ray
+
+    from srft_ray.config.schema import ClusterSection
+    from srft_ray.run.cluster import cluster_address, start_ray, stop_ray
+
+    words = options.words
+    require(words, "Nothing to run: name a program, such as `srft-ray warm bash`.")
+    cluster = ClusterSection(num_cpus=options.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1))
+    address = cluster_address(cluster)
+    require(not address, f"RAY_ADDRESS={address} is set: commands already share the Ray there.")
+    require(bool(shutil.which(words[0])), f"{words[0]} is no program that can be run.")
+    start_ray(cluster, cpus=1)
+    try:
+        environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        return subprocess.run(words, env=environment).returncode % 256
+    finally:
+        stop_ray()
