@@ -1,10 +1,12 @@
 """From the command to the first update: seconds, and CPU seconds by process.
 
-    python benchmarks/start_up.py [--repeats N]
+    python benchmarks/start_up.py [--repeats N] [SETTING…]
+    srft-ray warm python benchmarks/start_up.py
 
 It trains some steps of the quickstart's config, without evaluation, in a Ray that the command starts, and
 prints the median of several starts. CPU seconds are those that the processes of a start had taken when the
-first update was recorded.
+first update was recorded. The second line is for starts on a Ray that is there already; the processes of that
+Ray are not counted.
 """
 
 import argparse
@@ -28,6 +30,8 @@ KINDS = {
     "ray::RayTrainWorker": "learner",
     "srft_ray train": "driver",
     "srft_ray.verify": "verifiers",
+    "fork_server/server.py": "fork server",
+    "fork_server/client.py": "what stands for forks",
     "ray::TrainController": "Ray Train's controller",
     "ray::SplitCoordinator": "Ray Data's executor",
     "ray::DatasetManager": "Ray Train's data sets",
@@ -37,11 +41,11 @@ KINDS = {
 OTHER = "the rest of Ray"
 
 
-def start(folder):
+def start(folder, more):
     """(seconds until the first update is recorded, CPU seconds by kind of process)."""
     token = f"SRFT_BENCHMARK={folder}"
     name, _, value = token.partition("=")
-    settings = [f"run.dir={folder}", "run.name=run", "trainer.steps=4", "trainer.evaluate_every=0"]
+    settings = [f"run.dir={folder}", "run.name=run", "trainer.steps=4", "trainer.evaluate_every=0", *more]
     command = [sys.executable, "-m", "srft_ray", "train", str(CONFIG), *settings]
     started = time.monotonic()
     quiet = subprocess.DEVNULL
@@ -77,11 +81,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5, help="starts (default %(default)s)")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("settings", nargs="*", help="such as cluster.fork_server=false")
+    options = parser.parse_args()
+    repeats = options.repeats
     found = []
     for number in range(repeats):
         folder = Path(tempfile.mkdtemp(prefix="start-up-"))
-        found.append(start(folder))
+        found.append(start(folder, options.settings))
         shutil.rmtree(folder)
         print(
             f"start {number + 1}: {found[-1][0]:.1f} s, {sum(found[-1][1].values()):.1f} s of CPU", flush=True

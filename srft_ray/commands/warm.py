@@ -13,10 +13,10 @@ LOGICAL_CPUS = 8  # at least: most runs of a small machine ask for 4 to 6
 
 
 def add_warm(commands: Any) -> None:
-    text = "run a program, such as bash, in which further commands start faster: they share one Ray on this "
-    command = add_command(commands, "warm", warm, text + "machine, whose workers have imported the libraries")
-    cpus = "logical CPUs of that Ray (default: those of the machine, at least %(const)s)"
-    command.add_argument("--num-cpus", type=int, default=None, const=LOGICAL_CPUS, metavar="N", help=cpus)
+    text = "run a program, such as bash, whose commands share one Ray on this machine, and so start faster"
+    command = add_command(commands, "warm", warm, text)
+    cpus = f"logical CPUs of that Ray (default: those of the machine, at least {LOGICAL_CPUS})"
+    command.add_argument("--num-cpus", type=int, default=None, metavar="N", help=cpus)
     words = "program and arguments; everything ends when it does"
     command.add_argument("words", nargs=argparse.REMAINDER, metavar="PROGRAM", help=words)
     command.set_defaults(overrides=[])
