@@ -28,7 +28,9 @@ def cluster_address(cluster: ClusterSection) -> str | None:
     return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | None = None) -> bool:
+def start_ray(
+    cluster: ClusterSection, cpus: float, custom: dict[str, float] | None = None, engines: bool = True
+) -> bool:
     """Connects to the cluster, or starts Ray on this machine; True if it was started here.
 
     A Ray that is started here offers the logical CPUs and custom resources that the run asks for: with only
@@ -37,7 +39,7 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
     """
     if ray.is_initialized():
         return False
-    prepare_environment(cluster)
+    prepare_environment(cluster, engines)
     options = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR}
     address = cluster_address(cluster)
     if address:
@@ -51,8 +53,11 @@ def start_ray(cluster: ClusterSection, cpus: float, custom: dict[str, float] | N
     return True
 
 
-def prepare_environment(cluster: ClusterSection) -> None:
-    """What a Ray that is started on this machine is to find, and takes time: called early, and again."""
+def prepare_environment(cluster: ClusterSection, engines: bool) -> None:
+    """What a Ray that is started on this machine is to find, and takes time: called early, and again.
+
+    `engines`: whether there will be any.
+    """
     # Actors that ask for no CPU are many here, and Ray would warn of them on the standard output.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,7 +65,7 @@ def prepare_environment(cluster: ClusterSection) -> None:
         return
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    start_fork_server(cluster, IMPORT_ENVIRONMENT)
+    start_fork_server(cluster, engines, IMPORT_ENVIRONMENT)
     if runtime_environment():
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would not be forks
 
@@ -97,7 +102,7 @@ def placed(resolved: Resolved, engines: bool) -> Iterator[Placement]:
     """
     config = resolved.config
     asked = demand(resolved, Placement("cpu"), engines)
-    ours = start_ray(config.cluster, asked.cpus, asked.custom)
+    ours = start_ray(config.cluster, asked.cpus, asked.custom, engines)
     try:
         device = resolve_device(config.run.device)
         gpus = ray.cluster_resources().get("GPU", 0.0)

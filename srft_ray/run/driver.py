@@ -89,7 +89,7 @@ def fit_series(runs: Sequence[Resolved], listeners: Sequence[Callback] = ()) -> 
     """
     clock = StartClock()
     config = runs[0].config
-    prepare_environment(config.cluster)
+    prepare_environment(config.cluster, runs[0].needs_engines)
     if not cluster_address(config.cluster):
         resolve_device(config.run.device)  # its error comes before data are prepared
     with ExitStack() as locks:

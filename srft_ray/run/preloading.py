@@ -6,26 +6,24 @@ from pathlib import Path
 from srft_ray.config.schema import ClusterSection
 from srft_ray.fork_server.start import ForkServer, py_executable
 
-# Modules by name: a worker that does not use one pays nothing for it. Those of vLLM do not import Ray.
-BEFORE_RAY = (
-    "pandas",
-    "pyarrow.compute",
-    "pyarrow.dataset",
-    "pyarrow.parquet",
-    "requests",
-    "jsonschema",
-    "torch._dynamo.config",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "vllm.engine.arg_utils",
-    "vllm.v1.core.sched.scheduler",
-    "vllm.v1.worker.cpu_model_runner",
+# Modules that are imported before Ray, and with it.
+ALL = (
+    (
+        "pandas",
+        "pyarrow.compute",
+        "pyarrow.dataset",
+        "pyarrow.parquet",
+        "requests",
+        "jsonschema",
+        "torch._dynamo.config",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+    ),
+    ("ray.data", "ray.train.v2._internal.execution.controller.controller"),
 )
-AFTER_RAY = (
-    "ray.data",
-    "ray.train.v2._internal.execution.controller.controller",
-    "vllm.v1.engine.llm_engine",
-    "vllm.v1.worker.cpu_worker",
+ENGINES = (
+    ("vllm.engine.arg_utils", "vllm.v1.core.sched.scheduler", "vllm.v1.worker.cpu_model_runner"),
+    ("vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"),  # they import Ray
 )
 # Names the folder of a running server to commands that connect to the Ray of another one.
 VARIABLE = "SRFT_RAY_FORK_SERVER"
@@ -34,15 +32,18 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 _own: list[ForkServer] = []
 
 
-def start_fork_server(cluster: ClusterSection, variables: dict[str, str]) -> None:
+def start_fork_server(cluster: ClusterSection, engines: bool, variables: dict[str, str]) -> None:
     """Has the server begin to import, unless there is one, the config wants none, or this machine has GPUs:
     their libraries do not survive a fork once they are in use.
 
-    `variables`: what vLLM reads from the environment when it is imported.
+    Args:
+        engines: whether there will be any; only they need vLLM.
+        variables: what vLLM reads from the environment when it is imported.
     """
     if _own or VARIABLE in os.environ or not cluster.fork_server or any(map(os.path.exists, GPU_DEVICES)):
         return
-    _own.append(ForkServer(BEFORE_RAY, AFTER_RAY, variables))
+    before_ray, after_ray = (common + more * engines for common, more in zip(ALL, ENGINES, strict=True))
+    _own.append(ForkServer(before_ray, after_ray, variables))
     os.environ[VARIABLE] = str(_own[0].folder)
 
 
