@@ -8,6 +8,7 @@ import torch
 
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.config.schema import ModelSection
+from srft_ray.models import set_threads
 from srft_ray.rollout import vllm_engine
 from srft_ray.rollout.engine_settings import cache_settings
 from srft_ray.rollout.generation import Sampling
@@ -15,15 +16,28 @@ from srft_ray.run.engine_memory import BATCHED_TOKENS
 from srft_ray.run.memory import GIB
 
 GPU = 80 * GIB
+THREADS = 3  # as many as PyTorch would not choose here by itself
 PROMPTS = [list(f"What is {n}?".encode()) for n in range(24)]
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_model):
     model = ModelSection(path=str(tiny_model), max_length=128)
-    made = vllm_engine.Engine(model, RolloutSection(), 0, "cpu", "float32")
+    before = torch.get_num_threads()
+    made = vllm_engine.Engine(model, RolloutSection(), 0, "cpu", "float32", THREADS)
     yield made
     made.close()
+    set_threads(before)
+
+
+def test_it_computes_with_the_threads_that_it_was_given_and_compiles_nothing(engine):
+    """Both are settings of a thread; and vLLM replaces PyTorch's function for the first by nothing."""
+    from torch._dynamo.utils import counters
+
+    engine.generate(PROMPTS[:2], [0, 1], Sampling(1.0, 1.0, 4))
+    threads = []
+    engine._loop.run(lambda: threads.append(torch.get_num_threads()))
+    assert threads == [THREADS] and not counters["frames"]
 
 
 def test_the_text_is_the_one_that_vllm_decodes(engine, monkeypatch):
