@@ -1,32 +1,60 @@
-"""How often Ray Data's loop looks for results: an extension of Ray Data that needs one of its internals."""
+"""When Ray Data's loop looks for results: an extension of Ray Data that needs one of its internals."""
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray.data import DataContext
 from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-INTERVAL_S = 0.02  # for a few workers
-RAYS_INTERVAL_S = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-MANY = 100  # workers, from which on the interval is Ray's: each look then takes the loop longer
-KEY = "srft_ray.interval_s"
+MANY = 100  # workers, from which on Ray's own way takes less: each look then takes the loop longer
+KEY = "srft_ray.looks_at_once"
+PAUSE_S = 0.02  # before results are looked for again, where the loop left those that there were
+LEFT = 3  # times that the same tasks are found with results, after which they were left
 
 
-class LooksOften(ExecutionCallback):
+class _FirstResult:
+    """Ray for the loop: its `wait` returns as soon as one task has a result, with all that have one."""
+
+    def __init__(self) -> None:
+        self._found: set[Any] = set()
+        self._times = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ray, name)
+
+    def wait(
+        self, tasks: Sequence[Any], num_returns: int, timeout: float, **options: Any
+    ) -> tuple[list[Any], list[Any]]:
+        ready, others = ray.wait(tasks, num_returns=1, timeout=timeout, **options)
+        if ready and num_returns > 1:
+            ready, others = ray.wait(tasks, num_returns=num_returns, timeout=0, **options)
+        found = set(ready)
+        self._times = self._times + 1 if found and found == self._found else 0
+        self._found = found
+        # A loop whose output waits for its consumer leaves results, and would find them without end.
+        if self._times >= LEFT:
+            time.sleep(min(PAUSE_S, timeout))
+        return ready, others
+
+
+class LooksAtOnce(ExecutionCallback):
     """Runs in the process of the loop, before it begins.
 
-    The loop waits until all running tasks have results, or for an interval. Engines end at different moments,
-    and one that has ended already waits with its next block for weights, so that the loop would see results a
-    whole interval late.
+    Ray's loop waits until all running tasks have results, or for 0.1 s. Engines end at different moments, and
+    one that has ended already waits with its next block for weights, so that the loop would see results up to
+    0.1 s late. To look more often would take it more time.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
-        interval_s = DataContext.get_current().get_config(KEY, RAYS_INTERVAL_S)
-        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = interval_s
+        at_once = DataContext.get_current().get_config(KEY, False)
+        streaming_executor_state.ray = _FirstResult() if at_once else ray
 
 
-def look_often(context: DataContext, workers: int) -> None:
-    """Lets a stream with so many workers, which is then made with the context, look for results soon."""
-    context.set_config(KEY, INTERVAL_S if workers < MANY else RAYS_INTERVAL_S)
-    if LooksOften not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(LooksOften)
+def look_at_once(context: DataContext, workers: int) -> None:
+    """Lets a stream with so many workers, which is then made with the context, see results at once."""
+    context.set_config(KEY, workers < MANY)
+    if LooksAtOnce not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(LooksAtOnce)

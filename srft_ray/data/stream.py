@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrat
 
 from srft_ray.config.settings import Bounds
 from srft_ray.data.late import LateProcess
-from srft_ray.data.loop import look_often
+from srft_ray.data.loop import look_at_once
 from srft_ray.data.plan import StreamPlan
 
 READERS = 2  # tasks at a time where blocks are only read
@@ -67,7 +67,7 @@ def make_stream(
         for begin in range(first, plan.length(start, plan.stream_stop(start)), plan.block):
             positions = np.arange(begin, begin + plan.block)
             blocks.append(pa.table({"run": np.full(plan.block, run), "position": positions}))
-    look_often(context, process.size.high if isinstance(process, ActorPool) else READERS)
+    look_at_once(context, process.size.high if isinstance(process, ActorPool) else READERS)
     dataset = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
     if isinstance(process, ActorPool):
         return _in_actors(dataset, [plan for plan, _ in runs], process)
