@@ -67,9 +67,10 @@ def make_stream(
         for begin in range(first, plan.length(start, plan.stream_stop(start)), plan.block):
             positions = np.arange(begin, begin + plan.block)
             blocks.append(pa.table({"run": np.full(plan.block, run), "position": positions}))
-    look_at_once(context, process.size.high if isinstance(process, ActorPool) else READERS)
+    is_pool = isinstance(process, ActorPool)
+    look_at_once(context, process.size.high if is_pool else READERS, is_pool and not process.max_staleness)
     dataset = ray.data.from_blocks(blocks)  # `from_arrow` starts a task for each to count its rows
-    if isinstance(process, ActorPool):
+    if is_pool:
         return _in_actors(dataset, [plan for plan, _ in runs], process)
     # Without a bound Ray Data starts a process for every tenth of a CPU.
     few = TaskPoolStrategy(READERS)

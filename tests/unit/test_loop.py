@@ -41,25 +41,33 @@ def test_ray_waits_as_it_is_replaced():
 
 @pytest.mark.parametrize(("workers", "at_once"), [(1, True), (1000, False)])
 def test_a_stream_of_few_workers_looks_at_once(context, workers, at_once):
-    loop.look_at_once(context, workers)
-    loop.look_at_once(context, workers)
+    loop.look_at_once(context, workers, True)
+    loop.look_at_once(context, workers, True)
     (own,) = context.custom_execution_callback_classes
     own().before_execution_starts(None)
     assert (streaming_executor_state.ray is not ray) == at_once
     assert streaming_executor_state.ray.ObjectRef is ray.ObjectRef
 
 
-def test_another_stream_of_the_process_is_left_alone(context):
-    loop.look_at_once(context, 1)
+@pytest.mark.parametrize(("waited_for", "interval_s"), [(True, 0.02), (False, 0.1)])
+def test_it_looks_often_where_learners_wait(context, waits, waited_for, interval_s):
+    loop.look_at_once(context, 1, waited_for)
     loop.LooksAtOnce().before_execution_starts(None)
-    context.set_config(loop.KEY, False)
+    streaming_executor_state.ray.wait(["a"], num_returns=1, timeout=0.1, fetch_local=False)
+    assert waits[0] == [(1, interval_s)]
+
+
+def test_another_stream_of_the_process_is_left_alone(context):
+    loop.look_at_once(context, 1, True)
+    loop.LooksAtOnce().before_execution_starts(None)
+    context.set_config(loop.KEY, None)
     loop.LooksAtOnce().before_execution_starts(None)
     assert streaming_executor_state.ray is ray
 
 
 def test_it_waits_for_the_first_result_and_takes_all(waits):
     asked, ready = waits
-    own = loop._FirstResult()
+    own = loop._FirstResult(0.1)
     assert own.wait(["a", "b", "c"], num_returns=3, timeout=0.1, fetch_local=False) == ([], ["a", "b", "c"])
     ready += ["c", "a"]
     assert own.wait(["a", "b", "c"], num_returns=3, timeout=0.1, fetch_local=False) == (["a", "c"], ["b"])
@@ -68,7 +76,7 @@ def test_it_waits_for_the_first_result_and_takes_all(waits):
 
 def test_results_that_are_left_do_not_keep_it_busy(waits):
     asked, ready = waits
-    own = loop._FirstResult()
+    own = loop._FirstResult(0.1)
     ready.append("a")
     for _ in range(loop.LEFT):
         own.wait(["a"], num_returns=1, timeout=0.1, fetch_local=False)
