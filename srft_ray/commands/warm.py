@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 from typing import Any
 
@@ -38,6 +39,13 @@ def warm(options: argparse.Namespace) -> int:
     start_ray(cluster, cpus=1)
     try:
         environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        return subprocess.run(words, env=environment).returncode % 256
+        return _until_end(subprocess.Popen(words, env=environment)) % 256
     finally:
         stop_ray()
+
+
+def _until_end(program: subprocess.Popen[bytes]) -> int:
+    """What the program returns. It decides what Ctrl-C and SIGTERM are to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the program, too
+    signal.signal(signal.SIGTERM, lambda *_: program.terminate())
+    return program.wait()

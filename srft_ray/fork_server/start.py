@@ -32,7 +32,8 @@ class ForkServer:
             after_ray: modules that are imported with Ray, for each environment that workers have.
             variables: for the import of the former; what is set already stays.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix="srft-ray-forks-"))  # for nobody else
+        # For nobody else; and not in TMPDIR, because names of sockets have at most 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="srft-ray-forks-", dir="/tmp"))
         listener = listening(self.folder / BASE)
         modules = [",".join(names) for names in (before_ray, after_ray)]
         given = [f"{name}={value}" for name, value in variables.items()]

@@ -73,7 +73,13 @@ def prepare_environment(cluster: ClusterSection, engines: bool) -> None:
 def stop_ray() -> None:
     """Ends the Ray that this process has started."""
     ray.shutdown()
-    end_fork_server()
+    forget_environment()
+
+
+def forget_environment() -> None:
+    """Ends what `prepare_environment` has started, unless there is a Ray now that it is for."""
+    if not ray.is_initialized():
+        end_fork_server()
 
 
 def automatic_choices(config: Config, placement: Placement) -> list[str]:

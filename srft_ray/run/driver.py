@@ -18,7 +18,13 @@ from srft_ray.observe.callbacks import Callback, Logger, as_callbacks
 from srft_ray.observe.journal import record_event, write_whole
 from srft_ray.observe.rewind import rewind
 from srft_ray.observe.start import StartClock
-from srft_ray.run.cluster import automatic_choices, cluster_address, placed, prepare_environment
+from srft_ray.run.cluster import (
+    automatic_choices,
+    cluster_address,
+    forget_environment,
+    placed,
+    prepare_environment,
+)
 from srft_ray.run.device_memory import device_memory
 from srft_ray.run.directory import RECORD, archive, check_saved, is_done
 from srft_ray.run.following import SeriesFollower
@@ -89,13 +95,14 @@ def fit_series(runs: Sequence[Resolved], listeners: Sequence[Callback] = ()) -> 
     """
     clock = StartClock()
     config = runs[0].config
-    prepare_environment(config.cluster, runs[0].needs_engines)
-    if not cluster_address(config.cluster):
-        resolve_device(config.run.device)  # its error comes before data are prepared
-    with ExitStack() as locks:
+    with ExitStack() as stack:
+        prepare_environment(config.cluster, runs[0].needs_engines)
+        stack.callback(forget_environment)
+        if not cluster_address(config.cluster):
+            resolve_device(config.run.device)  # its error comes before data are prepared
         # The locks are taken before the directories are looked at: what is found there stays true.
         for resolved in runs:
-            locks.enter_context(claimed(resolved.run_dir))
+            stack.enter_context(claimed(resolved.run_dir))
         prepared = [prepare_run(resolved) for resolved in runs]
         results: dict[Path, Result] = {}
         waiting: list[Prepared] = []

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from srft_ray import UserError, fit, make_config
 from srft_ray.fork_server.start import ForkServer, py_executable
+from srft_ray.run.preloading import VARIABLE
+from tests.conftest import base_config
 
 DEADLINE_S = 30.0
 # Modules that take no time, and that Python does not import by itself.
@@ -30,7 +33,6 @@ print(json.dumps({
     "path": sys.path[0],
     "name": __name__,
     "collects": gc.isenabled(),
-    "draws": __import__("random").random(),
     "input": sys.stdin.read(),
 }))
 """
@@ -196,3 +198,10 @@ def test_the_server_ends_with_its_owner(tmp_path):
     pid, folder = done.stdout.split()
     assert has_ended(int(pid))
     assert not Path(folder).exists()
+
+
+def test_a_run_that_is_refused_leaves_no_server(tmp_path, tiny_model):
+    config = make_config(base_config(tmp_path, tiny_model, data={"path": str(tmp_path / "missing.jsonl")}))
+    with pytest.raises(UserError, match=r"missing\.jsonl"):
+        fit(config)
+    assert VARIABLE not in os.environ

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.ray.conftest import Run, what
@@ -54,6 +55,20 @@ def test_commands_share_a_ray_whose_workers_are_forks(tmp_path):
     one, two = (Run(tmp_path / name) for name in ("one", "two"))
     one.check_exactly_once(STEPS, 4)
     assert [what(record) for record in one.metrics] == [what(record) for record in two.metrics]
+
+
+def test_sigterm_reaches_the_program_and_everything_ends(tmp_path):
+    program = (
+        f"trap 'exit 5' TERM; echo $SRFT_RAY_FORK_SERVER > {tmp_path}/folder; while :; do sleep 0.1; done"
+    )
+    command = [sys.executable, "-m", "srft_ray", "warm", "bash", "-c", program]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not (tmp_path / "folder").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 5
+    assert not Path((tmp_path / "folder").read_text().strip()).exists()
 
 
 def test_a_program_that_is_none_is_refused_before_anything_starts():
