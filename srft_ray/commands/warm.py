@@ -29,6 +29,7 @@ def warm(options: argparse.Namespace) -> int:
 
     from srft_ray.config.schema import ClusterSection
     from srft_ray.run.cluster import cluster_address, start_ray, stop_ray
+    from srft_ray.run.preloading import variables_for_commands
 
     words = options.words
     require(words, "Nothing to run: name a program, such as `srft-ray warm bash`.")
@@ -38,8 +39,8 @@ def warm(options: argparse.Namespace) -> int:
     require(bool(shutil.which(words[0])), f"{words[0]} is no program that can be run.")
     start_ray(cluster, cpus=1)
     try:
-        environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        return _until_end(subprocess.Popen(words, env=environment)) % 256
+        here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} | variables_for_commands()
+        return _until_end(subprocess.Popen(words, env=os.environ | here)) % 256
     finally:
         stop_ray()
 

@@ -91,6 +91,7 @@ class Server:
         try:
             return self._answer(self, channel)
         except OSError:  # the client has ended
+            self._kill_child_of(channel)
             channel.close()
             return None
 

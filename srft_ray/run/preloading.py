@@ -44,17 +44,20 @@ def start_fork_server(cluster: ClusterSection, engines: bool, variables: dict[st
         return
     before_ray, after_ray = (common + more * engines for common, more in zip(ALL, ENGINES, strict=True))
     _own.append(ForkServer(before_ray, after_ray, variables))
-    os.environ[VARIABLE] = str(_own[0].folder)
 
 
 def runtime_environment() -> dict[str, str]:
     """Of a job whose workers are forks, if there is a server for them."""
-    folder = os.environ.get(VARIABLE)
+    folder = (os.environ | variables_for_commands()).get(VARIABLE)
     return {"py_executable": py_executable(Path(folder))} if folder else {}
+
+
+def variables_for_commands() -> dict[str, str]:
+    """What commands need in their environment to share the server that this process has started."""
+    return {VARIABLE: str(_own[0].folder)} if _own else {}
 
 
 def end_fork_server() -> None:
     """Ends the server that this process has started, if there is one."""
     while _own:
         _own.pop().close()
-        del os.environ[VARIABLE]

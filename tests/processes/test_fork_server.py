@@ -12,7 +12,7 @@ import pytest
 
 from srft_ray import UserError, fit, make_config
 from srft_ray.fork_server.start import ForkServer, py_executable
-from srft_ray.run.preloading import VARIABLE
+from srft_ray.run.preloading import variables_for_commands
 from tests.conftest import base_config
 
 DEADLINE_S = 30.0
@@ -204,4 +204,4 @@ def test_a_run_that_is_refused_leaves_no_server(tmp_path, tiny_model):
     config = make_config(base_config(tmp_path, tiny_model, data={"path": str(tmp_path / "missing.jsonl")}))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
         fit(config)
-    assert VARIABLE not in os.environ
+    assert not variables_for_commands()
