@@ -25,18 +25,18 @@ def add_warm(commands: Any) -> None:
 
 def warm(options: argparse.Namespace) -> int:
     """Returns the exit code of the program."""
+    words = options.words
+    require(words, "Nothing to run: name a program, such as `srft-ray warm bash`.")
+    require(bool(shutil.which(words[0])), f"{words[0]} is no program that can be run.")
     import ray
 
     from srft_ray.config.schema import ClusterSection
     from srft_ray.run.cluster import cluster_address, start_ray, stop_ray
     from srft_ray.run.preloading import variables_for_commands
 
-    words = options.words
-    require(words, "Nothing to run: name a program, such as `srft-ray warm bash`.")
     cluster = ClusterSection(num_cpus=options.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1))
     address = cluster_address(cluster)
     require(not address, f"RAY_ADDRESS={address} is set: commands already share the Ray there.")
-    require(bool(shutil.which(words[0])), f"{words[0]} is no program that can be run.")
     start_ray(cluster, cpus=1)
     try:
         here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} | variables_for_commands()

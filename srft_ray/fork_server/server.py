@@ -209,6 +209,10 @@ def _settings(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
+def _names(modules: str) -> list[str]:
+    return modules.split(",") if modules else []
+
+
 def _listens(address: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as channel:
         return channel.connect_ex(str(address)) == 0
@@ -219,12 +223,12 @@ def main() -> None:
     del sys.path[0], sys.modules["client"], sys.modules["ray_imports"]  # of this file, not of the modules
     listener = socket.socket(fileno=int(descriptor))
     folder = Path(listener.getsockname()).parent
-    base = Base(folder, list(filter(None, after_ray.split(","))))
+    base = Base(folder, _names(after_ray))
     server = Server(listener, base.answer)
     for variable in variables:
         os.environ.setdefault(*variable.split("=", 1))
     gc.disable()
-    for module in filter(None, before_ray.split(",")):
+    for module in _names(before_ray):
         importlib.import_module(module)
     gc.freeze()  # the garbage collector would write to the memory that forks share
     pid = os.getpid()

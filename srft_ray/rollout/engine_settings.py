@@ -36,12 +36,8 @@ OWNED = (
 GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
-# What vLLM may read while it is imported.
-IMPORT_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
+# What vLLM may read while it is imported, unless it is set.
+IMPORT_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def check_arguments(given: Collection[str], known: Callable[[], Collection[str]]) -> None:
@@ -64,6 +60,7 @@ def set_environment(rollout: RolloutSection, device: str) -> None:
     """What vLLM reads from the environment; called before vllm is imported."""
     for name, value in IMPORT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
