@@ -15,6 +15,7 @@ from srft_ray.run.placement import Placement, check_placement, choose_placement,
 from srft_ray.run.preloading import end_fork_server, runtime_environment, start_fork_server
 from srft_ray.run.shared_storage import check_shared, shared_paths
 from srft_ray.run.transport_backend import with_backend
+from srft_ray.sync.node_copy import remove_leftovers
 
 WORKER_ENVIRONMENT = {
     # With it a result is seen one turn of Ray Data's loop later (`data.loop`).
@@ -71,9 +72,10 @@ def prepare_environment(cluster: ClusterSection, engines: bool) -> None:
 
 
 def stop_ray() -> None:
-    """Ends the Ray that this process has started."""
+    """Ends the Ray that this process has started, and removes what its processes left that were killed."""
     ray.shutdown()
     forget_environment()
+    remove_leftovers()
 
 
 def forget_environment() -> None:

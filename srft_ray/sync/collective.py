@@ -16,7 +16,7 @@ from torch import Tensor
 from srft_ray.config.rollout import RolloutSection
 from srft_ray.sync.broadcast import SLICE_BYTES, BroadcastGroup, Deadline, make_group, send
 from srft_ray.sync.listener import Listener, write_plan
-from srft_ray.sync.node_copy import memory_id
+from srft_ray.sync.node_copy import memory_id, remove_leftovers
 from srft_ray.sync.pieces import Files, FileWriter, Piece, PieceBuffer, Place, Rank, cut
 from srft_ray.sync.round_messages import Entry, Round, RoundKeys
 from srft_ray.sync.staged_files import StagedFiles
@@ -81,6 +81,7 @@ class CollectiveTransport(ObjectStoreTransport):
         super().close()
         for staged in filter(None, self._staged.values()):
             staged.close()
+        remove_leftovers()
 
     def _deliver(self, share: WeightShare) -> None:
         """Raises OutdatedLearners if other learners have taken the place of these."""

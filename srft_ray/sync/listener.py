@@ -1,6 +1,7 @@
 """The engines' side of the collective transport: a thread of an engine's actor, which receives versions for
 its node while the engine samples."""
 
+import atexit
 import json
 import os
 import socket
@@ -42,13 +43,18 @@ class Listener:
         self.coordinator = coordinator
         self.backend = backend
         self.deadline_s = deadline_s
+        self._lock = threading.Lock()  # of what is held
         self._held = ExitStack()
         self._holds = ""
+        self._ended = False
         self._group_name = ""
         self._groups: list[BroadcastGroup | None] = []  # of each learner; none with those of its own node
         self._stores: list[dist.Store] = []
 
     def start(self) -> None:
+        # Ray ends an engine in order while its listener still holds a copy, and no other process would remove
+        # it.
+        atexit.register(self.end)
         threading.Thread(target=self._listen, name="weight-listener", daemon=True).start()
 
     def _listen(self) -> None:
@@ -72,16 +78,25 @@ class Listener:
         if notice.invitation:
             self._take_part(notice.invitation)
 
+    def end(self) -> None:
+        """The process ends: the copy is let go, and one that is being received is not kept."""
+        self._ended = True
+        self._release()
+
     def _release(self) -> None:
-        self._holds = ""
-        self._held.close()
+        with self._lock:
+            self._holds = ""
+            self._held.close()
 
     def _take_part(self, invitation: Invitation) -> None:
         """Receives a version. If that fails, whoever wants it takes it from the object store."""
         write = partial(self._receive, invitation, Deadline(self.deadline_s))
         try:
-            self._held.enter_context(node_copy(invitation.fingerprint, write, self.deadline_s))
-            self._holds = invitation.fingerprint
+            with ExitStack() as copy:
+                copy.enter_context(node_copy(invitation.fingerprint, write, self.deadline_s))
+                with self._lock:
+                    if not self._ended:
+                        self._held, self._holds = copy.pop_all(), invitation.fingerprint
         except NotMember:
             pass
         except Exception as error:  # whatever it is costs only this round, and the coordinator reports it

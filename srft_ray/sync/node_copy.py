@@ -162,7 +162,7 @@ def hold(folder: Path) -> int | None:
     return None
 
 
-def remove_leftovers(wanted: Path) -> None:
+def remove_leftovers(wanted: Path | None = None) -> None:
     """Removes what processes left that were killed; `wanted` is whole if it is there, and stays."""
     for path in shared_memory().glob(f"{PREFIX}*"):
         if path != wanted:

@@ -11,7 +11,7 @@ from srft_ray.sync import node_copy
 from srft_ray.sync.broadcast import Deadline
 from srft_ray.sync.fingerprint import fingerprint
 from srft_ray.sync.listener import Listener
-from srft_ray.sync.round_messages import Round
+from srft_ray.sync.round_messages import Invitation, Round
 from tests.processes.cast import OTHER, cast, weights
 
 DEADLINE_S = 8.0
@@ -126,13 +126,28 @@ def test_whatever_a_listener_raises_is_reported_and_costs_one_round(tmp_path: Pa
         assert scene.fetch() == [expected(2)]
 
 
-def test_a_listener_that_ends_leaves_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.fixture
+def holder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Listener:
+    """A listener that holds a copy, without a coordinator."""
     monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
     listener = Listener(None, "gloo", DEADLINE_S)
-    listener._held.enter_context(node_copy.node_copy("a", lambda folder: None, DEADLINE_S))
+    monkeypatch.setattr(listener, "_receive", lambda *about: None)
+    listener._take_part(Invitation("round", "a", {}))
     assert list(tmp_path.iterdir())
+    return listener
+
+
+def test_a_listener_whose_thread_ends_leaves_no_copy(holder: Listener, tmp_path: Path):
     with pytest.raises(AttributeError):  # there is no coordinator
-        listener._listen()
+        holder._listen()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_ends_leaves_no_copy(holder: Listener, tmp_path: Path):
+    holder.end()
+    assert not list(tmp_path.iterdir())
+    # Of a round that was under way.
+    holder._take_part(Invitation("round", "b", {}))
     assert not list(tmp_path.iterdir())
 
 
