@@ -22,3 +22,9 @@ class LateProcess:
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         return self._process(block)
+
+    def __del__(self) -> None:
+        """Ray Data's way to tell an actor that it ends in order."""
+        close = getattr(self.__dict__.get("_process"), "close", None)
+        if close:
+            close()

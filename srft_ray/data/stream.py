@@ -24,7 +24,8 @@ class ActorPool:
     """Actors that turn positions into groups.
 
     Attributes:
-        process: makes, in the actor, what is called with a block, from several threads at a time.
+        process: makes, in the actor, what is called with a block, from several threads at a time. If it has a
+            method `close`, that is called when the actor ends in order.
         size: how many actors there may be.
         max_staleness: versions that rollouts may be behind; it decides how many blocks are in flight.
         cpus, gpus, resources: logical Ray resources of one actor.

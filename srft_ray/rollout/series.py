@@ -53,3 +53,7 @@ class SeriesWorker:
                 worker.write_start()
             self._begun = True
         return worker(block)
+
+    def close(self) -> None:
+        """The engine's process ends in order."""
+        self._workers[0].transport.close()

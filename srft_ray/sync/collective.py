@@ -38,8 +38,10 @@ class CollectiveTransport(ObjectStoreTransport):
         self.root = Root(config.transport_backend) if generation else None
         self._agreed = ""  # name that all learners of the last round know; empty if it failed
         self._staged: dict[int, StagedFiles | None] = {}  # of the newest versions
+        self._listener: Listener | None = None
         if not generation:
-            Listener(coordinator, config.transport_backend, self.deadline_s).start()
+            self._listener = Listener(coordinator, config.transport_backend, self.deadline_s)
+            self._listener.start()
 
     def _take(
         self, version: int, weights: Iterator[tuple[str, Tensor]], buffer: PieceBuffer, files: Files
@@ -81,6 +83,8 @@ class CollectiveTransport(ObjectStoreTransport):
         super().close()
         for staged in filter(None, self._staged.values()):
             staged.close()
+        if self._listener:
+            self._listener.end()
         remove_leftovers()
 
     def _deliver(self, share: WeightShare) -> None:

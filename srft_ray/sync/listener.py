@@ -1,7 +1,6 @@
 """The engines' side of the collective transport: a thread of an engine's actor, which receives versions for
 its node while the engine samples."""
 
-import atexit
 import json
 import os
 import socket
@@ -24,7 +23,9 @@ from srft_ray.sync.node_copy import memory_id, node_copy
 from srft_ray.sync.pieces import FileWriter, Place
 from srft_ray.sync.round_messages import Invitation, Notice, Round, RoundKeys, Waiting
 
-LISTEN_S = 5.0  # that the coordinator may hold a question of a listener
+# That the coordinator may hold a question of a listener. An engine that ends waits for the answer, and Ray kills
+# it after 5 s.
+LISTEN_S = 3.0
 RETRY_INTERVAL_S = 0.5  # before it is asked again after an error
 # Learners whose shares are received at the same time. Operations of several NCCL groups on one GPU could wait
 # for each other if nodes started them in different orders.
@@ -52,14 +53,11 @@ class Listener:
         self._stores: list[dist.Store] = []
 
     def start(self) -> None:
-        # Ray ends an engine in order while its listener still holds a copy, and no other process would remove
-        # it.
-        atexit.register(self.end)
         threading.Thread(target=self._listen, name="weight-listener", daemon=True).start()
 
     def _listen(self) -> None:
         try:
-            while True:
+            while not self._ended:
                 try:
                     self.step()
                 except RayError:
@@ -79,7 +77,7 @@ class Listener:
             self._take_part(notice.invitation)
 
     def end(self) -> None:
-        """The process ends: the copy is let go, and one that is being received is not kept."""
+        """The engine ends: the copy is let go, and one that is being received is not kept."""
         self._ended = True
         self._release()
 

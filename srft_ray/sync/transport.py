@@ -57,7 +57,7 @@ class WeightTransport(Protocol):
         """
 
     def close(self) -> None:
-        """The learners leave: nobody is to load what they published any more."""
+        """The learners leave, and nobody is to load what they published any more; or the engine ends."""
 
 
 class ObjectStoreTransport:
