@@ -23,8 +23,8 @@ from srft_ray.sync.node_copy import memory_id, node_copy
 from srft_ray.sync.pieces import FileWriter, Place
 from srft_ray.sync.round_messages import Invitation, Notice, Round, RoundKeys, Waiting
 
-# That the coordinator may hold a question of a listener. An engine that ends waits for the answer, and Ray kills
-# it after 5 s.
+# That the coordinator may hold a question of a listener. An engine that ends waits for the answer, and Ray
+# kills it after 5 s.
 LISTEN_S = 3.0
 RETRY_INTERVAL_S = 0.5  # before it is asked again after an error
 # Learners whose shares are received at the same time. Operations of several NCCL groups on one GPU could wait
