@@ -20,6 +20,8 @@ from srft_ray.sync.node_copy import remove_leftovers
 WORKER_ENVIRONMENT = {
     # With it a result is seen one turn of Ray Data's loop later (`data.loop`).
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",
+    # Without it a thread of an actor that ends would start a whole new Ray by its next call.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

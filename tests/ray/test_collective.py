@@ -1,8 +1,11 @@
 """Weights by the collective transport, with the real vLLM and DeepSpeed."""
 
 import time
+from pathlib import Path
 
 import pytest
+import ray
+from ray._private.state import actors
 
 from srft_ray import fit, make_config
 from tests.conftest import base_config
@@ -53,10 +56,20 @@ def apart(tmp_path):
 def check_nothing_held(folder):
     """No copy is left in the shared memory of engines and learners."""
     assert list((folder / "memory").iterdir())
-    deadline = time.monotonic() + 60  # processes of a Ray that goes on may end after the run
+    deadline = time.monotonic() + 60  # engines may still be ending: the Ray goes on
     while held := list((folder / "memory").glob("*/srft_ray_weights_*")):
         assert time.monotonic() < deadline, held
         time.sleep(0.1)
+
+
+def check_no_other_ray():
+    """No engine whose threads went on when it ended has started a Ray of its own, by its next call."""
+    engines = [actor["Pid"] for actor in actors().values() if "LateProcess" in actor["ActorClassName"]]
+    assert engines
+    sessions = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2].glob("session_*")
+    assert not {
+        session.name for session in sessions if session.name.endswith(tuple(f"_{pid}" for pid in engines))
+    }
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -80,6 +93,7 @@ def test_two_learners_send_to_the_nodes_of_two_engines(tmp_path, tiny_model, apa
     print("nodes reached:", reached)
     assert number in reached
     check_nothing_held(tmp_path)
+    check_no_other_ray()
 
 
 @pytest.mark.full
