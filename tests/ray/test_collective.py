@@ -66,6 +66,8 @@ def check_no_other_ray():
     """No engine whose threads went on when it ended has started a Ray of its own, by its next call."""
     engines = [actor["Pid"] for actor in actors().values() if "LateProcess" in actor["ActorClassName"]]
     assert engines
+    while any(Path(f"/proc/{pid}").exists() for pid in engines):
+        time.sleep(0.1)
     sessions = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2].glob("session_*")
     assert not {
         session.name for session in sessions if session.name.endswith(tuple(f"_{pid}" for pid in engines))
