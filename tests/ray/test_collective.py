@@ -1,11 +1,14 @@
 """Weights by the collective transport, with the real vLLM and DeepSpeed."""
 
+import os
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import ray
-from ray._private.state import actors
+from ray.exceptions import RaySystemError
 
 from srft_ray import fit, make_config
 from tests.conftest import base_config
@@ -62,18 +65,6 @@ def check_nothing_held(folder):
         time.sleep(0.1)
 
 
-def check_no_other_ray():
-    """No engine whose threads went on when it ended has started a Ray of its own, by its next call."""
-    engines = [actor["Pid"] for actor in actors().values() if "LateProcess" in actor["ActorClassName"]]
-    assert engines
-    while any(Path(f"/proc/{pid}").exists() for pid in engines):
-        time.sleep(0.1)
-    sessions = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2].glob("session_*")
-    assert not {
-        session.name for session in sessions if session.name.endswith(tuple(f"_{pid}" for pid in engines))
-    }
-
-
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("nodes", "number"), [("Apart", 2), ("Together", 1)])
 def test_two_learners_send_to_the_nodes_of_two_engines(tmp_path, tiny_model, apart, nodes, number):
@@ -95,7 +86,31 @@ def test_two_learners_send_to_the_nodes_of_two_engines(tmp_path, tiny_model, apa
     print("nodes reached:", reached)
     assert number in reached
     check_nothing_held(tmp_path)
-    check_no_other_ray()
+
+
+class Busy:
+    """An actor with a thread that calls Ray all the time."""
+
+    def start(self):
+        threading.Thread(target=self._call, daemon=True).start()
+        return os.getpid()
+
+    def _call(self):
+        while True:
+            with suppress(RaySystemError):
+                ray.put(0)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_thread_of_an_actor_that_ends_does_not_start_another_ray():
+    actor = ray.remote(Busy).remote()
+    pid = ray.get(actor.start.remote())
+    sessions = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2]
+    assert list(sessions.glob("session_*"))
+    del actor
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.1)
+    assert not list(sessions.glob(f"session_*_{pid}"))
 
 
 @pytest.mark.full
