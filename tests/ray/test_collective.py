@@ -1,14 +1,8 @@
 """Weights by the collective transport, with the real vLLM and DeepSpeed."""
 
-import os
-import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
-import ray
-from ray.exceptions import RaySystemError
 
 from srft_ray import fit, make_config
 from tests.conftest import base_config
@@ -86,31 +80,6 @@ def test_two_learners_send_to_the_nodes_of_two_engines(tmp_path, tiny_model, apa
     print("nodes reached:", reached)
     assert number in reached
     check_nothing_held(tmp_path)
-
-
-class Busy:
-    """An actor with a thread that calls Ray all the time."""
-
-    def start(self):
-        threading.Thread(target=self._call, daemon=True).start()
-        return os.getpid()
-
-    def _call(self):
-        while True:
-            with suppress(RaySystemError):
-                ray.put(0)
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_thread_of_an_actor_that_ends_does_not_start_another_ray():
-    actor = ray.remote(Busy).remote()
-    pid = ray.get(actor.start.remote())
-    sessions = Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[2]
-    assert list(sessions.glob("session_*"))
-    del actor
-    while Path(f"/proc/{pid}").exists():
-        time.sleep(0.1)
-    assert not list(sessions.glob(f"session_*_{pid}"))
 
 
 @pytest.mark.full

@@ -26,8 +26,15 @@ class Worker:
         names = ("torch", "ray.data", "vllm.v1.engine.llm_engine", "srft_ray")
         return [name in self.before for name in names]
 
+    def can_start_another_ray(self):
+        from ray._private.auto_init_hook import enable_auto_connect
+
+        return enable_auto_connect
+
 assert not start_ray(ClusterSection(), 1)
-found = ray.get(ray.remote(Worker).remote().look.remote())
+worker = ray.remote(Worker).remote()
+found = ray.get(worker.look.remote())
+assert not ray.get(worker.can_start_another_ray.remote())
 print(json.dumps({"imported": found, "folder": os.environ["SRFT_RAY_FORK_SERVER"]}))
 """
 
