@@ -199,3 +199,7 @@ def evaluate(options: argparse.Namespace) -> int:
         print(evaluation_line(record).removeprefix("evaluation after step 0: "))
     print(f"every response is in {done.folder / 'evaluations'}")
     return SUCCESS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

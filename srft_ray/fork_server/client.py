@@ -19,13 +19,38 @@ from typing import Any
 
 BASE = "base"  # name of the socket of the process that all others are forked from
 LENGTH = 8  # bytes of the number before a message
+# Variables that no module reads when it is imported: they may differ between forks of one process.
+IGNORED_PREFIXES = ("SRFT_", "PYTEST_")
+IGNORED = frozenset(
+    (
+        "_",
+        "COLUMNS",
+        "LINES",
+        "OLDPWD",
+        "PS1",
+        "PWD",
+        "RAY_JOB_ID",
+        "SHLVL",
+        "SPT_NOENV",
+        "TORCHINDUCTOR_CACHE_DIR",
+    )
+)
 LIMITS = (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
 FAILED = 1
 
 
+def settings(environment: dict[str, str]) -> dict[str, str]:
+    """What Ray and other modules may read when they are imported."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
+    }
+
+
 def template_name(environment: dict[str, str]) -> str:
     """Name of the socket of the process that has this environment."""
-    return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(settings(environment), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def send(channel: socket.socket, message: Any, descriptors: tuple[int, ...] = ()) -> None:
@@ -71,18 +96,29 @@ def ask(folder: Path, name: str, request: Any, descriptors: tuple[int, ...] = ()
     return channel
 
 
-def start(folder: Path, arguments: list[str]) -> tuple[int, socket.socket]:
-    """The number of the worker that was forked for this process, and the connection that tells its end.
+def start(folder: Path, arguments: list[str], path: list[str], group: int) -> tuple[int, socket.socket]:
+    """The number of the process that was forked for this one, and the connection that tells its end.
+
+    Args:
+        folder: of the server.
+        arguments: a script and its arguments.
+        path: of the modules that the script may import; empty for that of the server and the script's folder.
+        group: process group that the fork joins; 0 for one of its own.
 
     Raises:
         OSError: there is no server, or none for this environment.
     """
     environment = dict(os.environ)
     name = template_name(environment)
+    os.umask(mask := os.umask(0))
     request = {
         "arguments": arguments,
-        "client": os.getpid(),
+        "path": path,
+        "group": group,
+        "environment": environment,
         "folder": os.getcwd(),
+        "mask": mask,
+        "cores": sorted(os.sched_getaffinity(0)),
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "oom_score": Path("/proc/self/oom_score_adj").read_text(),
         "limits": [(limit, *resource.getrlimit(limit)) for limit in LIMITS],
@@ -108,7 +144,7 @@ def exit_code(pid: int, channel: socket.socket) -> int:
 def main() -> None:
     _, folder, *arguments = sys.argv
     try:
-        worker = start(Path(folder), arguments)
+        worker = start(Path(folder), arguments, [], os.getpgid(0))
     except OSError:
         os.execv(sys.executable, [sys.executable, *arguments])
     sys.exit(exit_code(*worker) % 256)

@@ -19,20 +19,13 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client import listening, receive, send, template_name
+from client import listening, receive, send, settings, template_name
 from ray_imports import import_with_ray
 
-# Variables that may differ from those that the base began with: settings of Ray, which the base does not
-# import; what says nothing to the modules that it does; and what PyTorch and Ray set by themselves, always to
-# the same value.
-PREFIXES = ("RAY_", "SRFT_", "PYTEST_")
-IGNORED = frozenset(
-    ("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "SPT_NOENV", "TORCHINDUCTOR_CACHE_DIR")
-)
 DESCRIPTORS = 3  # standard input, output and error of a worker
 REQUEST_S = 10.0  # for a client to send its request
 Work = Callable[[], Any]
@@ -136,14 +129,14 @@ class Base:
     def __init__(self, folder: Path, after_ray: Sequence[str]) -> None:
         self.folder = folder
         self._after_ray = after_ray
-        self._settings = _settings(dict(os.environ))
+        self._settings = _without_ray(os.environ)
 
     def answer(self, server: Server, channel: socket.socket) -> Work | None:
         """The template listens when the reply comes, and imports after that. There is no reply for an
         environment in which the base might have imported something else."""
         with channel:
             environment = receive(channel)[0]
-            if _settings(environment) != self._settings:
+            if _without_ray(environment) != self._settings:
                 return None
             address = self.folder / template_name(environment)
             if not _listens(address):
@@ -182,31 +175,32 @@ def work_as(request: dict[str, Any], descriptors: list[int]) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # as Python begins
     try:
-        os.setpgid(0, os.getpgid(request["client"]))  # Ray ends what a worker has started by this group
-    except OSError:
+        os.setpgid(0, request["group"])  # Ray ends what a worker has started by its group
+    except OSError:  # of another session
         os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(request["environment"])
     with contextlib.suppress(OSError, ValueError):
         Path("/proc/self/oom_score_adj").write_text(request["oom_score"])
         for limit in request["limits"]:
             resource.setrlimit(limit[0], tuple(limit[1:]))
     os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
+    os.sched_setaffinity(0, request["cores"])
+    os.umask(request["mask"])
     os.chdir(request["folder"])
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # other libraries begin anew in a fork by themselves
     gc.enable()
     sys.argv = request["arguments"]
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    sys.path[:] = request["path"] or [str(Path(sys.argv[0]).parent), *sys.path]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _settings(environment: dict[str, str]) -> dict[str, str]:
-    """What imported modules may have read."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name not in IGNORED and not name.startswith(PREFIXES)
-    }
+def _without_ray(environment: Mapping[str, str]) -> dict[str, str]:
+    """What modules that do not import Ray may have read."""
+    return {name: value for name, value in settings(environment).items() if not name.startswith("RAY_")}
 
 
 def _names(modules: str) -> list[str]:

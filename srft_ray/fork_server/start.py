@@ -10,6 +10,8 @@ from pathlib import Path
 
 from srft_ray.fork_server.client import BASE, listening
 
+# Names the folder of a running server to commands that connect to the Ray of another one.
+VARIABLE = "SRFT_RAY_FORK_SERVER"
 HERE = Path(__file__).resolve().parent
 
 

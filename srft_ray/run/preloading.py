@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from srft_ray.config.schema import ClusterSection
-from srft_ray.fork_server.start import ForkServer, py_executable
+from srft_ray.fork_server.start import VARIABLE, ForkServer, py_executable
 
 # Modules that are imported before Ray, and with it.
 ALL = (
@@ -25,8 +25,6 @@ ENGINES = (
     ("vllm.engine.arg_utils", "vllm.v1.core.sched.scheduler", "vllm.v1.worker.cpu_model_runner"),
     ("vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"),  # they import Ray
 )
-# Names the folder of a running server to commands that connect to the Ray of another one.
-VARIABLE = "SRFT_RAY_FORK_SERVER"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 
 _own: list[ForkServer] = []

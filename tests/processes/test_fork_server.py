@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from srft_ray import UserError, fit, make_config
-from srft_ray.fork_server.start import ForkServer, py_executable
+from srft_ray.fork_server.start import VARIABLE, ForkServer, py_executable
 from srft_ray.run.preloading import variables_for_commands
 from tests.conftest import base_config
 
@@ -26,6 +26,8 @@ print(json.dumps({
     "group": os.getpgid(0),
     "arguments": sys.argv[1:],
     "folder": os.getcwd(),
+    "mask": os.umask(0),
+    "cores": len(os.sched_getaffinity(0)),
     "nice": os.getpriority(os.PRIO_PROCESS, 0),
     "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     "environment": dict(os.environ),
@@ -88,12 +90,18 @@ WAITING = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)"
 
 def test_a_worker_is_what_the_command_would_have_become(server, script, tmp_path):
     environment = os.environ | {"RAY_JOB_ID": "07"}
-    command = f"ulimit -Sn 123; {script(server, ABOUT, 'a', '--b=c')}"
-    found = about(command, environment, cwd=tmp_path, preexec_fn=lambda: os.nice(3))
+    command = f"ulimit -Sn 123; umask 027; {script(server, ABOUT, 'a', '--b=c')}"
+
+    def begin():
+        os.nice(3)
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    found = about(command, environment, cwd=tmp_path, preexec_fn=begin)
     assert found["imported"] == [BEFORE, AFTER]
     assert found["arguments"] == ["a", "--b=c"] and found["input"] == "words"
     assert found["folder"] == str(tmp_path) == found["path"] and found["name"] == "__main__"
     assert found["nice"] == os.getpriority(os.PRIO_PROCESS, 0) + 3 and found["files"] == 123
+    assert found["mask"] == 0o027 and found["cores"] == 1
     assert found["environment"]["RAY_JOB_ID"] == "07" and "SRFT_IMPORT" not in found["environment"]
     assert found["collects"] and found["group"] == os.getpgid(0)
 
@@ -102,9 +110,11 @@ def test_workers_with_one_environment_share_a_template(server, script):
     command = script(server, ABOUT)
     environment = os.environ | {"RAY_JOB_ID": "07"}
     first, second = about(command, environment), about(command, environment)
-    other = about(command, environment | {"RAY_JOB_ID": "08"})
-    assert first["parent"] == second["parent"] != other["parent"]
-    assert other["environment"]["RAY_JOB_ID"] == "08" and other["imported"] == [BEFORE, AFTER]
+    later = about(command, environment | {"RAY_JOB_ID": "08", "COLUMNS": "7"})
+    other = about(command, environment | {"RAY_SETTING": "1"})
+    assert first["parent"] == second["parent"] == later["parent"] != other["parent"]
+    assert later["environment"]["RAY_JOB_ID"] == "08" and later["environment"]["COLUMNS"] == "7"
+    assert other["environment"]["RAY_SETTING"] == "1" and other["imported"] == [BEFORE, AFTER]
 
 
 NAMES = """
@@ -198,6 +208,50 @@ def test_the_server_ends_with_its_owner(tmp_path):
     pid, folder = done.stdout.split()
     assert has_ended(int(pid))
     assert not Path(folder).exists()
+
+
+COMMAND = [sys.executable, "-m", "srft_ray", "train"]
+
+
+def in_warm(server):
+    return os.environ | {VARIABLE: str(server.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_a_command_goes_on_in_a_fork(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        server = ForkServer([BEFORE], [AFTER], {})
+    try:
+        words = [*COMMAND, "missing.yaml"]
+        done = subprocess.run(words, env=in_warm(server), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("srft-ray: ") and "missing.yaml" in done.stderr
+        assert len(list(server.folder.iterdir())) == 2  # the base and a template
+    finally:
+        server.close()
+    # Without the server it is what it was.
+    alone = subprocess.run(words, env=in_warm(server), cwd=tmp_path, capture_output=True, text=True)
+    assert (alone.returncode, alone.stderr) == (done.returncode, done.stderr)
+
+
+def test_a_command_passes_signals_on_and_ends_as_its_fork(server, tmp_path):
+    (tmp_path / "cli.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "print(*sys.argv[1:], flush=True)\n"
+        "time.sleep(600)"
+    )
+    lines = (
+        "from srft_ray.commands import forked",
+        f"forked.__file__ = {str(tmp_path / 'forked.py')!r}",
+        f"raise SystemExit(forked.in_fork(['train', 'a.yaml'], {str(server.folder)!r}))",
+    )
+    for number, code in ((signal.SIGTERM, 7), (signal.SIGHUP, 128 + signal.SIGHUP)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "train a.yaml\n"
+        process.send_signal(number)
+        assert process.wait(DEADLINE_S) == code
 
 
 def test_a_run_that_is_refused_leaves_no_server(tmp_path, tiny_model):
