@@ -37,7 +37,7 @@ def warm(options: argparse.Namespace) -> int:
     cluster = ClusterSection(num_cpus=options.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1))
     address = cluster_address(cluster)
     require(not address, f"RAY_ADDRESS={address} is set: commands already share the Ray there.")
-    start_ray(cluster, cpus=1)
+    start_ray(cluster, cpus=1, many_jobs=True)
     try:
         here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} | variables_for_commands()
         return _until_end(subprocess.Popen(words, env=os.environ | here)) % 256

@@ -29,7 +29,7 @@ IGNORED = frozenset(
         "OLDPWD",
         "PS1",
         "PWD",
-        "RAY_JOB_ID",
+        "PYTHONBREAKPOINT",
         "SHLVL",
         "SPT_NOENV",
         "TORCHINDUCTOR_CACHE_DIR",

@@ -1,4 +1,4 @@
-"""The fork server: `server.py SOCKET MODULES MODULES NAME=VALUE…`. It ends when its standard input does.
+"""The fork server: `server.py SOCKET JOBS MODULES MODULES NAME=VALUE…`. It ends when its standard input does.
 
 Two kinds of processes listen at sockets in one folder. The *base* imports the first modules, which do not
 import Ray, with the given variables in its environment, and forks a *template* for each environment that
@@ -6,14 +6,15 @@ workers come with: Ray's native library reads its settings from the environment 
 they are right only in a process that has had this environment before. A template imports the second modules,
 Ray among them, and forks the workers. Neither imports this library: a worker reads the code of its run when
 it starts.
+
+The number of the job is one of these settings. Where jobs follow each other (JOBS is `many`) the template of
+one that has ended makes room for that of the next one, which then is there when the job begins.
 """
 
 import contextlib
 import gc
 import importlib
 import os
-import resource
-import runpy
 import selectors
 import shutil
 import signal
@@ -23,11 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client import listening, receive, send, settings, template_name
+from client import BASE, ask, listening, receive, send, settings, template_name
+from fork import work_as
 from ray_imports import import_with_ray
 
 DESCRIPTORS = 3  # standard input, output and error of a worker
 REQUEST_S = 10.0  # for a client to send its request
+IDLE_S = 2.0  # without workers after which a job has ended
+JOB = "RAY_JOB_ID"  # in hexadecimal digits, the lowest byte first
 Work = Callable[[], Any]
 
 
@@ -39,10 +43,19 @@ class Server:
     """
 
     def __init__(
-        self, listener: socket.socket, answer: Callable[["Server", socket.socket], Work | None]
+        self,
+        listener: socket.socket,
+        answer: Callable[["Server", socket.socket], Work | None],
+        idle_s: float | None = None,
     ) -> None:
-        """`answer`: makes a fork for a connection; gives the work of the child, in the child."""
+        """
+        Args:
+            answer: makes a fork for a connection; gives the work of the child, in the child.
+            idle_s: without children, after there were some, that end the server; None for ever.
+        """
         self.children: dict[int, socket.socket] = {}
+        self._idle_s = idle_s
+        self._had_children = False
         self._listener = listener
         self._answer = answer
         self._ended, self._wake = os.pipe()
@@ -53,11 +66,12 @@ class Server:
             self._selector.register(source, selectors.EVENT_READ)
 
     def serve(self) -> Work | None:
-        """Returns in children only, with their work; and, without, when the standard input has ended."""
+        """Returns in children only, with their work; and, without, when the standard input has ended, or the
+        server was idle for long enough."""
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while True:
-            for key, _ in self._selector.select():
+        while events := self._selector.select(self._patience_s()):
+            for key, _ in events:
                 if key.fileobj is sys.stdin:
                     return None
                 if key.fileobj is self._listener:
@@ -67,12 +81,17 @@ class Server:
                     self._reap()
                 else:
                     self._kill_child_of(key.fileobj)
+        return None
+
+    def _patience_s(self) -> float | None:
+        return self._idle_s if self._had_children and not self.children else None
 
     def fork(self, channel: socket.socket | None = None) -> int:
         """Forks; in the parent `channel` is told the end of the child, and its own end ends the child."""
         pid = os.fork()
         if pid and channel:
             self.children[pid] = channel
+            self._had_children = True
             self._selector.register(channel, selectors.EVENT_READ)
         elif not pid:
             self._leave()
@@ -126,8 +145,9 @@ class Server:
 class Base:
     """What answers requests for templates: a request is an environment."""
 
-    def __init__(self, folder: Path, after_ray: Sequence[str]) -> None:
+    def __init__(self, folder: Path, many_jobs: bool, after_ray: Sequence[str]) -> None:
         self.folder = folder
+        self._many_jobs = many_jobs
         self._after_ray = after_ray
         self._settings = _without_ray(os.environ)
 
@@ -143,18 +163,25 @@ class Base:
                 address.unlink(missing_ok=True)
                 listener = listening(address)
                 if not server.fork():
-                    return lambda: self._template(listener, environment)
+                    return lambda: self._template(listener, address, environment)
                 listener.close()
             send(channel, {})
         return None
 
-    def _template(self, listener: socket.socket, environment: dict[str, str]) -> Work | None:
+    def _template(self, listener: socket.socket, address: Path, environment: dict[str, str]) -> Work | None:
         os.environ.clear()
         os.environ.update(environment)
         if self._after_ray:
             import_with_ray(self._after_ray)
         gc.freeze()
-        return Server(listener, answer_template).serve()
+        one_of_many = self._many_jobs and JOB in environment
+        work = Server(listener, answer_template, IDLE_S if one_of_many else None).serve()
+        if work is None:
+            address.unlink(missing_ok=True)
+            if one_of_many:
+                with contextlib.suppress(OSError):  # the base has ended too
+                    ask(self.folder, BASE, environment | {JOB: _next_job(environment[JOB])})
+        return work
 
 
 def answer_template(server: Server, channel: socket.socket) -> Work | None:
@@ -170,37 +197,15 @@ def answer_template(server: Server, channel: socket.socket) -> Work | None:
     return None
 
 
-def work_as(request: dict[str, Any], descriptors: list[int]) -> None:
-    """This process becomes what the client would have become."""
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # as Python begins
-    try:
-        os.setpgid(0, request["group"])  # Ray ends what a worker has started by its group
-    except OSError:  # of another session
-        os.setpgid(0, 0)
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    with contextlib.suppress(OSError, ValueError):
-        Path("/proc/self/oom_score_adj").write_text(request["oom_score"])
-        for limit in request["limits"]:
-            resource.setrlimit(limit[0], tuple(limit[1:]))
-    os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
-    os.sched_setaffinity(0, request["cores"])
-    os.umask(request["mask"])
-    os.chdir(request["folder"])
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # other libraries begin anew in a fork by themselves
-    gc.enable()
-    sys.argv = request["arguments"]
-    sys.path[:] = request["path"] or [str(Path(sys.argv[0]).parent), *sys.path]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
 def _without_ray(environment: Mapping[str, str]) -> dict[str, str]:
     """What modules that do not import Ray may have read."""
     return {name: value for name, value in settings(environment).items() if not name.startswith("RAY_")}
+
+
+def _next_job(job: str) -> str:
+    size = len(job) // 2
+    number = int.from_bytes(bytes.fromhex(job), "little") + 1
+    return (number % 256**size).to_bytes(size, "little").hex()
 
 
 def _names(modules: str) -> list[str]:
@@ -213,11 +218,13 @@ def _listens(address: Path) -> bool:
 
 
 def main() -> None:
-    _, descriptor, before_ray, after_ray, *variables = sys.argv
-    del sys.path[0], sys.modules["client"], sys.modules["ray_imports"]  # of this file, not of the modules
+    _, descriptor, jobs, before_ray, after_ray, *variables = sys.argv
+    del sys.path[0]  # the folder of this file; its modules are no modules of workers
+    for name in ("client", "fork", "ray_imports"):
+        del sys.modules[name]
     listener = socket.socket(fileno=int(descriptor))
     folder = Path(listener.getsockname()).parent
-    base = Base(folder, _names(after_ray))
+    base = Base(folder, jobs == "many", _names(after_ray))
     server = Server(listener, base.answer)
     for variable in variables:
         os.environ.setdefault(*variable.split("=", 1))

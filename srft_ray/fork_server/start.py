@@ -26,21 +26,27 @@ class ForkServer:
     """
 
     def __init__(
-        self, before_ray: Sequence[str], after_ray: Sequence[str], variables: Mapping[str, str]
+        self,
+        before_ray: Sequence[str],
+        after_ray: Sequence[str],
+        variables: Mapping[str, str],
+        many_jobs: bool = False,
     ) -> None:
         """
         Args:
             before_ray: modules that are imported once; none of them may import ray.
             after_ray: modules that are imported with Ray, for each environment that workers have.
             variables: for the import of the former; what is set already stays.
+            many_jobs: whether jobs of Ray follow each other, so that the next one is prepared for.
         """
         # For nobody else; and not in TMPDIR, because names of sockets have at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="srft-ray-forks-", dir="/tmp"))
         listener = listening(self.folder / BASE)
+        jobs = "many" if many_jobs else "one"
         modules = [",".join(names) for names in (before_ray, after_ray)]
         given = [f"{name}={value}" for name, value in variables.items()]
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), str(listener.fileno()), *modules, *given],
+            [sys.executable, str(HERE / "server.py"), str(listener.fileno()), jobs, *modules, *given],
             pass_fds=(listener.fileno(),),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

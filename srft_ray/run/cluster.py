@@ -32,9 +32,15 @@ def cluster_address(cluster: ClusterSection) -> str | None:
 
 
 def start_ray(
-    cluster: ClusterSection, cpus: float, custom: dict[str, float] | None = None, engines: bool = True
+    cluster: ClusterSection,
+    cpus: float,
+    custom: dict[str, float] | None = None,
+    engines: bool = True,
+    many_jobs: bool = False,
 ) -> bool:
     """Connects to the cluster, or starts Ray on this machine; True if it was started here.
+
+    `many_jobs`: whether commands follow each other there.
 
     A Ray that is started here offers the logical CPUs and custom resources that the run asks for: with only
     the machine's own, learners, engines and Ray Data's tasks would wait for each other for ever on a small
@@ -42,7 +48,7 @@ def start_ray(
     """
     if ray.is_initialized():
         return False
-    prepare_environment(cluster, engines)
+    prepare_environment(cluster, engines, many_jobs)
     options = {"log_to_driver": bool(os.environ.get("SRFT_RAY_VERBOSE")), "logging_level": logging.ERROR}
     address = cluster_address(cluster)
     if address:
@@ -56,10 +62,12 @@ def start_ray(
     return True
 
 
-def prepare_environment(cluster: ClusterSection, engines: bool) -> None:
+def prepare_environment(cluster: ClusterSection, engines: bool, many_jobs: bool = False) -> None:
     """What a Ray that is started on this machine is to find, and takes time: called early, and again.
 
-    `engines`: whether there will be any.
+    Args:
+        engines: whether there will be any.
+        many_jobs: whether commands follow each other there.
     """
     # Actors that ask for no CPU are many here, and Ray would warn of them on the standard output.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
@@ -68,7 +76,7 @@ def prepare_environment(cluster: ClusterSection, engines: bool) -> None:
         return
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    start_fork_server(cluster, engines, IMPORT_ENVIRONMENT)
+    start_fork_server(cluster, engines, IMPORT_ENVIRONMENT, many_jobs)
     if runtime_environment():
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would not be forks
 

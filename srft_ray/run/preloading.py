@@ -30,18 +30,21 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 _own: list[ForkServer] = []
 
 
-def start_fork_server(cluster: ClusterSection, engines: bool, variables: dict[str, str]) -> None:
+def start_fork_server(
+    cluster: ClusterSection, engines: bool, variables: dict[str, str], many_jobs: bool = False
+) -> None:
     """Has the server begin to import, unless there is one, the config wants none, or this machine has GPUs:
     their libraries do not survive a fork once they are in use.
 
     Args:
         engines: whether there will be any; only they need vLLM.
         variables: what vLLM reads from the environment when it is imported.
+        many_jobs: whether commands follow each other.
     """
     if _own or VARIABLE in os.environ or not cluster.fork_server or any(map(os.path.exists, GPU_DEVICES)):
         return
     before_ray, after_ray = (common + more * engines for common, more in zip(ALL, ENGINES, strict=True))
-    _own.append(ForkServer(before_ray, after_ray, variables))
+    _own.append(ForkServer(before_ray, after_ray, variables, many_jobs))
 
 
 def runtime_environment() -> dict[str, str]:

@@ -110,11 +110,11 @@ def test_workers_with_one_environment_share_a_template(server, script):
     command = script(server, ABOUT)
     environment = os.environ | {"RAY_JOB_ID": "07"}
     first, second = about(command, environment), about(command, environment)
-    later = about(command, environment | {"RAY_JOB_ID": "08", "COLUMNS": "7"})
-    other = about(command, environment | {"RAY_SETTING": "1"})
+    later = about(command, environment | {"COLUMNS": "7"})
+    other = about(command, environment | {"RAY_JOB_ID": "08"})
     assert first["parent"] == second["parent"] == later["parent"] != other["parent"]
-    assert later["environment"]["RAY_JOB_ID"] == "08" and later["environment"]["COLUMNS"] == "7"
-    assert other["environment"]["RAY_SETTING"] == "1" and other["imported"] == [BEFORE, AFTER]
+    assert later["environment"]["COLUMNS"] == "7"
+    assert other["environment"]["RAY_JOB_ID"] == "08" and other["imported"] == [BEFORE, AFTER]
 
 
 NAMES = """
@@ -173,6 +173,29 @@ def test_who_kills_the_command_kills_the_worker(server, script):
     stands, pid = started(script(server, WAITING))
     stands.kill()
     assert has_ended(pid)
+
+
+def sockets(server):
+    return {path.name for path in server.folder.iterdir()}
+
+
+def test_the_template_of_a_job_that_has_ended_becomes_that_of_the_next(script):
+    server = ForkServer([BEFORE], [AFTER], {}, many_jobs=True)
+    try:
+        environment = os.environ | {"RAY_JOB_ID": "ff000000"}
+        first = about(script(server, ABOUT), environment)
+        before = sockets(server)
+        assert has_ended(first["parent"])
+        deadline = time.monotonic() + DEADLINE_S
+        while len(sockets(server)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        prepared = sockets(server)
+        assert prepared != before
+        second = about(script(server, ABOUT), environment | {"RAY_JOB_ID": "00010000"})
+        assert sockets(server) == prepared and second["imported"] == [BEFORE, AFTER]
+    finally:
+        server.close()
 
 
 def test_workers_outlive_the_server_and_later_ones_need_none(server, script):
