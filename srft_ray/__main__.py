@@ -3,7 +3,7 @@
 import os
 import sys
 
-from srft_ray.fork_server.start import VARIABLE
+from srft_ray.fork_server.client import VARIABLE
 
 
 def main() -> int:

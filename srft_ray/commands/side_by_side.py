@@ -20,7 +20,6 @@ from srft_ray.commands.variants import Variant, complete_all, unfinished
 from srft_ray.errors import RunFailed, UserError
 from srft_ray.run.cluster import start_ray
 from srft_ray.run.placement import Placement, check_totals, choose_placement, demand, resolve_device
-from srft_ray.run.preloading import variables_for_commands
 
 POLL_INTERVAL_S = 0.1
 END_TIMEOUT_S = 60.0  # that runs have to end in order when this process is interrupted
@@ -130,9 +129,7 @@ class _RunsProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ
-            | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)}
-            | variables_for_commands(),
+            env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self._last = ""
         self._printer = threading.Thread(target=self._print, args=(cloudpickle.dumps(runs),), daemon=True)

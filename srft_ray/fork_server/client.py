@@ -1,5 +1,5 @@
-"""What Ray runs for a worker in Python's place, `client.py FOLDER SCRIPT ARGUMENT…`: it has the fork server
-make the worker, and ends when the worker does.
+"""What Ray runs for a worker in Python's place, `client.py SCRIPT ARGUMENT…`: it has the fork server make the
+process, and ends when that does.
 
 Ray's raylet started this process; the worker tells it its own number. Where the server has ended, or has
 another environment, this process becomes the worker itself, as it would be without the server. A file by
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+VARIABLE = "SRFT_RAY_FORK_SERVER"  # of the environment: the folder of the server
 BASE = "base"  # name of the socket of the process that all others are forked from
 LENGTH = 8  # bytes of the number before a message
 # Variables that no module reads when it is imported: they may differ between forks of one process.
@@ -30,6 +31,10 @@ IGNORED = frozenset(
         "PS1",
         "PWD",
         "PYTHONBREAKPOINT",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC",
         "SHLVL",
         "SPT_NOENV",
         "TORCHINDUCTOR_CACHE_DIR",
@@ -142,10 +147,10 @@ def exit_code(pid: int, channel: socket.socket) -> int:
 
 
 def main() -> None:
-    _, folder, *arguments = sys.argv
+    arguments = sys.argv[1:]
     try:
-        worker = start(Path(folder), arguments, [], os.getpgid(0))
-    except OSError:
+        worker = start(Path(os.environ[VARIABLE]), arguments, [], os.getpgid(0))
+    except (OSError, KeyError):
         os.execv(sys.executable, [sys.executable, *arguments])
     sys.exit(exit_code(*worker) % 256)
 

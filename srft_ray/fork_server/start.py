@@ -1,6 +1,5 @@
 """The owner's side of the fork server."""
 
-import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,6 @@ from pathlib import Path
 
 from srft_ray.fork_server.client import BASE, listening
 
-# Names the folder of a running server to commands that connect to the Ray of another one.
-VARIABLE = "SRFT_RAY_FORK_SERVER"
 HERE = Path(__file__).resolve().parent
 
 
@@ -60,8 +57,3 @@ class ForkServer:
         self._process.kill()  # it may be importing
         self._process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def py_executable(folder: Path) -> str:
-    """For the runtime environment of a job: what Ray runs for a worker, with the server in that folder."""
-    return shlex.join([sys.executable, "-I", "-S", str(HERE / "client.py"), str(folder)])

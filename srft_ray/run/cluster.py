@@ -12,7 +12,7 @@ from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import ClusterSection, Config
 from srft_ray.rollout.engine_settings import IMPORT_ENVIRONMENT
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, resolve_device
-from srft_ray.run.preloading import end_fork_server, runtime_environment, start_fork_server
+from srft_ray.run.preloading import end_fork_server, forks, start_fork_server
 from srft_ray.run.shared_storage import check_shared, shared_paths
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.sync.node_copy import remove_leftovers
@@ -54,11 +54,12 @@ def start_ray(
     if address:
         # Ray refuses a job that sets a variable of its environment again.
         variables = {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
-        ray.init(address=address, runtime_env={"env_vars": variables, **runtime_environment()}, **options)
+        ray.init(address=address, runtime_env={"env_vars": variables} if variables else None, **options)
         return False
     num_cpus = cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(cpus))
     options |= {"num_cpus": num_cpus, "resources": custom, "include_dashboard": False}
-    ray.init("local", runtime_env=runtime_environment(), **options)
+    with forks():
+        ray.init("local", **options)
     return True
 
 
@@ -77,8 +78,6 @@ def prepare_environment(cluster: ClusterSection, engines: bool, many_jobs: bool 
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     start_fork_server(cluster, engines, IMPORT_ENVIRONMENT, many_jobs)
-    if runtime_environment():
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would not be forks
 
 
 def stop_ray() -> None:

@@ -1,10 +1,12 @@
 """The fork server for Ray's workers on this machine: what it imports, and whose it is."""
 
 import os
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 
 from srft_ray.config.schema import ClusterSection
-from srft_ray.fork_server.start import VARIABLE, ForkServer, py_executable
+from srft_ray.fork_server.client import VARIABLE
+from srft_ray.fork_server.ray_start import workers_are_forks
+from srft_ray.fork_server.start import ForkServer
 
 # Modules that are imported before Ray, and with it.
 ALL = (
@@ -47,10 +49,9 @@ def start_fork_server(
     _own.append(ForkServer(before_ray, after_ray, variables, many_jobs))
 
 
-def runtime_environment() -> dict[str, str]:
-    """Of a job whose workers are forks, if there is a server for them."""
-    folder = (os.environ | variables_for_commands()).get(VARIABLE)
-    return {"py_executable": py_executable(Path(folder))} if folder else {}
+def forks() -> AbstractContextManager[None]:
+    """A Ray that is started in the context has forks for workers, if there is a server for them."""
+    return workers_are_forks(_own[0].folder) if _own else nullcontext()
 
 
 def variables_for_commands() -> dict[str, str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from srft_ray import UserError, fit, make_config
-from srft_ray.fork_server.start import VARIABLE, ForkServer, py_executable
+from srft_ray.fork_server import client
+from srft_ray.fork_server.client import VARIABLE
+from srft_ray.fork_server.start import ForkServer
 from srft_ray.run.preloading import variables_for_commands
 from tests.conftest import base_config
 
@@ -54,7 +56,8 @@ def script(tmp_path):
     def write(server: ForkServer, text: str, *arguments: str) -> str:
         file = tmp_path / "script.py"
         file.write_text(text)
-        return f"exec {py_executable(server.folder)} {file} {' '.join(arguments)}"
+        words = [sys.executable, client.__file__, str(file), *arguments]
+        return f"export {VARIABLE}={server.folder}; exec {' '.join(words)}"
 
     return write
 

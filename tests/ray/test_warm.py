@@ -26,6 +26,9 @@ class Worker:
         names = ("torch", "ray.data", "vllm.v1.engine.llm_engine", "srft_ray")
         return [name in self.before for name in names]
 
+    def variables(self, name):
+        return [os.environ.get(name), os.environ.get("OF_THE_DRIVER")]
+
     def can_start_another_ray(self):
         from ray._private.auto_init_hook import enable_auto_connect
 
@@ -35,6 +38,12 @@ assert not start_ray(ClusterSection(), 1)
 worker = ray.remote(Worker).remote()
 found = ray.get(worker.look.remote())
 assert not ray.get(worker.can_start_another_ray.remote())
+for name, is_fork in (("SRFT_X", True), ("OTHER", False)):
+    os.environ["OF_THE_DRIVER"] = "no"
+    variables = {"env_vars": {name: "a ${HOME} ${MISSING}b $"}}
+    worker = ray.remote(Worker).options(runtime_env=variables).remote()
+    assert ray.get(worker.variables.remote(name)) == [f"a {os.environ['HOME']} b $", None]
+    assert any(ray.get(worker.look.remote())) == is_fork
 print(json.dumps({"imported": found, "folder": os.environ["SRFT_RAY_FORK_SERVER"]}))
 """
 
