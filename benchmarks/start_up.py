@@ -5,8 +5,8 @@
 
 It trains some steps of the quickstart's config, without evaluation, in a Ray that the command starts, and
 prints the median of several starts. CPU seconds are those that the processes of a start had taken when the
-first update was recorded. The second line is for starts on a Ray that is there already; the processes of that
-Ray are not counted.
+first update was recorded. The second line is for starts on a Ray that is there already; its processes are
+forks, and are not counted.
 """
 
 import argparse
@@ -89,12 +89,11 @@ def main():
         folder = Path(tempfile.mkdtemp(prefix="start-up-"))
         found.append(start(folder, options.settings))
         shutil.rmtree(folder)
-        print(
-            f"start {number + 1}: {found[-1][0]:.1f} s, {sum(found[-1][1].values()):.1f} s of CPU", flush=True
-        )
+        print(f"start {number + 1}: {found[-1][0]:.1f} s, {found[-1][1].total():.1f} s of CPU", flush=True)
     print(f"\n{'command to first update':>40} {statistics.median(seconds for seconds, _ in found):6.1f} s")
     for kind in [*KINDS.values(), OTHER]:
-        print(f"{kind:>40} {statistics.median(cpu[kind] for _, cpu in found):6.1f} s of CPU")
+        if any(cpu[kind] for _, cpu in found):
+            print(f"{kind:>40} {statistics.median(cpu[kind] for _, cpu in found):6.1f} s of CPU")
 
 
 if __name__ == "__main__":
