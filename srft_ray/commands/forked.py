@@ -8,9 +8,8 @@ from pathlib import Path
 
 from srft_ray.fork_server.client import exit_code, start
 
-COMMANDS = frozenset(
-    ("train", "evaluate", "benchmark", "compare", "scale")
-)  # those that import the libraries
+# Those that import the libraries.
+COMMANDS = frozenset(("train", "evaluate", "benchmark", "compare", "scale"))
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

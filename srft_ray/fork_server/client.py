@@ -1,9 +1,9 @@
-"""What Ray runs for a worker in Python's place, `client.py SCRIPT ARGUMENT…`: it has the fork server make the
-process, and ends when that does.
+"""What stands for a fork, `client.py SCRIPT ARGUMENT…`: it has the fork server make the process, and ends
+when that does.
 
-Ray's raylet started this process; the worker tells it its own number. Where the server has ended, or has
-another environment, this process becomes the worker itself, as it would be without the server. A file by
-itself that imports light modules only, because each worker waits for it.
+For a worker Ray's raylet started this process (`ray_worker`); the worker tells it its own number. Where the
+server has ended, or has another environment, this process becomes the worker itself, as it would be without
+the server. A file by itself that imports light modules only, because each worker waits for it.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import resource
 import select
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ LIMITS = (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
 FAILED = 1
 
 
-def settings(environment: dict[str, str]) -> dict[str, str]:
+def settings(environment: Mapping[str, str]) -> dict[str, str]:
     """What Ray and other modules may read when they are imported."""
     return {
         name: value
@@ -53,7 +54,7 @@ def settings(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def template_name(environment: dict[str, str]) -> str:
+def template_name(environment: Mapping[str, str]) -> str:
     """Name of the socket of the process that has this environment."""
     return hashlib.sha256(json.dumps(settings(environment), sort_keys=True).encode()).hexdigest()[:32]
 
