@@ -49,7 +49,7 @@ def time_lines(resolved: Resolved, stages: list[Stage], device: str, parameters:
 def _coordinator(resolved: Resolved, setting: Setting, step_s: float) -> str:
     """What the run asks of its coordinator."""
     blocks = plan_stream(resolved, {}).blocks_per_step
-    calls = calls_per_s(setting.engines, blocks, step_s, resolved.config.rollout.stall_timeout_s)
+    calls = calls_per_s(setting, blocks, step_s, resolved.config.rollout.stall_timeout_s)
     share = calls * CALL_S
     return f"coordinator: {calls:,.0f} calls/s, about {share:.0%} of a CPU core"
 

@@ -23,7 +23,7 @@ from srft_ray.rollout.requests import Request, requests_of
 from srft_ray.rollout.settings import RolloutSettings
 from srft_ray.rollout.turns import converse
 from srft_ray.rollout.vllm_engine import Engine
-from srft_ray.sync.admission import Admission, wait_for_admission
+from srft_ray.sync.admission import Admission, question_name, wait_for_admission
 from srft_ray.sync.fingerprint import folder_fingerprint, model_fingerprint
 from srft_ray.sync.health import Heartbeat, send_heartbeats
 from srft_ray.sync.processes import Process
@@ -212,9 +212,9 @@ class RolloutWorker:
 
     def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
-        return wait_for_admission(
-            self.coordinator, self.generation, group.step, exact, self.settings.rollout.timeout_s
-        )
+        timeout_s = self.settings.rollout.timeout_s
+        about = self.generation, group.step, exact, timeout_s, question_name(self.coordinator)
+        return wait_for_admission(self.coordinator, *about)
 
     def _load(self, offered: PolicyWeights) -> EngineWeights:
         """The version that the transport says it brought, with the fingerprint of what it gave to the

@@ -1,11 +1,13 @@
 """How a rollout waits for its turn: many short questions to the coordinator instead of one long one."""
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 
+from srft_ray.sync.shared_question import ask_together
 from srft_ray.sync.versions import PolicyWeights
 
 FIRST_PAUSE_S = 0.05  # before the coordinator is asked again after it was busy
@@ -32,9 +34,18 @@ class Admission:
     busy: bool = False
     progress: tuple[int, ...] = ()
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Admission":
+        found = json.loads(text)
+        offered, progress = PolicyWeights(**found.pop("offered")), tuple(found.pop("progress"))
+        return cls(offered=offered, progress=progress, **found)
+
 
 def wait_for_admission(
-    coordinator: Any, generation: int, step: int, exact: bool, timeout_s: float
+    coordinator: Any, generation: int, step: int, exact: bool, timeout_s: float, together: str = ""
 ) -> Admission:
     """Waits until a group of `step` may start, as long as learners or engines come forward.
 
@@ -42,16 +53,26 @@ def wait_for_admission(
         coordinator: handle of the coordinator's actor.
         generation: of the learners' start that the group is for.
         exact: the group needs version `step` itself (evaluation).
+        together: names the coordinator among those of this node. Whoever waits under the same name for the
+            same step asks together. Empty: alone.
 
     Raises:
         TimeoutError: nothing came forward for `timeout_s`; it names what was waited for.
     """
+
+    def ask() -> Admission:
+        return ray.get(coordinator.admit.remote(generation, step, exact, remaining_s))
+
+    def ask_with_others() -> Admission:
+        name = f"{together}_{generation}_{step}_{exact:d}"
+        return Admission.from_json(ask_together(name, lambda: ask().to_json()))
+
     deadline = time.monotonic() + timeout_s
     pause_s = FIRST_PAUSE_S
     progress: tuple[int, ...] = ()
     while True:
         remaining_s = deadline - time.monotonic()
-        answer: Admission = ray.get(coordinator.admit.remote(generation, step, exact, remaining_s))
+        answer = ask_with_others() if together else ask()
         if answer.admitted:
             return answer
         if answer.progress != progress:
@@ -67,3 +88,8 @@ def wait_for_admission(
         if answer.busy:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def question_name(coordinator: Any) -> str:
+    """Names a coordinator's actor among all that processes of this node may ask."""
+    return f"admission_{coordinator._actor_id.hex()}"

@@ -104,7 +104,7 @@ def _only_writer(folder: Path, patience_s: float) -> Iterator[bool]:
         yield not folder.exists()
     finally:
         # A process that did not wait for this one any more has a lock of its own there.
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -137,7 +137,7 @@ def _lock(path: Path) -> int | None:
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its holder may have removed it meanwhile, and a third one may have made it anew.
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             return descriptor
     os.close(descriptor)
     return None
@@ -156,7 +156,7 @@ def hold(folder: Path) -> int | None:
     with suppress(FileNotFoundError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if _is_at(descriptor, folder):
+        if is_at(descriptor, folder):
             return descriptor
         os.close(descriptor)
     return None
@@ -176,7 +176,7 @@ def remove_if_free(path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 _remove(path)
         except BlockingIOError:
             return
@@ -194,7 +194,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Whether the path still leads to what the descriptor was opened for."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

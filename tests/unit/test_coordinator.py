@@ -1,10 +1,13 @@
 """The parts of the coordinator, stepped by hand, and the actor's class without Ray."""
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
-from srft_ray.sync import admission
+from srft_ray.sync import admission, node_copy
 from srft_ray.sync.admission import Admission, wait_for_admission
 from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import Heartbeat
@@ -140,6 +143,27 @@ def test_a_group_waits_as_long_as_something_comes_forward(monkeypatch):
     assert wait_for_admission(Answers(*waiting, admitted), 1, 9, False, timeout_s=25.0) is admitted
     with pytest.raises(TimeoutError, match="neither learners nor engines have come forward"):
         wait_for_admission(Answers(*waiting), 1, 9, False, timeout_s=25.0)
+
+
+def test_groups_of_a_node_that_wait_together_ask_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_copy, "SHARED_MEMORY", tmp_path)
+    refused = Admission(False, PolicyWeights(8, "0a"), 1, 9, True, (1, 8, 0, 0))
+    admitted = Admission(True, PolicyWeights(9, "0b"), 1, 9, progress=(1, 9, 4, 4))
+    answers, asked = [refused, admitted], []
+
+    def get(question: tuple) -> Admission:
+        asked.append(question[:3])
+        time.sleep(0.3)  # in which the others come
+        return answers.pop(0) if len(answers) > 1 else admitted
+
+    monkeypatch.setattr(admission.ray, "get", get)
+    coordinator = SimpleNamespace(admit=SimpleNamespace(remote=lambda *question: question))
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [
+            threads.submit(wait_for_admission, coordinator, 1, 9, False, 25.0, "node") for _ in range(8)
+        ]
+        assert [group.result() for group in waiting] == [admitted] * 8
+    assert {*asked} == {(1, 9, False)} and len(asked) < 8, "each of them would ask twice"
 
 
 def test_progress_is_what_learners_and_engines_do():

@@ -16,7 +16,6 @@ from algorithms import Completion, Group
 from srft_ray.commands.simulation.calls import CountedCoordinator
 from srft_ray.commands.simulation.job import ENGINES_PER_NODE, SimulatedJob
 from srft_ray.commands.simulation.nodes import Once, SimulatedTransport
-from srft_ray.commands.simulation.threads import rare_switches
 from srft_ray.data.blocks import as_block
 from srft_ray.rollout.loaded_version import EngineWeights, Held, LoadedVersion
 from srft_ray.sync.admission import wait_for_admission
@@ -65,6 +64,7 @@ class SimulatedEngine:
         # No process has this number, so that nothing would be killed for a heartbeat that comes late.
         node_id = ray.get_runtime_context().get_node_id()
         self.process = EngineProcess(f"{number:032x}", node_id, -1 - number, "")
+        self.together = f"simulated_{generation}_{number // ENGINES_PER_NODE}"
         self._blocks = iter(job.of_engine(number))
         self._lock = threading.Lock()
 
@@ -88,9 +88,9 @@ class SimulatedEngine:
     def _roll_out(self, block: int) -> dict[str, Any]:
         segment, first = self.job.place(block)
         asked_at = time.time()
-        found = wait_for_admission(
-            self.coordinator, self.generation, segment.step, False, self.job.rollout.timeout_s
-        )
+        timeout_s = self.job.rollout.timeout_s
+        about = self.generation, segment.step, False, timeout_s, self.together
+        found = wait_for_admission(self.coordinator, *about)
         self.admitted.append(Admitted(segment.step, found.needed, asked_at, time.time()))
         with self.loaded.hold(found.needed, found.offered, found.generation) as held:
             time.sleep(self.job.sampling_s(block))
@@ -140,17 +140,16 @@ class EngineHost:
 
     def run(self) -> Iterator[list[Block]]:
         """Starts the engines, and gives their blocks as they are finished."""
-        with rare_switches():
-            for engine in self.engines:
-                engine.start()
-            given = 0
-            while given < self.total:
-                found = [self.out.get()]
-                time.sleep(GATHERING_S)
-                while not self.out.empty():
-                    found.append(self.out.get())
-                given += len(found)
-                yield found
+        for engine in self.engines:
+            engine.start()
+        given = 0
+        while given < self.total:
+            found = [self.out.get()]
+            time.sleep(GATHERING_S)
+            while not self.out.empty():
+                found.append(self.out.get())
+            given += len(found)
+            yield found
 
     def counted(self) -> Counter[str]:
         """Calls of the coordinator so far, by method."""

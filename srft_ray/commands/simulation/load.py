@@ -2,6 +2,7 @@
 
 import math
 
+from srft_ray.commands.pipeline_model import Setting
 from srft_ray.commands.simulation.job import ENGINES_PER_NODE
 from srft_ray.sync.health import heartbeat_interval_s
 
@@ -10,12 +11,15 @@ from srft_ray.sync.health import heartbeat_interval_s
 CALL_S = 0.9e-3
 
 
-def calls_per_s(engines: int, blocks_per_step: int, step_s: float, stall_timeout_s: float) -> float:
-    """Calls per second of so many engines; those of learners are few.
+def calls_per_s(setting: Setting, blocks_per_step: int, step_s: float, stall_timeout_s: float) -> float:
+    """Calls per second of the engines; those of learners are few.
 
-    Each block is admitted once, and one engine of each node that has a block asks for the new weights. This
-    holds while no admission waits for longer than a call may take.
+    At staleness 0 the blocks of a step wait, and one of each node asks for all; otherwise they start when
+    they come, and each asks. One engine of each node asks for the new weights. This holds while no admission
+    waits for longer than a call may take.
     """
+    engines = setting.engines
     heartbeats = engines / heartbeat_interval_s(engines, stall_timeout_s)
-    of_step = blocks_per_step + math.ceil(min(engines, blocks_per_step) / ENGINES_PER_NODE)
-    return heartbeats + of_step / step_s
+    nodes = math.ceil(min(engines, blocks_per_step) / ENGINES_PER_NODE)
+    admissions = blocks_per_step if setting.staleness else nodes
+    return heartbeats + (admissions + nodes) / step_s

@@ -16,7 +16,6 @@ from srft_ray.commands.simulation.calls import CountedCoordinator
 from srft_ray.commands.simulation.engines import Admitted, EngineHost
 from srft_ray.commands.simulation.job import SimulatedJob, hosts
 from srft_ray.commands.simulation.learners import SimulatedLearners, StepRecord
-from srft_ray.commands.simulation.threads import rare_switches
 from srft_ray.sync.health import Heartbeat
 
 WARM_UP = 2  # steps in which engines start and threads settle; they are not counted
@@ -162,7 +161,7 @@ def run_simulated(job: SimulatedJob, coordinator: Any) -> SimulatedRun:
     observer = Observer(coordinator, counted, engine_hosts, start.generation)
     learners.after_step = observer.look
     ray.get([one.counted.remote() for one in engine_hosts])  # until all processes have started
-    with observer.probing(), rare_switches():
+    with observer.probing():
         for one in engine_hosts:
             blocks = one.run.options(num_returns="streaming").remote()
             threading.Thread(target=_deliver, args=(blocks, learners), daemon=True).start()
