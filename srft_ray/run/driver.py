@@ -45,8 +45,10 @@ from srft_ray.run.result import Result, result_of
 from srft_ray.run.series import Run, events_of
 from srft_ray.run.supervisor import stopping
 from srft_ray.run.until_done import train_until_done
-from srft_ray.sync.coordinator import CALLS_AT_A_TIME, Coordinator
+from srft_ray.sync.coordinator import Coordinator
 from srft_ray.sync.health import HealthMonitor
+
+COORDINATOR_CALLS = 10_000  # at a time; Ray's own limit is 1,000
 
 
 def fit(
@@ -205,9 +207,9 @@ def start_coordinator(resolved: Resolved, tell: Callable[[str, str], None]) -> A
         num_cpus=0,
         max_restarts=rollout.max_restarts,
         max_task_retries=-1,
-        max_concurrency=CALLS_AT_A_TIME,
+        max_concurrency=COORDINATOR_CALLS,
         scheduling_strategy=here,
         # Hundreds of calls a second would push all other tasks out of Ray's list.
         enable_task_events=False,
     )
-    return actor.remote(rollout.max_staleness, monitor, CALLS_AT_A_TIME // 2)
+    return actor.remote(rollout.max_staleness, monitor, COORDINATOR_CALLS // 2)

@@ -15,12 +15,11 @@ from srft_ray.sync.engine_deaths import EngineDeath, EngineDeaths, EngineProcess
 from srft_ray.sync.health import HEARTBEAT_INTERVAL_S, HealthMonitor, Heartbeat
 from srft_ray.sync.history import HistoryPieces
 from srft_ray.sync.learners import LearnerPresence, LearnerRequests
+from srft_ray.sync.memory import return_large_pieces
 from srft_ray.sync.processes import Process
 from srft_ray.sync.round_messages import Entry, Notice, Round, Waiting
 from srft_ray.sync.rounds import Rounds
 from srft_ray.sync.versions import LearnerStart, Publication, PublishedVersions, WeightShare
-
-CALLS_AT_A_TIME = 10_000  # of the coordinator of a run; Ray's own limit is 1,000
 
 
 class Coordinator:
@@ -34,7 +33,10 @@ class Coordinator:
         self, max_staleness: int, monitor: HealthMonitor | None = None, max_waiting: int = MAX_WAITING
     ) -> None:
         """`max_waiting`: admissions that may wait at a time, fewer than the actor's `max_concurrency`."""
-        forgot = ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed
+        forgot = False
+        if ray.is_initialized():  # an actor, and not an object of a test
+            forgot = ray.get_runtime_context().was_current_actor_reconstructed
+            return_large_pieces()
         self.versions = PublishedVersions(max_staleness, forgot)
         self.history = HistoryPieces()
         self.monitor = monitor or HealthMonitor(math.inf, print)
@@ -47,11 +49,8 @@ class Coordinator:
         self._groups_taken = 0  # by the learners since they started
         self._health_checks: asyncio.Task[None] | None = None
         if forgot:
-            self.monitor.report(
-                "coordinator",
-                "the actor that knows the published versions died and was started again; the learners tell "
-                "it again",
-            )
+            what = "the actor that knows the published versions died and was started again"
+            self.monitor.report("coordinator", f"{what}; the learners tell it again")
 
     # Versions
 

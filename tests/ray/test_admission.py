@@ -3,6 +3,7 @@
 import threading
 import time
 
+import psutil
 import pytest
 import ray
 
@@ -48,3 +49,22 @@ def test_a_group_waits_for_its_version_or_says_what_it_waited_for():
     threading.Timer(0.3, lambda: ray.get(publish(coordinator, start))).start()
     admission = wait_for_admission(coordinator, start.generation, 2, exact=False, timeout_s=20)
     assert (admission.offered.version, admission.needed) == (1, 1)
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("local_ray")
+def test_memory_of_calls_that_waited_is_given_back():
+    coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(0)
+    process = psutil.Process(ray.get(coordinator.process.remote()).pid)
+    start = ray.get(coordinator.restart.remote(0))
+    used, given_back = [], 0.0
+    for version in range(1, 5):
+        answers = [coordinator.admit.remote(start.generation, version) for _ in range(400)]
+        ray.get(coordinator.leave_requested.remote())
+        waiting = process.memory_full_info().uss
+        ray.get(coordinator.publish.remote(start.generation, WeightShare(version, ranks=1)), timeout=20)
+        assert all(answer.admitted for answer in ray.get(answers, timeout=60))
+        used.append((waiting / 2**20, process.memory_full_info().uss / 2**20))
+        given_back += used[-1][0] - used[-1][1]
+    print(f"MiB while 400 groups waited, and after that: {used}")
+    assert given_back > 8
