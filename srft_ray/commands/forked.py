@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from srft_ray.fork_server.client import exit_code, start
@@ -27,7 +28,12 @@ def in_fork(words: Sequence[str], folder: str) -> int | None:
         pid, channel = start(Path(folder), [str(script), *words], sys.path, 0)
     except OSError:
         return None
+
+    def pass_on(number: int, _: object) -> None:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, number)
+
     for number in PASSED_ON:
-        signal.signal(number, lambda number, _: os.kill(pid, number))
+        signal.signal(number, pass_on)
     code = exit_code(pid, channel)
     return 128 - code if code < 0 else code

@@ -16,13 +16,16 @@ PAUSE_S = 0.2  # before the coordinator is asked again
 class CoordinatorHistory:
     """Brings the history up to the step that a group asks for. It is called from several threads."""
 
-    def __init__(self, coordinator: Any, rows: int, lag: int, generation: int, timeout_s: float) -> None:
-        """`generation`: of the learners' start whose history it is."""
+    def __init__(
+        self, coordinator: Any, rows: int, lag: int, generation: int, timeout_s: float, together: str = ""
+    ) -> None:
+        """`generation`: of the learners' start whose history it is. `together`: as `wait_for_admission`."""
         self.history = PromptHistory(rows, lag)
         self.coordinator = coordinator
         self.lag = lag
         self.generation = generation
         self.timeout_s = timeout_s
+        self.together = together
         self._lock = threading.Lock()
 
     def __call__(self, before: int) -> PromptHistory:
@@ -36,7 +39,8 @@ class CoordinatorHistory:
             # It is there before the weights that follow from these steps. They admit the group of the step
             # that asks.
             asking_step = before - 1 + self.lag
-            wait_for_admission(self.coordinator, self.generation, asking_step, False, self.timeout_s)
+            about = self.generation, asking_step, False, self.timeout_s, self.together
+            wait_for_admission(self.coordinator, *about)
             if self._reaches(before):
                 break
             if time.monotonic() > deadline:

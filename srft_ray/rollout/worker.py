@@ -49,6 +49,7 @@ class RolloutWorker:
         """`generation`: of the learners' start whose stream this worker belongs to."""
         clock = StartClock()
         self.coordinator = coordinator
+        self.together = question_name(coordinator)  # all engines of the node ask under this name
         self._begin(settings, reader, generation, base)
         self.life = EngineLife(coordinator)
         self.loaded = LoadedVersion(
@@ -120,9 +121,8 @@ class RolloutWorker:
         reader = self.reader
         if not reader.algorithm.uses_history:
             return None
-        rows, lag = reader.train.counts.kept, reader.settings.history_lag
-        timeout_s = self.settings.rollout.timeout_s
-        return CoordinatorHistory(self.coordinator, rows, lag, self.generation, timeout_s)
+        about = reader.train.counts.kept, reader.settings.history_lag, self.generation
+        return CoordinatorHistory(self.coordinator, *about, self.settings.rollout.timeout_s, self.together)
 
     def _refill(self, groups: list[Group]) -> None:
         """Replaces groups without signal, in their places, until none is left or their algorithm gives up."""
@@ -213,7 +213,7 @@ class RolloutWorker:
     def _wait_for_admission(self, group: Group) -> Admission:
         exact = group.dataset != "train"  # an evaluation is of one version
         timeout_s = self.settings.rollout.timeout_s
-        about = self.generation, group.step, exact, timeout_s, question_name(self.coordinator)
+        about = self.generation, group.step, exact, timeout_s, self.together
         return wait_for_admission(self.coordinator, *about)
 
     def _load(self, offered: PolicyWeights) -> EngineWeights:

@@ -366,7 +366,7 @@ def test_an_actor_waits_until_the_group_that_asks_is_admitted(tmp_path, ranks, m
     run.keeper.begin(run.store, 0)
     asked = []
 
-    def admit(coordinator, generation, step, exact, timeout_s):
+    def admit(coordinator, generation, step, exact, timeout_s, together):
         asked.append((step, exact))
         run.keeper.add(0, [])
         return Admission(True, PolicyWeights(1), 0, 1)
