@@ -8,7 +8,7 @@ from srft_ray.sync.health import heartbeat_interval_s
 
 # Seconds of CPU that the coordinator's process takes for a call, most of them in Ray: measured by `srft-ray
 # scale --simulate` with 1,000 engines in steps of their true length, on 2 virtual cores of an Intel Xeon.
-CALL_S = 0.9e-3
+CALL_S = 1.1e-3
 
 
 def calls_per_s(setting: Setting, blocks_per_step: int, step_s: float, stall_timeout_s: float) -> float:
