@@ -51,7 +51,7 @@ def _ask(descriptor: int, path: Path, ask: Callable[[], str]) -> str:
         os.write(descriptor, answer.encode())
         return answer
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _wait(descriptor: int) -> str:

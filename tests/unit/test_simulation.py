@@ -92,7 +92,8 @@ def test_only_blocks_that_waited_for_a_version_tell_how_long_it_took():
 
 
 def test_calls_of_a_run_by_hand():
-    """1,000 engines speak every 10 s; 1,024 admissions and the questions of 125 nodes in a step of 10 s."""
+    """1,000 engines speak every 10 s. In a step of 10 s each of 125 nodes asks for admission, and for the
+    weights; with staleness each of 1,024 blocks asks for admission."""
     assert calls_per_s(LARGE, 1024, 10.0, stall_timeout_s=300.0) == pytest.approx(100.0 + 25.0)
     ahead = Setting(1000, 64, staleness=1)
     assert calls_per_s(ahead, 1024, 10.0, stall_timeout_s=300.0) == pytest.approx(100.0 + 114.9)
