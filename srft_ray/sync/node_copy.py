@@ -134,11 +134,9 @@ def _wait_for_lock(path: Path, folder: Path, patience_s: float) -> int | None:
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the lock of that path; None while another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    with suppress(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its holder may have removed it meanwhile, and a third one may have made it anew.
-        if is_at(descriptor, path):
-            return descriptor
+    # Its holder may have removed it meanwhile, and a third one may have made it anew.
+    if lock_if_free(descriptor) and is_at(descriptor, path):
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -175,11 +173,8 @@ def remove_if_free(path: Path) -> None:
     with suppress(FileNotFoundError, PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_at(descriptor, path):
+            if lock_if_free(descriptor) and is_at(descriptor, path):
                 _remove(path)
-        except BlockingIOError:
-            return
         finally:
             os.close(descriptor)
 
@@ -192,6 +187,14 @@ def _remove(path: Path) -> None:
     if PART not in path.name:
         path = path.rename(path.with_name(f"{path.name}{PART}{uuid.uuid4().hex}"))
     shutil.rmtree(path)
+
+
+def lock_if_free(descriptor: int) -> bool:
+    """Whether nobody else holds the file or folder; then this process alone does."""
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def is_at(descriptor: int, path: Path) -> bool:

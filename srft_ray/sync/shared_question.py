@@ -7,10 +7,9 @@ block.
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from srft_ray.sync.node_copy import PREFIX, is_at, shared_memory
+from srft_ray.sync.node_copy import PREFIX, is_at, lock_if_free, shared_memory
 
 
 def ask_together(name: str, ask: Callable[[], str]) -> str:
@@ -28,7 +27,7 @@ def ask_together(name: str, ask: Callable[[], str]) -> str:
     while not answer:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if not _is_first(descriptor):
+            if not lock_if_free(descriptor):
                 answer = _wait(descriptor)
             # Another process may have asked meanwhile, and removed the name.
             elif is_at(descriptor, path):
@@ -36,13 +35,6 @@ def ask_together(name: str, ask: Callable[[], str]) -> str:
         finally:
             os.close(descriptor)
     return answer
-
-
-def _is_first(descriptor: int) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _ask(descriptor: int, path: Path, ask: Callable[[], str]) -> str:

@@ -198,7 +198,7 @@ class Watched:
             f"{event['kind']}: {event['message']}" for event in read_json_lines(self.run_dir / "events.jsonl")
         ]
 
-    def left(self, timeout_s: float = 20) -> list[str]:
+    def left(self, timeout_s: float = 60) -> list[str]:
         """Command lines of processes that outlive the command for so long."""
         deadline = time.monotonic() + timeout_s
         while (found := processes(self.token)) and time.monotonic() < deadline:
