@@ -34,6 +34,7 @@ def prepare(
     folder: Path,
     seed: int,
     created: list[Path] | None = None,
+    key: str = "data",
 ) -> PreparedData:
     """Prepares the data set, or finds it prepared in `folder`.
 
@@ -41,6 +42,7 @@ def prepare(
         limits: longest prompt, and longest prompt with demonstration, in tokens.
         seed: of generated tasks.
         created: files and folders that had to be created are added to it, parents first.
+        key: the section's place in the config, for messages.
 
     Raises:
         UserError: bad rows (see `read_rows`), a prompt without tokens, an over-long row with
@@ -54,7 +56,7 @@ def prepare(
         preparation = _Preparation(template, limits, strict=section.overlong == "error")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _store(target, counts_file, preparation, read_rows(section, seed))
+            _store(target, counts_file, preparation, read_rows(section, seed, key))
         except BaseException:
             remove(new_folders)
             raise

@@ -37,55 +37,57 @@ class Row:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def read_rows(section: DataSection, seed: int = 0) -> Iterator[Row]:
-    """Rows in the order of the source; `seed` is for generated tasks.
+def read_rows(section: DataSection, seed: int = 0, key: str = "data") -> Iterator[Row]:
+    """Rows in the order of the source; `seed` is for generated tasks, `key` the place of the section in the
+    config, for messages.
 
     Raises:
         UserError: the source is missing, empty or not parseable, or a record lacks a field (file and line).
     """
     format = data_format(section)
     if format == "tasks":
-        yield from _generated_rows(section, seed)
+        yield from _generated_rows(section, seed, key)
         return
-    path = Path(section.path).expanduser()
+    path = Path(section.path).expanduser().absolute()
     require(
         path.exists(),
-        f"data.path {path} does not exist; pass a JSONL, JSON or Parquet file, or a dataset directory.",
+        f"{key}.path {path} does not exist; pass a JSONL, JSON or Parquet file, or a dataset directory.",
     )
     empty = True
     for where, record in read_records(path, format):
         empty = False
-        yield to_row(record, section, where)
-    require(not empty, f"data.path {path} is empty: it holds no row.")
+        yield to_row(record, section, where, key)
+    require(not empty, f"{key}.path {path} is empty: it holds no row.")
 
 
-def _generated_rows(section: DataSection, seed: int) -> Iterator[Row]:
+def _generated_rows(section: DataSection, seed: int, key: str) -> Iterator[Row]:
     try:
         for record in tasks.generate(section.path, section.split, section.size, seed):
             yield Row(record["prompt"], record["answer"], [record["demonstration"]], record["metadata"])
     except ValueError as error:
-        raise UserError(f"data.path '{section.path}' with data.format=tasks: {error}") from error
+        raise UserError(f"{key}.path '{section.path}' with {key}.format=tasks: {error}") from error
 
 
-def to_row(record: dict[str, Any], section: DataSection, where: str) -> Row:
+def to_row(record: dict[str, Any], section: DataSection, where: str, key: str = "data") -> Row:
     """Maps a record's fields to a Row.
 
     The `answer` of GSM8K (a worked solution that ends in `#### 72`) is both demonstration and reference.
 
     Args:
         where: the record's place, for messages.
+        key: the section's place in the config, for messages.
 
     Raises:
         UserError: a field is missing, or holds something else than text or messages.
     """
-    prompt = _field(record, "prompt", section.prompt_field, where)
+    prompt = _field(record, "prompt", section.prompt_field, where, key)
     if not prompt or not (isinstance(prompt, str) or _is_messages(prompt)):
         raise UserError(
             f"The prompt in {where} must be a text or a list of messages that is not empty, not {prompt!r}."
         )
-    answer = _field(record, "answer", section.answer_field, where)
+    answer = _field(record, "answer", section.answer_field, where, key)
     reference = "" if answer is None else str(answer)
-    given = _field(record, "demonstration", section.demonstration_field, where)
+    given = _field(record, "demonstration", section.demonstration_field, where, key)
     demonstrations = _demonstrations(given, where)
     if ANSWER_MARK in reference:
         solution = CALCULATOR_NOTE.sub("", reference)
@@ -95,21 +97,22 @@ def to_row(record: dict[str, Any], section: DataSection, where: str) -> Row:
     return Row(prompt, reference, demonstrations, metadata if isinstance(metadata, dict) else {})
 
 
-def _field(record: dict[str, Any], role: str, name: str | None, where: str) -> Any:
+def _field(record: dict[str, Any], role: str, name: str | None, where: str, key: str) -> Any:
     """The field `name`, which may be dotted, or the first of the role's usual ones.
 
-    Only a prompt, and a field that is named, must be there; None stands for any other that is missing.
+    A prompt must be there, and an answer whose field is named; None stands for any other that is missing.
     """
     names = (name,) if name else USUAL_FIELDS[role]
     for candidate in names:
         value = _dotted(record, candidate)
         if value is not None:
             return value
-    if not name and role != "prompt":
+    if role == "demonstration" or (role == "answer" and not name):
         return None
     looked = " or ".join(f"'{candidate}'" for candidate in names)
-    found = ", ".join(sorted(record))
-    raise UserError(f"No {role} field {looked} in {where}; fields found: {found}. Set data.{role}_field.")
+    found = ", ".join(sorted(name for name, value in record.items() if value is not None))
+    cure = f"Correct {key}.{role}_field or the row." if name else f"Set {key}.{role}_field."
+    raise UserError(f"No {role} field {looked} in {where}; fields found: {found}. {cure}")
 
 
 def _dotted(record: dict[str, Any], name: str) -> Any:

@@ -158,12 +158,14 @@ def prepare_data(
     tokenizer: "PreTrainedTokenizerBase",
     created: list[Path] | None = None,
     limits: TokenLimits | None = None,
+    key: str = "data",
 ) -> PreparedData:
     """Prepares a data set in the folder that runs beside each other share; new paths are added to
-    `created`. `limits` are those of the training data by default."""
+    `created`. `limits` are those of the training data by default; `key` is the section's place in the
+    config."""
     folder = Path(resolved.config.run.dir) / ".data"
     limits = limits or resolved.token_limits
-    return prepare(section, tokenizer, limits, folder, resolved.config.run.seed, created)
+    return prepare(section, tokenizer, limits, folder, resolved.config.run.seed, created, key)
 
 
 def prepare_evaluation(
@@ -173,12 +175,13 @@ def prepare_evaluation(
     for section in resolved.evaluation.values():
         if section.verifier:
             _check_named_verifier(section.judge(resolved.config.verifier))
-    return {
-        name: prepare_data(
-            resolved, section.data, tokenizer, created, resolved.limits(section.max_new_tokens)
-        )
-        for name, section in resolved.evaluation.items()
-    }
+    prepared = {}
+    for name, section in resolved.evaluation.items():
+        limits = resolved.limits(section.max_new_tokens)
+        # `srft-ray evaluate` has one set, which the data section describes.
+        key = "data" if section.data == resolved.config.data else f"evaluation.data.{name}"
+        prepared[name] = prepare_data(resolved, section.data, tokenizer, created, limits, key)
+    return prepared
 
 
 def evaluation_sizes(resolved: Resolved, evaluation: dict[str, PreparedData]) -> dict[str, int]:
@@ -219,7 +222,7 @@ def _check_data(resolved: Resolved, counts: Counts) -> None:
         counts.demonstrations > 0 or not algorithm.uses_demonstrations,
         f"No demonstrations: {algorithm.name} needs them and none of the {counts.kept} rows of {path} has "
         f"one that fits ({counts.overlong_demonstrations} are too long for model.max_length). Set "
-        "data.demonstration_field, or algorithm.name=grpo.",
+        "data.demonstration_field to the field that holds them, or algorithm.name=grpo.",
     )
     require(
         not (algorithm.uses_rollouts and counts.without_answer),

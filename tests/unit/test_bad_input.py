@@ -346,12 +346,13 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "evaluation set that is missing": (
         lambda folder, model: {"evaluation": {"data": {"held": {"path": str(folder / "none.jsonl")}}}},
-        "data.path {tmp}/none.jsonl does not exist",
+        "evaluation.data.held.path {tmp}/none.jsonl does not exist",
     ),
     "evaluation set that is no JSON": (evaluation_data("{"), "{tmp}/held.jsonl line 1 is not valid JSON"),
     "evaluation set without the field": (
         evaluation_data('{"prompt": "p"}', answer_field="gold"),
-        "No answer field 'gold' in {tmp}/held.jsonl line 1",
+        "No answer field 'gold' in {tmp}/held.jsonl line 1; fields found: prompt. "
+        "Correct evaluation.data.held.answer_field or the row.",
     ),
     "another run in the directory": (
         another_run,

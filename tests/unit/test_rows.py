@@ -296,13 +296,21 @@ def test_a_missing_field_lists_those_that_are_there(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("role", ["prompt", "answer", "demonstration"])
+@pytest.mark.parametrize("role", ["prompt", "answer"])
 def test_a_field_that_is_named_must_be_there(tmp_path: Path, role: str):
     path = write_jsonl(tmp_path / "d.jsonl", RECORDS)
     text = message(path, **{f"{role}_field": "meta.x"})
     assert text.startswith(
-        f"No {role} field 'meta.x' in {path} line 1; fields found: answer, demonstration, prompt."
+        f"No {role} field 'meta.x' in {path} line 1; fields found: answer, demonstration, prompt. "
+        f"Correct data.{role}_field or the row."
     )
+
+
+@pytest.mark.parametrize("missing", [{}, {"solution": None}, {"solution": ""}])
+def test_a_row_may_lack_the_demonstration_whose_field_is_named(tmp_path: Path, missing: dict[str, Any]):
+    records = [{"prompt": "p", "solution": "s"}, {"prompt": "q", **missing}]
+    rows = read(write_jsonl(tmp_path / "d.jsonl", records), demonstration_field="solution")
+    assert [row.demonstrations for row in rows] == [["s"], []]
 
 
 @pytest.mark.parametrize(
