@@ -74,7 +74,8 @@ def load_model_config(section: ModelSection, key: str = "model.path", needs_weig
     try:
         model = AutoConfig.from_pretrained(name, trust_remote_code=section.trust_remote_code)
     except Exception as error:
-        raise UserError(f"{key} {name} cannot be read as a model: {first_line(error)}.") from error
+        where = "" if local else f" It is the id of a model on a hub, because there is no {path.absolute()}."
+        raise UserError(f"{key} {name} cannot be read as a model: {first_line(error)}.{where}") from error
     require(
         not (local and needs_weights) or any(path.glob("*.safetensors")),
         f"{key} {name} has a config.json but no weights in safetensors format.",

@@ -9,6 +9,7 @@ from srft_ray.config.schema import Config
 from srft_ray.errors import UserError, require
 
 Handler = Callable[[argparse.Namespace], int]
+GOES_ON = ": the same command goes on, and repeats nothing that is finished"  # said after Ctrl-C
 EVALUATION_OPTIONS: dict[str, tuple[str, type, str]] = {  # option: config key, type, help
     "--data": (
         "data.path",
@@ -50,6 +51,7 @@ def add_config_command(commands: Any, name: str, handler: Handler, text: str) ->
     command = add_command(commands, name, handler, text)
     command.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in examples/")
     add_overrides(command, "config keys to change, such as trainer.steps=10 learner.num_workers=2")
+    return command
     return command
 
 

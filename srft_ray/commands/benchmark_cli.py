@@ -1,11 +1,12 @@
 """The arguments of `srft-ray benchmark`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srft_ray.commands.arguments import add_command
+from srft_ray.commands.arguments import GOES_ON, add_command
 from srft_ray.errors import require
 
 CONFIG_OPTIONS: dict[str, tuple[str, type, Any, str]] = {  # option: config key, type, default, help
@@ -45,7 +46,7 @@ def add_benchmark(commands: Any) -> None:
     folder = "folder for prompts, ledgers and tables (default one in run.dir)"
     command.add_argument("--output", metavar="FOLDER", default=None, help=folder)
     _add_switches(command)
-    command.set_defaults(overrides=[])
+    command.set_defaults(overrides=[], interrupted=GOES_ON)
 
 
 def _add_switches(command: argparse.ArgumentParser) -> None:
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace, sets: dict[str, Any]) -> int:
     from srft_ray.commands.benchmark import Request, benchmark
+    from srft_ray.commands.run_settings import unused
 
     models, overrides = split_words([*options.models, *options.overrides])
     require(len(models) > 0, "benchmark needs at least one model: pass a model directory or a hub id.")
@@ -91,6 +93,9 @@ def _evaluate(options: argparse.Namespace, sets: dict[str, Any]) -> int:
     request = Request(
         models, sets, options.samples, options.max_prompts, options.bare, options.lenient, settings, overrides
     )
+    given = {word.partition("=")[0] for word in overrides}
+    for note in filter(None, (unused(model, given) for model in models)):
+        print(note, file=sys.stderr)
     print(benchmark(request, Path(options.output) if options.output else None))
     return 0
 

@@ -1,6 +1,7 @@
 """The command line. `ADDED` has its commands.
 
-Exit codes: 0 after success, 2 for bad arguments, config or data, 1 for a failed run, 130 after Ctrl-C.
+Exit codes: 0 after success, and for a run that SIGTERM stopped with a checkpoint; 2 for bad arguments, config
+or data; 1 for a failed run; 130 after Ctrl-C.
 
 Commands are imported by their handlers, so that `--help` and refusals do not wait for heavy imports.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from srft_ray.commands.analyze import add_analyze
 from srft_ray.commands.arguments import (
     EVALUATION_OPTIONS,
+    GOES_ON,
     add_command,
     add_config_command,
     add_overrides,
@@ -54,11 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"run failed: the operating system reported an error: {error}", FAILED)
     except KeyboardInterrupt:
-        return _fail(
-            "interrupted; every finished step is kept, and the same command continues from the newest "
-            "checkpoint.",
-            INTERRUPTED,
-        )
+        return _fail(f"interrupted{getattr(options, 'interrupted', '')}.", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> int:
@@ -88,7 +86,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_train(commands: Any) -> None:
-    add_config_command(commands, "train", train, "train a model as the config says")
+    command = add_config_command(commands, "train", train, "train a model as the config says")
+    command.set_defaults(
+        interrupted=": the same command goes on from the newest checkpoint, if there is one, and repeats the "
+        "steps after it; SIGTERM would have written a checkpoint first"
+    )
 
 
 def add_plan(commands: Any) -> None:
@@ -124,6 +126,7 @@ def add_evaluate(commands: Any) -> None:
     output = "folder of the evaluation's ledger (default: one in run.dir named after model and settings)"
     command.add_argument("--output", dest="output", metavar="FOLDER", help=output, default=None)
     add_overrides(command, "any other config key, such as verifier.path=judge.py:judge")
+    command.set_defaults(interrupted=GOES_ON)
 
 
 # In the order in which `--help` lists them.
@@ -148,11 +151,12 @@ ADDED = (
 
 
 def train(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
     with large_imports():
         from srft_ray.observe.report import table
         from srft_ray.run.driver import fit
 
-    result = fit(load_config(options.config, options.overrides))
+    result = fit(config)
     if result.stopped:
         print(
             f"stopped by {result.stopped} after step {result.steps}; every finished step is kept, and the "

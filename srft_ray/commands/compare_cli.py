@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from srft_ray.commands.arguments import add_config_command, add_option, numbers, whole_numbers
+from srft_ray.commands.arguments import GOES_ON, add_config_command, add_option, numbers, whole_numbers
 from srft_ray.config.load import load_config
 
 COMPARED = "sft,grpo,two_stage,luffy,srft"
@@ -33,6 +33,7 @@ def add_compare(commands: Any) -> None:
     )
     add_option(command, "--tflops", None, budgets)
     add_option(command, "--parallel", 1, "runs at the same time")
+    command.set_defaults(interrupted=GOES_ON)
 
 
 def run(options: argparse.Namespace) -> int:

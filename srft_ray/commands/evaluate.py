@@ -18,9 +18,10 @@ from srft_ray.models import load_model_config
 from srft_ray.observe.journal import write_whole
 from srft_ray.run.cluster import start_ray
 from srft_ray.run.directory import RECORD
+from srft_ray.run.installation import check_installation
 from srft_ray.run.lock import claimed
 from srft_ray.run.placement import Placement, demand
-from srft_ray.run.preflight import check_installation, evaluation_sizes, plan_stream, prepare_evaluation
+from srft_ray.run.preflight import evaluation_sizes, plan_stream, prepare_evaluation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from srft_ray.data.store import Counts, PreparedData
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.models import load_model_config
 from srft_ray.rollout.judges import make_verifier_pool
-from srft_ray.run.preflight import check_installation
+from srft_ray.run.installation import check_installation
 from srft_ray.verify import Item
 
 AT_ONCE = 512

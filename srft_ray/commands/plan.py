@@ -14,19 +14,20 @@ from srft_ray.config.load import to_yaml
 from srft_ray.config.resolve import Resolved, resolve
 from srft_ray.config.schedule import stage_size
 from srft_ray.config.schema import Config
-from srft_ray.data.rows import read_rows
 from srft_ray.errors import require
 from srft_ray.models import is_local
 from srft_ray.run.cluster import cluster_address
 from srft_ray.run.device_memory import device_memory
+from srft_ray.run.installation import check_installation
 from srft_ray.run.memory import GIB
 from srft_ray.run.memory_check import check_memory, model_shape, with_changes
 from srft_ray.run.model_shape import ModelShape
 from srft_ray.run.placement import Placement, choose_placement, demand, recomputes_activations
-from srft_ray.run.preflight import check_installation, plan_stream, prepare_run
+from srft_ray.run.preflight import check_without_model, prepare_run
 
 ELSEWHERE = "is not on this machine"
 WITHOUT_WEIGHTS = "has no weights"
+MANY_EPOCHS = 100  # more are rarely meant
 INDENT = " " * 14  # the width of the first column of the text
 
 
@@ -34,7 +35,8 @@ def describe(config: Config) -> str:
     """The resolved config, its placement, and tokens, memory and time per step, as text.
 
     It is noted in the text, and is no error, if a model that is named by its hub id is not on this machine,
-    if its directory has no weights, or if this machine lacks the GPUs.
+    if its directory has no weights, or if this machine lacks the GPUs. So is what a run may do otherwise than
+    its user expects.
 
     Raises:
         UserError: everything else that `train` would refuse.
@@ -43,11 +45,8 @@ def describe(config: Config) -> str:
     config = resolved.config
     check_installation(config)
     missing = _missing(config.model.path)
-    if missing:
-        rows = sum(1 for _ in read_rows(config.data, config.run.seed))
-        plan_stream(resolved, {})
-    else:
-        rows = prepare_run(resolved).train.counts.kept
+    counts = check_without_model(resolved) if missing else prepare_run(resolved).train.counts
+    rows = counts.kept
     shape = ModelShape(config.model.num_parameters or 0)
     if missing != ELSEWHERE:
         shape = model_shape(config)
@@ -65,11 +64,25 @@ def describe(config: Config) -> str:
         _tokens(config, stages, rows),
         memory_lines(resolved, placement, shape, memory) if shape.parameters else unknown,
         time_lines(timed, stages, device, shape.parameters),
-        [f"note          {config.model.path} {missing}: lengths in tokens were not checked"]
-        if missing
-        else [],
+        [f"note          {note}" for note in _notes(config, stages, rows, missing)],
     ]
     return "\n".join(line for lines in sections for line in lines)
+
+
+def _notes(config: Config, stages: list[Stage], rows: int, missing: str) -> list[str]:
+    trainer = config.trainer
+    notes = []
+    if missing:
+        what = " (a name without a directory is the id of a model on a hub)" if missing == ELSEWHERE else ""
+        notes.append(f"{config.model.path} {missing}{what}: lengths in tokens were not checked")
+    if config.evaluation.data and not trainer.evaluate_every:
+        sets = ", ".join(config.evaluation.data)
+        notes.append(f"trainer.evaluate_every=0: nothing is evaluated of the sets {sets}")
+    if not trainer.checkpoint_every:
+        notes.append("trainer.checkpoint_every=0: after a death of a learner the run begins anew")
+    if _prompts(config, stages) > MANY_EPOCHS * rows:
+        notes.append(f"each row is seen more than {MANY_EPOCHS} times: is data.path the whole data set?")
+    return notes
 
 
 def _device(config: Config) -> str:
@@ -134,8 +147,12 @@ def _stages(config: Config, algorithm: Algorithm) -> list[Stage]:
     return list({stage.start: stage for stage in stages}.values())
 
 
+def _prompts(config: Config, stages: list[Stage]) -> int:
+    return sum(stage.steps * stage_size(config.trainer, stage) for stage in stages)
+
+
 def _tokens(config: Config, stages: list[Stage], rows: int) -> list[str]:
-    prompts = sum(stage.steps * stage_size(config.trainer, stage) for stage in stages)
+    prompts = _prompts(config, stages)
     lines = [
         f"data          {rows} rows: {config.trainer.steps} steps with {prompts} prompts are "
         f"{prompts / rows:.2f} epochs"

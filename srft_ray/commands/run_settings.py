@@ -1,5 +1,6 @@
 """Settings of the run that wrote a model: an evaluation of it renders, samples and judges as the run did."""
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ TAKEN = (
 # Verifiers that `auto` chooses by the data; the data of the evaluation are others.
 CHOSEN_BY_DATA = ("math", "tasks")
 VERIFIER = {"verifier.name", "verifier.path"}  # a user who gives one of them chooses another verifier
+# A benchmark has its own.
+LENGTHS_AND_VERIFIER = {"model.max_length", "rollout.max_new_tokens", "verifier.timeout_s", *VERIFIER}
 
 
 def settings_of_run(model: str, given: Collection[str]) -> dict[str, Any]:
@@ -80,3 +83,14 @@ def sentence(model: str, settings: Mapping[str, Any]) -> str:
     """What was taken from the run of the model, in one line."""
     words = ", ".join(f"{key}={value}" for key, value in settings.items())
     return f"as in {record_of_run(model)}: {words}"
+
+
+def unused(model: str, given: Collection[str]) -> str:
+    """What a benchmark, which asks all models alike, does not take from the run of the model, in one line;
+    empty if there is nothing."""
+    words = [
+        f"{key}={value}" for key, value in settings_of_run(model, {*given, *LENGTHS_AND_VERIFIER}).items()
+    ]
+    if not words:
+        return ""
+    return f"not as in {record_of_run(model)}: add {shlex.join(words)} to ask all models so"

@@ -15,7 +15,8 @@ from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed
 from srft_ray.run.directory import RECORD
 from srft_ray.run.driver import fit_series
-from srft_ray.run.preflight import check_installation, prepare_run
+from srft_ray.run.installation import check_installation
+from srft_ray.run.preflight import prepare_run
 from srft_ray.run.series import series_of
 
 

@@ -1,33 +1,25 @@
 """Everything that files, models and earlier runs show to be wrong, before anything is started or written."""
 
 import dataclasses
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray import cloudpickle
-
-from srft_ray.config.resolve import PYTHON_VERIFIER, Resolved, TokenLimits
-from srft_ray.config.schema import Config, DataSection, VerifierSection
+from srft_ray.config.resolve import Resolved, TokenLimits
+from srft_ray.config.schema import Config, DataSection
 from srft_ray.data.plan import StreamPlan, make_plan
 from srft_ray.data.prepare import prepare, remove
+from srft_ray.data.rows import read_rows
 from srft_ray.data.store import Counts, PreparedData
 from srft_ray.data.tokenize import load_tokenizer
-from srft_ray.errors import UserError, first_line, require
+from srft_ray.errors import UserError, require
 from srft_ray.models import check_trainable, load_model_config
-from srft_ray.observe.loggers import check_loggers
-from srft_ray.rollout.engine_settings import check_arguments
-from srft_ray.rollout.vllm_engine import engine_arguments
 from srft_ray.run.directory import check_run_directory
 from srft_ray.run.evaluation_checks import check_best_figure
-from srft_ray.sync.transports import transport_class
+from srft_ray.run.installation import check_installation, check_named_verifier
 from srft_ray.train.checkpoint import CheckpointStore
-from srft_ray.train.deepspeed_config import check_deepspeed_settings
 from srft_ray.train.lora import count_adapter_parameters
-from srft_ray.verify import resolve as resolve_verifier
-from srft_ray.verify.verifier import ENVIRONMENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,11 +56,7 @@ def prepare_run(resolved: Resolved) -> Prepared:
     store = open_store(config)
     check_run_directory(resolved, store)
     plan_stream(resolved, {})  # its errors come before data are prepared
-    require(
-        not (config.trainer.evaluate_every and not config.evaluation.data),
-        "trainer.evaluate_every is set, but evaluation.data names no set: add one, such as "
-        "evaluation.data.heldout.path=… .",
-    )
+    _check_evaluation(config)
     tokenizer = load_tokenizer(config.model)
     created = list[Path]()
     try:
@@ -84,50 +72,21 @@ def prepare_run(resolved: Resolved) -> Prepared:
     return Prepared(resolved, train, evaluation, plan, store)
 
 
-def check_installation(config: Config, verifier: Callable[..., Any] | None = None) -> None:
-    """Raises UserError unless the verifier, the transport and the loggers that the config names can be used
-    here."""
-    if verifier is None:
-        _check_named_verifier(config.verifier)
-    else:
-        _check_python_verifier(verifier)
-    if config.rollout.environment:
-        resolve_verifier(ENVIRONMENT, config.rollout.environment)
-    transport_class(config.rollout.transport)
-    check_loggers(config.run.loggers)
-    check_deepspeed(version("deepspeed"))
-    check_deepspeed_settings(config.learner.deepspeed)
-    check_arguments(config.rollout.engine, engine_arguments)
-
-
-def _check_named_verifier(section: VerifierSection) -> None:
-    require(
-        not section.name.startswith(PYTHON_VERIFIER),
-        f"verifier.name is {section.name}, a verifier that was given from Python: call fit(config, "
-        "verifier=…), or set verifier.name or verifier.path.",
-    )
-    resolve_verifier(section.name, section.path)
-
-
-def _check_python_verifier(verifier: Callable[..., Any]) -> None:
-    resolve_verifier("", function=verifier)
-    try:
-        cloudpickle.dumps(verifier)
-    except Exception as error:
-        raise UserError(
-            f"The verifier cannot be sent to other processes ({first_line(error)}): let it use no lock, open "
-            "file or connection of this process."
-        ) from error
-
-
-def check_deepspeed(installed: str) -> None:
-    """Releases before 0.19 silently lose gradients (DeepSpeed #7967, #7981)."""
-    release = tuple(int(part) for part in installed.split(".")[:2])
-    require(
-        release >= (0, 19),
-        f"DeepSpeed {installed} loses gradients with ZeRO-1/2 and optimizer offload: install "
-        "deepspeed>=0.19.",
-    )
+def check_without_model(resolved: Resolved) -> Counts:
+    """The checks of `prepare_run` that need no model, for one that is on other machines; what is known of the
+    training data without tokens. Errors as there."""
+    config, counts = resolved.config, Counts()
+    check_run_directory(resolved, open_store(config))
+    plan_stream(resolved, {})
+    _check_evaluation(config)
+    for row in read_rows(config.data, config.run.seed):
+        counts.rows = counts.kept = counts.rows + 1
+        counts.demonstrations += len(row.demonstrations)
+        counts.without_answer += not row.reference
+    _check_data(resolved, counts)
+    for name, section in resolved.evaluation.items() if resolved.needs_engines else ():
+        deque(read_rows(section.data, config.run.seed, _key(resolved, name)), maxlen=0)
+    return counts
 
 
 def open_store(config: Config) -> CheckpointStore:
@@ -174,14 +133,18 @@ def prepare_evaluation(
     """Checks the verifiers of the sets, and prepares their data."""
     for section in resolved.evaluation.values():
         if section.verifier:
-            _check_named_verifier(section.judge(resolved.config.verifier))
+            check_named_verifier(section.judge(resolved.config.verifier))
     prepared = {}
     for name, section in resolved.evaluation.items():
-        limits = resolved.limits(section.max_new_tokens)
-        # `srft-ray evaluate` has one set, which the data section describes.
-        key = "data" if section.data == resolved.config.data else f"evaluation.data.{name}"
+        limits, key = resolved.limits(section.max_new_tokens), _key(resolved, name)
         prepared[name] = prepare_data(resolved, section.data, tokenizer, created, limits, key)
     return prepared
+
+
+def _key(resolved: Resolved, name: str) -> str:
+    """Where the config describes the evaluation set. `srft-ray evaluate` has one, which is the data."""
+    same = resolved.evaluation[name].data == resolved.config.data
+    return "data" if same else f"evaluation.data.{name}"
 
 
 def evaluation_sizes(resolved: Resolved, evaluation: dict[str, PreparedData]) -> dict[str, int]:
@@ -213,6 +176,14 @@ def _check_further_models(resolved: Resolved, model: Any) -> None:
             further.vocab_size == model.vocab_size,
             f"{key} {path} has another vocabulary than model.path.",
         )
+
+
+def _check_evaluation(config: Config) -> None:
+    require(
+        not (config.trainer.evaluate_every and not config.evaluation.data),
+        "trainer.evaluate_every is set, but evaluation.data names no set: add one, such as "
+        "evaluation.data.heldout.path=… .",
+    )
 
 
 def _check_data(resolved: Resolved, counts: Counts) -> None:

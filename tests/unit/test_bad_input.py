@@ -16,7 +16,7 @@ from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.schema import ModelSection
 from srft_ray.data.tokenize import load_tokenizer
 from srft_ray.errors import UserError
-from srft_ray.run import preflight
+from srft_ray.run import installation
 from tests.conftest import ROWS, base_config, make_tokenizer, write_jsonl
 
 Change = Callable[
@@ -428,7 +428,7 @@ def test_a_deepspeed_that_loses_gradients(
     monkeypatch: pytest.MonkeyPatch,
     version: str,
 ):
-    monkeypatch.setattr(preflight, "version", lambda package: {"deepspeed": version}[package])
+    monkeypatch.setattr(installation, "version", lambda package: {"deepspeed": version}[package])
     text = failure(tmp_path, capfd, write_config(tmp_path, base_config(tmp_path, tiny_model)))
     wanted = "loses gradients with ZeRO-1/2 and optimizer offload: install deepspeed>=0.19."
     assert text == f"DeepSpeed {version} {wanted}"
@@ -436,7 +436,7 @@ def test_a_deepspeed_that_loses_gradients(
 
 @pytest.mark.parametrize("installed", ["0.19.0", "0.20", "1.0.1+cpu"])
 def test_a_deepspeed_that_does_not(installed: str):
-    preflight.check_deepspeed(installed)
+    installation.check_deepspeed(installed)
 
 
 def test_bad_input_removes_only_what_it_prepared(

@@ -1,6 +1,7 @@
 """The command line where no run is started: help texts, exit codes, and where overrides may stand."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 from srft_ray.commands import cli, scale_cli
 from srft_ray.commands.arguments import EVALUATION_OPTIONS, evaluation_config
+from srft_ray.commands.run_settings import unused
 from srft_ray.config.schema import Config
 from srft_ray.errors import RunFailed, UserError
 
@@ -90,6 +92,12 @@ def test_a_model_is_evaluated_with_the_settings_of_its_run(
     assert evaluation_of(moved).model.max_length == 2048
 
 
+def test_a_benchmark_says_what_it_does_not_take_from_the_run(model_of_run: Path, tmp_path: Path):
+    words = unused(str(model_of_run), {"rollout.max_turns"}).partition(": add ")[2].partition(" to ask ")[0]
+    assert shlex.split(words) == ["data.template=Q: {prompt}", "rollout.stop=['= ']"]
+    assert unused(str(tmp_path), set()) == ""
+
+
 def test_a_verifier_from_python_cannot_be_taken_from_a_run(model_of_run: Path):
     record = model_of_run.parents[2] / "config.yaml"
     record.write_text("verifier: {name: 'python:mine.judge'}")
@@ -113,7 +121,11 @@ def test_a_verifier_from_python_cannot_be_taken_from_a_run(model_of_run: Path):
             1,
             "srft-ray: run failed: the operating system reported an error: disk full\n",
         ),
-        (KeyboardInterrupt(), 130, "srft-ray: interrupted; every finished step is kept"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "srft-ray: interrupted: the same command goes on from the newest checkpoint",
+        ),
     ],
 )
 def test_exit_codes(

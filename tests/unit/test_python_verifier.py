@@ -8,7 +8,7 @@ from srft_ray import UserError, fit
 from srft_ray.config.load import make_config, to_yaml
 from srft_ray.config.resolve import resolve
 from srft_ray.run.directory import changes
-from srft_ray.run.preflight import check_installation
+from srft_ray.run.installation import check_installation
 from tests.conftest import base_config
 
 
