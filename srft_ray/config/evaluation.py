@@ -1,6 +1,7 @@
 """The evaluation sets of a config, each with all of its settings."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from srft_ray.config.checks import check_values
 from srft_ray.config.schema import Config, DataSection, VerifierSection
 from srft_ray.config.settings import setting
 from srft_ray.errors import UserError, first_line, nearest, require
+
+SET_NAME = re.compile(r"\w[\w.-]*")
+TRAIN = "train"  # what the stream calls the training data, beside the names of the sets
 
 
 @dataclass
@@ -56,6 +60,11 @@ def _evaluation_set(config: Config, name: str) -> EvaluationSetSection:
     given: Any = config.evaluation.data[name]
     where = f"evaluation.data.{name}"
     keys = [item.name for item in dataclasses.fields(EvaluationSetSection)]
+    require(name != TRAIN, f"{where}: this name stands for the training data; call the set something else.")
+    require(
+        bool(SET_NAME.fullmatch(str(name))),
+        f"{where}: the name becomes that of a folder; write it of letters, digits and any of _ . - .",
+    )
     require(
         isinstance(given, dict), f"{where} must hold keys of the data section, such as path, not {given!r}."
     )

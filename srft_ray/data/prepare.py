@@ -175,7 +175,7 @@ def _fingerprint(section: DataSection, template: Template, limits: TokenLimits, 
         dataclasses.asdict(limits),
         tokenizer.name_or_path,
         tokenizer.chat_template,
-        len(tokenizer),
+        _content(tokenizer),
         tokenizer.eos_token_id,
     ]
     if data_format(section) == "tasks":
@@ -184,6 +184,11 @@ def _fingerprint(section: DataSection, template: Template, limits: TokenLimits, 
         parts += file_stamps(Path(section.path).expanduser())
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _content(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the tokenizer does with a text; other files may lie at its path later."""
+    return tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
 
 
 def file_stamps(path: Path) -> list[tuple[str, int, int]]:

@@ -7,6 +7,7 @@ block.
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from srft_ray.sync.node_copy import PREFIX, is_at, lock_if_free, shared_memory
@@ -25,7 +26,10 @@ def ask_together(name: str, ask: Callable[[], str]) -> str:
     path = shared_memory() / f"{PREFIX}{os.getuid()}_{name}"
     answer = ""
     while not answer:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:  # shared memory is full: each asks for itself
+            return ask()
         try:
             if not lock_if_free(descriptor):
                 answer = _wait(descriptor)
@@ -40,7 +44,9 @@ def ask_together(name: str, ask: Callable[[], str]) -> str:
 def _ask(descriptor: int, path: Path, ask: Callable[[], str]) -> str:
     try:
         answer = ask()
-        os.write(descriptor, answer.encode())
+        with suppress(OSError):  # shared memory is full: those who wait find nothing, and ask
+            os.ftruncate(descriptor, 0)  # of what one has left that was killed before it removed the name
+            os.write(descriptor, answer.encode())
         return answer
     finally:
         path.unlink(missing_ok=True)

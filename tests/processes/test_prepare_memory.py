@@ -10,7 +10,8 @@ import json, sys, types
 from pathlib import Path
 from unittest.mock import MagicMock
 class Tokenizer:
-    chat_template, eos_token_id, name_or_path = None, 0, "bytes"
+    chat_template, eos_token_id, name_or_path, is_fast = None, 0, "bytes", False
+    def get_vocab(self): return {}
     def __len__(self): return 256
     def __call__(self, text, **_): return types.SimpleNamespace(input_ids=list(text.encode()))
 sys.modules["transformers"] = MagicMock()  # takes seconds and memory to import

@@ -1,5 +1,6 @@
 """Processes that ask the same ask once, whoever of them is killed or fails."""
 
+import errno
 import multiprocessing
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from srft_ray.sync import node_copy
+from srft_ray.sync import node_copy, shared_question
 from srft_ray.sync.shared_question import ask_together
 
 TIMEOUT_S = 60
@@ -101,6 +102,27 @@ def test_another_one_asks_when_the_first_ends_without_an_answer(memory: Path, en
         for other in others:
             other.expect("got snow")
         assert not list(memory.iterdir())
+
+
+def test_what_one_left_that_was_killed_is_no_part_of_an_answer(memory: Path):
+    with askers(memory, 2) as [first, other]:
+        assert not other.asks()
+        [file] = memory.iterdir()
+        file.write_text("a longer answer")
+        first.answer("rain")
+        for asker in (first, other):
+            asker.expect("got rain")
+
+
+@pytest.mark.parametrize("call", ["open", "write"])
+def test_without_room_each_asks_for_itself(memory: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shared_question.os, call, fails)
+    assert [ask_together("weather", lambda: "rain") for _ in range(2)] == ["rain", "rain"]
+    monkeypatch.undo()
+    assert not list(memory.iterdir())
 
 
 def test_threads_ask_together_too_and_other_names_apart(memory: Path):

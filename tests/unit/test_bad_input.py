@@ -348,6 +348,14 @@ CASES: dict[str, tuple[Change, str]] = {
         lambda folder, model: {"evaluation": {"data": {"held": {"path": str(folder / "none.jsonl")}}}},
         "evaluation.data.held.path {tmp}/none.jsonl does not exist",
     ),
+    "evaluation set that is called as the training data": (
+        lambda folder, model: {"evaluation": {"data": {"train": {"split": "heldout"}}}},
+        "evaluation.data.train: this name stands for the training data",
+    ),
+    "evaluation set whose name is a path": (
+        lambda folder, model: {"evaluation": {"data": {"../held": {"split": "heldout"}}}},
+        "evaluation.data.../held: the name becomes that of a folder",
+    ),
     "evaluation set that is no JSON": (evaluation_data("{"), "{tmp}/held.jsonl line 1 is not valid JSON"),
     "evaluation set without the field": (
         evaluation_data('{"prompt": "p"}', answer_field="gold"),

@@ -1,5 +1,7 @@
 """Prepared data: what the template makes of a row, what is dropped, and rows by number in a seeded order."""
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,17 @@ def test_whatever_changes_the_rows_prepares_anew(tmp_path: Path, tokenizer: Any,
     write_jsonl(source, RECORDS[:2])
     files.append(prepare(section(source), tokenizer, WIDE, folder, 0).file)
     assert len(set(files)) == len(files) == 8
+
+
+def test_a_tokenizer_that_changed_in_its_place_prepares_anew(tmp_path: Path, tokenizer: Any):
+    source = section(write_jsonl(tmp_path / "d.jsonl", RECORDS))
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["s"], vocabulary["a"] = vocabulary["a"], vocabulary["s"]
+    changed = copy.deepcopy(tokenizer)
+    changed._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(content))
+    before, after = (prepare(source, one, WIDE, tmp_path / "prepared", 0) for one in (tokenizer, changed))
+    assert before.row(0)["prompt_ids"] != after.row(0)["prompt_ids"]
 
 
 def test_a_preparation_that_failed_is_not_taken_for_one(tmp_path: Path, tokenizer: Any):
