@@ -12,11 +12,14 @@ def load_object(spec: str, key: str, kind: str = "") -> Any:
     """What `file.py:name` names, a class or a function; `key` is the config key it was given in. UserError
     where it cannot be had."""
     file, _, name = spec.rpartition(":")
+    wanted = kind or "name"
+    if not file and Path(spec).expanduser().is_file():
+        raise UserError(f"{key}={spec}: name the {wanted} in the file too, as {spec}:{wanted}.")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
             f"{key}={spec}: file {file or spec} does not exist: {file!r} is not a file in {Path.cwd()}; name "
-            f"it as file.py:{kind or 'name'}."
+            f"it as file.py:{wanted}."
         )
     source = importlib.util.spec_from_file_location(f"srft_ray_plugin_{path.stem}", path.absolute())
     module = sys.modules[source.name] = importlib.util.module_from_spec(

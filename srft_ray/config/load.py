@@ -5,9 +5,9 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -103,8 +103,28 @@ def _merge(merged: DictConfig, part: DictConfig, section: Any, where: str) -> No
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise UserError(_unknown_key(where, str(error.full_key))) from error
     except (OmegaConfBaseException, TypeError) as error:
-        key = getattr(error, "full_key", None) or section
-        raise UserError(f"Wrong value for '{key}' in {where}: {first_line(error)}.") from error
+        key, cure = _misfit(Config, part)
+        key = key or getattr(error, "full_key", None) or section
+        raise UserError(f"Wrong value for '{key}' in {where}: {cure or first_line(error)}.") from error
+
+
+def _misfit(section: type, given: DictConfig, prefix: str = "") -> tuple[str, str]:
+    """The key of a section or a list that was given as a single value, and what to write; empty if there is
+    none."""
+    kinds = {item.name: item.type for item in dataclasses.fields(section)}
+    for name, value in given.items():
+        key, kind = f"{prefix}{name}", kinds.get(name)
+        if isinstance(value, DictConfig):
+            found = _misfit(kind, value, f"{key}.") if dataclasses.is_dataclass(kind) else ("", "")
+            if found[0]:
+                return found
+        elif dataclasses.is_dataclass(kind) or get_origin(kind) is dict:
+            keys = [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+            usual = next((one for one in ("name", "path") if one in keys), (keys or ["name"])[0])
+            return key, f"it is a section; set its keys, such as {key}.{usual}={value}"
+        elif get_origin(kind) in (list, tuple) and not isinstance(value, ListConfig):
+            return key, f"it is a list; write '{key}=[{value}]'"
+    return "", ""
 
 
 def all_keys(node: type = Config, prefix: str = "") -> list[str]:

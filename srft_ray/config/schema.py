@@ -64,10 +64,10 @@ class ClusterSection:
     )
     placement: str = setting(
         "auto",
-        "Whether learners and engines have devices of their own (`separate`), or take turns on the same "
-        "ones (`colocated`), which needs rollout.max_staleness=0: on GPUs each learner shares one with at "
-        "most one engine; on CPU whoever works has all cores of this machine, but in a Ray cluster only "
-        "the CPUs that it reserves. `auto` takes turns where GPUs are too few for both.",
+        "Whether learners and engines have devices of their own (`separate`), or share them and work "
+        "alternately (`colocated`), which needs rollout.max_staleness=0: on GPUs each learner shares one "
+        "with at most one engine; on CPU whoever works has all cores of this machine, but in a Ray cluster "
+        "only the CPUs that it reserves. `auto` shares them where GPUs are too few for both.",
         choices=("auto", "separate", "colocated"),
         may_change=True,
     )

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import ray
 
 from srft_ray.config.resolve import Resolved
 from srft_ray.config.schema import ClusterSection, Config
+from srft_ray.errors import UserError, first_line
 from srft_ray.rollout.engine_settings import IMPORT_ENVIRONMENT
 from srft_ray.run.placement import Placement, check_placement, choose_placement, demand, resolve_device
 from srft_ray.run.preloading import end_fork_server, forks, start_fork_server
@@ -17,6 +19,7 @@ from srft_ray.run.shared_storage import check_shared, shared_paths
 from srft_ray.run.transport_backend import with_backend
 from srft_ray.sync.node_copy import remove_leftovers
 
+ANSWER_S = 10.0  # for a cluster to take a connection
 WORKER_ENVIRONMENT = {
     # With it a result is seen one turn of Ray Data's loop later (`data.loop`).
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",
@@ -63,17 +66,37 @@ def start_ray(
     return True
 
 
+def _check_that_it_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:  # `auto`, or the address of a proxy
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at {address} (cluster.address or RAY_ADDRESS): {first_line(error)}. "
+            "Check `ray status` on its head node, and the port."
+        ) from error
+
+
 def prepare_environment(cluster: ClusterSection, engines: bool, many_jobs: bool = False) -> None:
     """What a Ray that is started on this machine is to find, and takes time: called early, and again.
 
     Args:
         engines: whether there will be any.
         many_jobs: whether commands follow each other there.
+
+    Raises:
+        UserError: the cluster that is to be used does not answer.
     """
     # Actors that ask for no CPU are many here, and Ray would warn of them on the standard output.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if cluster_address(cluster) or ray.is_initialized():
+    address = cluster_address(cluster)
+    if address and not ray.is_initialized():
+        _check_that_it_answers(address)
+    if address or ray.is_initialized():
         return
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -98,7 +98,11 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
         ("model.max_length=513", "model.max_length=513 is above the 512 positions of"),
         ("run.loggers=[wandbb]", "did you mean 'wandb'?"),
         ("verifier.name=maths", "there is no verifier 'maths', did you mean 'math'?"),
-        ("algorithm=grpo", "Wrong value for 'algorithm' in override 'algorithm=grpo'"),
+        (
+            "algorithm=grpo",
+            "Wrong value for 'algorithm' in override 'algorithm=grpo': it is a section; set its keys, "
+            "such as algorithm.name=grpo.",
+        ),
         ("algorithm.name=srf", "Unknown algorithm.name 'srf': did you mean 'srft'?"),
         (
             "algorithm.sft_scal=1",
@@ -292,6 +296,18 @@ CASES: dict[str, tuple[Change, str]] = {
     "tokenizer without eos": (
         model_without_eos,
         "The tokenizer of {tmp}/m has no eos token that the model knows",
+    ),
+    "a value for a section": (
+        lambda folder, model: {"learner": {"lora": 16}},
+        "it is a section; set its keys, such as learner.lora.rank=16.",
+    ),
+    "a value for a list": (
+        lambda folder, model: {"run": {"loggers": "wandb"}},
+        "it is a list; write 'run.loggers=[wandb]'.",
+    ),
+    "a cluster that does not answer": (
+        lambda folder, model: {"cluster": {"address": "127.0.0.1:9"}},
+        "No Ray cluster answers at 127.0.0.1:9 (cluster.address or RAY_ADDRESS): ",
     ),
     "missing data": (path_is("none.jsonl"), "data.path {tmp}/none.jsonl does not exist"),
     "data of unknown format": (data("x", "bad.csv"), "The format of data.path {tmp}/bad.csv cannot be told"),
