@@ -139,7 +139,11 @@ def test_the_verifier_on_the_page():
     assert scope["judge"]("Answer: ", "4", {}) == Verdict("no_answer", 0.0, None)
 
 
-FOREIGN_MESSAGES = ("Missing authentication token", "operator torchvision::nms does not exist")
+FOREIGN_MESSAGES = (
+    "Missing authentication token",
+    "operator torchvision::nms does not exist",
+    "cannot import name 'Algorithm' from 'algorithms'",
+)
 
 
 def messages() -> list[str]:
