@@ -1,7 +1,7 @@
 """Loading a model under ZeRO 3, so that no rank ever holds more than its share and one whole parameter.
 
 The model is built without data. Then rank 0 reads one parameter after the other, and DeepSpeed sends it to
-all ranks, each of which keeps its share.
+all ranks, each of which keeps its share. Buffers that the files hold are read by every rank.
 """
 
 import logging
@@ -36,13 +36,14 @@ def load_for_learner(
     """The policy to train, or the model in `path`; under ZeRO 3 this rank's share of it.
 
     A model whose files name its weights otherwise than the model does, such as a mixture of experts with one
-    tensor for each expert, is loaded whole.
+    tensor for each expert, is loaded whole; so is one whose files lack a buffer that they should hold.
     """
     if learner.zero_stage < 3:
         return load_model(section, dtype, bool(learner.activation_checkpointing), path)
     folder = _folder(path or section.path)
     model = _without_data(section, dtype, folder)
-    names = {name for name, _ in model.named_parameters()}
+    buffers = _saved_buffers(model)
+    names = {name for name, _ in model.named_parameters()} | buffers.keys()
     with ExitStack() as files:
         weights = _open(folder, files)
         strict = getattr(model, "_keep_in_fp32_modules_strict", None)
@@ -50,6 +51,9 @@ def load_for_learner(
             logger.warning("the weights of %s have other names in its files: it is loaded whole", folder)
             return load_model(section, dtype, bool(learner.activation_checkpointing), path)
         _read(model, weights, reference_config(learner, dtype), dtype)
+        # They are small, and whole on every rank, which reads them by itself.
+        for name, buffer in buffers.items():
+            buffer.copy_(weights[name].get_tensor(name))
     return prepared_for_training(model, bool(learner.activation_checkpointing))
 
 
@@ -61,7 +65,7 @@ def _folder(path: str) -> Path:
 
 
 def _without_data(section: ModelSection, dtype: torch.dtype, folder: Path) -> Any:
-    """The model with parameters that have shapes only; buffers, such as those of RoPE, have values."""
+    """The model with parameters that have shapes only; buffers have the values of a new model."""
     trusted = section.trust_remote_code
     config = load_model_config(ModelSection(str(folder), max_length=2, trust_remote_code=trusted))
     with no_init_weights(), _parameters_on_meta():
@@ -96,6 +100,12 @@ def _open(folder: Path, files: ExitStack) -> dict[str, Any]:
         file = files.enter_context(safe_open(path, framework="pt"))
         found |= dict.fromkeys(file.keys(), file)
     return found
+
+
+def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those buffers, by name, that stand in the files of a model as its weights do; shared ones once."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def _read(model: nn.Module, weights: dict[str, Any], config: dict[str, Any], dtype: torch.dtype) -> None:
