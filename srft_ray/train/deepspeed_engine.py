@@ -18,7 +18,7 @@ from srft_ray.config.training import LearnerSection
 from srft_ray.train.batching import MicroBatch, collate
 from srft_ray.train.deepspeed_config import deepspeed_config
 from srft_ray.train.deepspeed_import import deepspeed, release
-from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState, Prefixed
+from srft_ray.train.deepspeed_state import MOMENTS, STATE, ModelWeights, ParameterState, Prefixed, receive
 from srft_ray.train.lora import Adapter
 from srft_ray.train.policy_model import PolicyModel
 from srft_ray.train.reference import ReferenceModel
@@ -173,6 +173,10 @@ class DeepSpeedEngine:
         A reference that moved belongs to it. Tensors are whole, in float32 and in memory of their own,
         whatever the ranks and the ZeRO stage. Every rank iterates to the end, as with `weights`.
         """
+        if not any(self._optimizer_states()):
+            # No update was applied yet: the first one is to find the zeros that it would have made.
+            self._create_optimizer_state()
+            self._set_updates(0)
         for name, parameter in self._trained.items():
             for key in STATE:
                 yield f"{name}|{key}", self._state.get(parameter, key)
@@ -217,18 +221,10 @@ class DeepSpeedEngine:
         for name, parameter in self._trained.items():
             numel = getattr(parameter, "ds_numel", parameter.numel())
             for key, saved_key in names.items():
-                value = self._receive(saved, f"{name}|{saved_key}", numel, number % self.world_size)
+                value = torch.empty(numel, device=self.device)
+                receive(value, saved, f"{name}|{saved_key}", number % self.world_size)
                 self._state.set(parameter, key, value)
                 number += 1
-
-    def _receive(self, saved: Mapping[str, Tensor], name: str, numel: int, reader: int) -> Tensor:
-        value = torch.empty(numel, device=self.device)
-        if dist.get_rank() == reader:
-            if name not in saved or saved[name].numel() != numel:
-                raise RuntimeError(f"the checkpoint has no {name} of {numel} numbers: it is of another model")
-            value.copy_(saved[name])
-        dist.broadcast(value, reader)
-        return value
 
     def _create_optimizer_state(self) -> None:
         """Adam and DeepSpeed make their tensors in their first update: one of rate 0, without tokens."""

@@ -112,6 +112,20 @@ def gathered(part_P: Tensor, parameter: nn.Parameter) -> Tensor:
     return whole_N[: parameter.ds_numel].view(parameter.ds_shape)
 
 
+def receive(value_N: Tensor, saved: Mapping[str, Tensor], name: str, reader: int) -> None:
+    """Sets a tensor on all ranks to one of a checkpoint, which rank `reader` reads; a collective.
+
+    Raises:
+        RuntimeError: on that rank, if the tensor is missing or has another size.
+    """
+    if dist.get_rank() == reader:
+        numel = value_N.numel()
+        if name not in saved or saved[name].numel() != numel:
+            raise RuntimeError(f"the checkpoint has no {name} of {numel} numbers: it is of another model")
+        value_N.copy_(saved[name])
+    dist.broadcast(value_N, reader)
+
+
 class Prefixed:
     """Those tensors of a checkpoint whose names begin with a prefix, by the rest of their names."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithms import PPO, SRFT, T1, ReLIFTBuffered
+from algorithms import PPO, SRFT, T1, ReLIFTBuffered, TwoStage
 from srft_ray.config.load import make_config
 from srft_ray.run.preflight import open_store
 from srft_ray.train.checkpoint import CheckpointStore
@@ -152,6 +152,55 @@ def test_a_critic_and_its_optimizer_go_on(tmp_path, tiny_model, zero, others):
         worst = difference(after, expected)
         print(f"a critic, 2 learners, ZeRO {zero} -> {world}, ZeRO {stage}: within {worst:.1e}")
         assert worst <= (1e-5 if world == 1 else 0.0)
+
+
+def train_a_late_critic(rank, world, model_path, folder, zero):
+    """Weights of three runs whose critic makes its first update after step STOP: one that saves nothing, one
+    that saves at STOP, and one that goes on from there."""
+    algorithm = TwoStage(second=PPO(discount=0.9, gae_lambda=0.8), first_steps=STOP + 1)
+    late = Case(algorithm, zero_stage=zero, micro_batch_tokens=60, steps=STEPS, lr=0.003)
+    runs = ((0, None), (0, STOP), (STOP, None))
+    return [train(rank, world, model_path, folder, late, first, STEPS, stop)[1] for first, stop in runs]
+
+
+@pytest.mark.parametrize(("world", "zero"), [(1, 0), (2, 1), (2, 2), (2, 3)])
+def test_a_critic_without_updates_is_saved(tmp_path, tiny_model, world, zero):
+    undisturbed, saving, after = spawn(world, train_a_late_critic, tiny_model, tmp_path, zero)
+    assert all(torch.equal(saving[name], value) for name, value in undisturbed.items())
+    assert all(torch.equal(after[name], value) for name, value in undisturbed.items())
+
+
+def ask_before_training(rank, world, model_path, settings):
+    """For each setting the state after two steps, of learners that were asked for it before and of others."""
+    from srft_ray.train.deepspeed_engine import DeepSpeedEngine
+    from srft_ray.train.learner import Learner
+
+    found = []
+    for setting in settings:
+        for asked in (True, False):
+            model = load(model_path)[0].to(setting.dtype)
+            engine = DeepSpeedEngine(model, setting.learner(), setting.dtype)
+            before = dict(engine.state()) if asked else {}
+            assert not any(value.any() for name, value in before.items() if not name.endswith("|weight"))
+            learner = Learner(engine, setting.learner(), parity_threshold=1e9)
+            for step in range(2):
+                stage = setting.stage(step)
+                with padded_to(setting.length):
+                    learner.step(make_groups(stage, step)[rank::world], step, stage, 1.0)
+            found.append((engine.updates, dict(engine.state())))
+            engine.close()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_before_the_first_update_changes_nothing(tiny_model, dtype):
+    settings = [
+        case(zero, offload, dtype) for zero, offload in ((0, False), (1, True), (2, False), (3, True))
+    ]
+    found = spawn(2, ask_before_training, tiny_model, settings)
+    for (updates, asked), (expected_updates, expected) in zip(found[::2], found[1::2], strict=True):
+        assert updates == expected_updates == 2 and asked.keys() == expected.keys()
+        assert all(torch.equal(asked[name], value) for name, value in expected.items())
 
 
 def test_it_is_the_critic_that_matters(tmp_path, tiny_model):
