@@ -1,6 +1,5 @@
 """Which tokens a term uses: functions Batch -> bool (B, T)."""
 
-import torch
 from torch import Tensor
 
 from algorithms.batch import Batch
@@ -42,13 +41,9 @@ def wrong_rollouts(above: float) -> Selection:
 
 @labelled
 def leading(name: str) -> Selection:
-    """The first tokens of each rollout, as many as its value of that name."""
-
-    def select(batch: Batch) -> Tensor:
-        positions_T = torch.arange(batch.mask_BT.shape[-1], device=batch.mask_BT.device)
-        return rollouts(batch) & (positions_T < batch.value_B1(name))
-
-    return select
+    """The first tokens of each rollout, as many as its value of that name; those of an environment do not
+    count."""
+    return lambda batch: rollouts(batch) & (batch.mask_BT.cumsum(-1) <= batch.value_B1(name))
 
 
 @labelled
