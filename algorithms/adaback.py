@@ -27,12 +27,12 @@ class AdaBack(HintedGRPO):
     name: ClassVar[str] = "adaback"
     paper: ClassVar[str] = "after arXiv 2506.18110, from a summary and reviews"
     uses_history: ClassVar[bool] = True
+    shares_prefix: ClassVar[bool] = True
     threshold: float = limited(0.5, least=0, most=1)
 
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
         low, high = self.interval(group.visits, hint_length(group, 1.0))
-        # Of the group, not of the sample: all of its rollouts have the same length.
-        return random.Random(f"{step}/{group.group_id}").randint(low, high)
+        return rng.randint(low, high)
 
     def interval(self, visits: Sequence[Visit], longest: int) -> tuple[int, int]:
         """The shortest and the longest part to try, in tokens; `longest` is all that may be given."""

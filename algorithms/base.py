@@ -46,6 +46,7 @@ class Algorithm(Hooks):
         buffer_size: how many groups that `buffers` chose make an update of their own; 0: there is none.
         buffer_lr: learning rate of these updates; None: that of the step.
         max_refills: how many groups without signal may be discarded for one place in a step.
+        shares_prefix: all rollouts of a group draw the same numbers for their `prefix`.
         uses_critic: a second model gives tokens their advantages (`token_advantages`) and learns (`critic`).
         replay_age: how many steps a correct rollout may be replayed after its own; 0: none is.
         old: whose log-probs π_old has: of the `learner` before the update, or of the policy that sampled
@@ -59,6 +60,7 @@ class Algorithm(Hooks):
     uses_demonstrations: ClassVar[bool] = True
     min_rollouts: ClassVar[int] = 1
     uses_history: ClassVar[bool] = False
+    shares_prefix: ClassVar[bool] = False
     uses_critic: ClassVar[bool] = False
     max_refills: int = 0
     buffer_size: int = 0

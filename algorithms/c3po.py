@@ -58,7 +58,8 @@ class C3PO(GRPO):
 
     def _cut(self, records: Sequence[SequenceRecord], numbers: list[int], kept: list[int]) -> None:
         """Gives the rollouts of one update their tokens, until the budget is spent."""
-        random.Random(f"{[records[number].group_id for number in numbers]}").shuffle(numbers)
+        cut = [records[number] for number in numbers]
+        random.Random(f"{[(record.group_id, record.seed) for record in cut]}").shuffle(numbers)
         left = self.token_budget
         for number in numbers:
             kept[number] = min(left, records[number].length)

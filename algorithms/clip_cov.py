@@ -34,7 +34,7 @@ class CovarianceGRPO(GRPO):
                 total[0] += record.length
                 total[1] += record.length * record.advantage
                 total[2] += record.logprob
-        draws = [random.Random(f"{r.group_id}/{r.sample}").randrange(2**20) for r in records]
+        draws = [random.Random(f"{r.group_id}/{r.sample}/{r.seed}").randrange(2**20) for r in records]
         return {
             "mean_advantage": [totals[r.update][1] / totals[r.update][0] for r in records],
             "mean_logprob": [totals[r.update][2] / totals[r.update][0] for r in records],
@@ -51,8 +51,8 @@ class ClipCov(CovarianceGRPO):
 
     cov = (Â - mean Â)(log π - mean log π), with means over all rollout tokens of the update. The few are
     `share` of all rollout tokens, at least one; a token that the clip of the ratio stops is not among them.
-    Choices: the random order is a fixed hash of prompt, sample and position. Token mean, 2e-4 and [1, 5] are
-    the values of verl's implementation.
+    Choices: the random order is a hash of run.seed, prompt, sample and position. Token mean, 2e-4 and [1, 5]
+    are the values of verl's implementation.
     """
 
     name: ClassVar[str] = "clip_cov"

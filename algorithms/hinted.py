@@ -47,6 +47,7 @@ class UFT(HintedGRPO):
 
     name: ClassVar[str] = "uft"
     paper: ClassVar[str] = "arXiv 2505.16984"
+    shares_prefix: ClassVar[bool] = True
     hint: Literal["binomial", "uniform"] = "binomial"
     parts: int = limited(5, least=1)
     start: float = limited(0.95, least=0, most=1)
@@ -62,10 +63,8 @@ class UFT(HintedGRPO):
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
         if step >= self.hint_steps:
             return 0
-        # Of the group, not of the sample: all of its rollouts have the same hint.
-        shared = random.Random(f"{step}/{group.group_id}")
         probability = cosine(step, self.start, self.end, self.hint_steps)
-        given = sum(shared.random() < probability for _ in range(self.parts))
+        given = sum(rng.random() < probability for _ in range(self.parts))
         if self.hint == "uniform":
-            given = shared.randint(0, self.parts)
+            given = rng.randint(0, self.parts)
         return hint_length(group, given / self.parts)

@@ -41,8 +41,9 @@ class Hooks:
     def prefix(self, group: Group, sample: int, step: int, rng: random.Random) -> int:
         """How many tokens of the group's first demonstration rollout `sample` starts with.
 
-        `step` counts from the first step of the stage. At least one token is always sampled: of the
-        demonstration, at most max_new_tokens - 1 tokens are used.
+        `step` counts from the first step of the stage. `rng` is seeded by run.seed, the group and the sample;
+        with `shares_prefix` it begins at the same numbers for all samples of the group. At least one
+        token is always sampled: of the demonstration, at most max_new_tokens - 1 tokens are used.
         """
         return 0
 

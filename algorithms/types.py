@@ -72,6 +72,8 @@ class SequenceRecord:
         update: the number of the update that its group belongs to, from 0.
         length: response tokens, those of a prefix included, those that an environment wrote left out.
         trained: whether it enters the update.
+        seed: what it was sampled with, which follows from run.seed, the group and the sample; -1 for a
+            demonstration.
         logprob, reference_logprob: log π(y|x) in nats, the sum over its tokens, by the policy before the
             update and by the reference; 0 where a term does not need them, and in other updates.
     """
@@ -87,6 +89,7 @@ class SequenceRecord:
     trained: bool
     logprob: float = 0.0
     reference_logprob: float = 0.0
+    seed: int = -1
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def _request(group: Group, sample: int, run_seed: int, stage: Stage | None) -> R
     seed = sequence_seed(run_seed, group, sample)
     if stage is None:
         return Request(group, sample, seed)
-    wanted = stage.algorithm.prefix(group, sample, group.step - stage.start, random.Random(seed))
+    drawn_by = sequence_seed(run_seed, group, 0) if stage.algorithm.shares_prefix else seed
+    wanted = stage.algorithm.prefix(group, sample, group.step - stage.start, random.Random(drawn_by))
     length = min(wanted, group.max_new_tokens - 1)  # at least one token is sampled
     return Request(group, sample, seed, group.demonstrations[0].ids[:length] if length else ())

@@ -36,6 +36,7 @@ def gather(algorithm: Algorithm, groups: Sequence[Group], updates: int) -> list[
             reward=float(completion.reward),
             advantage=float(completion.advantage),
             trained=completion.trained,
+            seed=int(completion.seed),
         )
         for group in groups
         for completion in group.completions

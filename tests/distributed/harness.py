@@ -111,7 +111,8 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
             group.completions.append(Completion(rollouts + extra, "demo", "", ids))
         for sample in range(rollouts):
             ids = [rng.randrange(3, 90) for _ in range(rng.randrange(1, 14))]
-            prefix = algorithm.prefix(group, sample, step - stage.start, rng)
+            own = random.Random(f"{step}/{group_id}") if algorithm.shares_prefix else rng
+            prefix = algorithm.prefix(group, sample, step - stage.start, own)
             # An environment wrote two tokens in the middle of the longer ones.
             observed = [(prefix + 2, prefix + 4)] if len(ids) > 6 else []
             if prefix:
@@ -127,6 +128,7 @@ def make_groups(stage: Stage, step: int, count: int = 4, rollouts: int = 3) -> l
                     ids,
                     logprobs,
                     step - 1,
+                    seed=100 * group_id + sample,
                     reward=float(rng.random() < (0.4, 0.4, 0.0, 0.6)[group_id % 4]),
                     prefix=prefix,
                     observed=observed,
@@ -326,6 +328,7 @@ def _values(algorithm, everything, number, sums):
             c.advantage,
             c.trained,
             *(sums.get((g.group_id, c.sample), (0.0, 0.0))),
+            c.seed,
         )
         for g in everything
         for c in sorted(g.completions, key=lambda c: c.sample)

@@ -82,6 +82,8 @@ class Worker(RolloutWorker):
 
 
 class Plain:
+    shares_prefix = False
+
     @staticmethod
     def prefix(group, sample, step, rng):
         return 0

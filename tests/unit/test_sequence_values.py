@@ -157,7 +157,7 @@ def test_c3po_selects_what_is_kept_and_divides_by_the_budget():
 
 
 def test_c3po_keeps_what_the_policy_wrote_around_the_tokens_of_an_environment():
-    batch, policy = one_sequence([0.5] * 8)
+    batch, _ = one_sequence([0.5] * 8)
     batch.mask_BT[0, 2:5] = False
     for kept, selected in ((5, [0, 1, 5, 6, 7]), (3, [0, 1, 5]), (2, [0, 1]), (0, [])):
         batch.values = {"kept": torch.tensor([float(kept)])}
