@@ -68,7 +68,7 @@ class Learner:
             self.engine.reset_optimizer()
         rate = algorithm.reference_rate(step - stage.start)
         if rate and self.reference:
-            self.reference.follow(self.engine.weights(), rate)
+            self.reference.follow(self.engine.weights(), rate, step)
         lr = learning_rate(self.config, stage, step)
         self.engine.weight_decay = weight_decay(self.config, stage)
         number = updates_per_step(self.config, stage)

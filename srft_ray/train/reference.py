@@ -14,6 +14,7 @@ from srft_ray.train.deepspeed_import import deepspeed, release
 from srft_ray.train.policy_model import PolicyModel
 
 PREFIX = "reference|"  # of its tensors in a checkpoint
+STEP = f"{PREFIX}step"  # before which it moved last
 
 
 class ReferenceModel:
@@ -21,6 +22,7 @@ class ReferenceModel:
 
     Attributes:
         moved: whether it is no longer the model that it was loaded as, so that checkpoints must hold it.
+        moved_before: the step before which it moved last; None: it never did, or the checkpoint does not say.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class ReferenceModel:
         self.zero_stage = learner.zero_stage
         self.dtype = dtype
         self.moved = False
+        self.moved_before: int | None = None
         if learner.zero_stage == 3:
             self.model, *_ = deepspeed.initialize(model=self.model, config=reference_config(learner, dtype))
         self._parameters = dict(self.policy.model.named_parameters())  # tied ones once
@@ -47,9 +50,10 @@ class ReferenceModel:
         return self.model(*inputs, **options)
 
     @torch.no_grad()
-    def follow(self, weights: Iterable[tuple[str, Tensor]], rate: float) -> None:
+    def follow(self, weights: Iterable[tuple[str, Tensor]], rate: float, step: int) -> None:
         """Moves every parameter by the share `rate` of its way to the policy's weight of the same name.
 
+        Once before `step`, also if the step was refused afterwards and is repeated from a checkpoint of then.
         A collective under ZeRO-3, as are the methods below.
 
         Raises:
@@ -60,16 +64,21 @@ class ReferenceModel:
                 f"the reference cannot follow the policy at a rate of {rate} in {self.dtype}: set "
                 "model.dtype=float32, or let it become the policy every few steps"
             )
-        self.moved = True
+        if step == self.moved_before:
+            return
+        self.moved, self.moved_before = True, step
         for name, weight in weights:
             parameter = self._parameters.get(name)
             if parameter is not None:
                 self._set(parameter, weight, rate)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Its weights in float32 for a checkpoint; nothing if it never moved."""
+        """Its weights in float32 for a checkpoint, and the step before which it moved last; nothing if it
+        never moved."""
         if not self.moved:
             return
+        if self.moved_before is not None:
+            yield STEP, torch.tensor([float(self.moved_before)])
         for name, parameter in self._parameters.items():
             with self._whole(parameter, writer=None):
                 yield PREFIX + name, parameter.detach().to(torch.float32, copy=True)
@@ -77,6 +86,8 @@ class ReferenceModel:
     @torch.no_grad()
     def load(self, saved: Mapping[str, Tensor], device: torch.device) -> None:
         """Takes up what `state` gave, if anything."""
+        if STEP in saved:
+            self.moved_before = int(saved[STEP])
         for name, parameter in self._parameters.items():
             if PREFIX + name not in saved:
                 continue

@@ -25,10 +25,12 @@ def config_for(folder):
 def train(rank, world, model_path, folder, case, first, last, stop, whole=True):
     """Losses of steps first … last - 1 and the parameters after them.
 
-    It loads at `first` if that is not 0, and saves after `stop`. `whole`: everything saved is to be loaded.
+    It loads at `first` if that is not 0, and saves after `stop`, or before a step whose rollouts are refused.
+    `whole`: everything saved is to be loaded.
     """
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
     from srft_ray.train.learner import Learner
+    from srft_ray.train.parity import ParityError
     from srft_ray.train.reference import ReferenceModel
     from srft_ray.train.saving import Saver
     from tests.conftest import make_tokenizer
@@ -51,8 +53,12 @@ def train(rank, world, model_path, folder, case, first, last, stop, whole=True):
     losses = []
     for step in range(first, last):
         stage = case.stage(step)
-        with padded_to(case.length):
-            metrics = learner.step(make_groups(stage, step)[rank::world], step, stage, 1.0)
+        try:
+            with padded_to(case.length):
+                metrics = learner.step(make_groups(stage, step)[rank::world], step, stage, 1.0)
+        except ParityError:
+            assert saver.save(step, final=True, about={"policy_version": step})
+            break
         losses.append(metrics["loss"])
         if step + 1 == stop:
             assert saver.save(stop, final=False, about={"policy_version": stop})
@@ -108,6 +114,28 @@ def test_a_reference_that_moves_goes_on(tmp_path, tiny_model):
         print(f"moved reference, 2 learners, ZeRO 3 -> {world}, ZeRO {zero}: losses within {worst:.1e}")
         assert worst <= (1e-5 if world == 1 else 0.0)
         assert difference(after, {k: v.double() for k, v in weights.items()}) <= 1e-5
+
+
+def train_until_refused(*args):
+    """As `train`, but the rollouts of step STOP come from another policy."""
+    from srft_ray.train import learner
+    from srft_ray.train.parity import ParityError
+
+    def refuse(sums, largest, step, threshold):
+        if step == STOP:
+            raise ParityError("rollouts of another policy")
+        return {}
+
+    learner.check_parity = refuse
+    return train(*args)
+
+
+def test_a_reference_moves_once_before_a_step_that_is_refused_and_repeated(tmp_path, tiny_model):
+    losses, weights = spawn(2, train, tiny_model, tmp_path / "whole", anchored(2), 0, STEPS, None)
+    before, _ = spawn(2, train_until_refused, tiny_model, tmp_path, anchored(2), 0, STEPS, None)
+    continued, after = spawn(2, train, tiny_model, tmp_path, anchored(2), STOP, STEPS, None)
+    assert before + continued == losses
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
 
 
 def buffering(zero):

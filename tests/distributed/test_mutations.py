@@ -191,7 +191,7 @@ def kl_without_gradient(model):
 def reference_that_stays(model):
     from srft_ray.train.reference import ReferenceModel
 
-    with patch.object(ReferenceModel, "follow", lambda self, weights, rate: None):
+    with patch.object(ReferenceModel, "follow", lambda self, weights, rate, step: None):
         yield
 
 
