@@ -19,7 +19,7 @@ class Figures(dict[str, Tensor]):
         return True
 
     def __missing__(self, name: str) -> Tensor:
-        return torch.full(SHAPE[:1], 0.3)
+        return torch.full(SHAPE[:1], 1.3)
 
 
 def gradient(algorithm: Algorithm, behavior_BT: Tensor) -> Tensor:
