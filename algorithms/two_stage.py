@@ -18,8 +18,9 @@ class TwoStage(Algorithm):
     and it has the learning rate, schedule, weight decay, prompts per step and mini-batches that
     `first_schedule` or `second_schedule` give. What these leave out is the run's, warm-up steps included.
     What an algorithm schedules by steps counts from the first step of its stage. If the second stage uses a
-    reference model, learner.reference must be set. The second stage continues in the seeded order of prompts
-    where the first ended, as a run with trainer.first_group does.
+    reference model, learner.reference must be set, and if only the second uses a critic, learner.critic. The
+    second stage continues in the seeded order of prompts where the first ended, as a run with
+    trainer.first_group does.
     """
 
     name: ClassVar[str] = "two_stage"

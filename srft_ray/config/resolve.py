@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from algorithms import Algorithm
+from algorithms import Algorithm, Stage
 from srft_ray.config.algorithm import check_terms, make_algorithm, settings_of
 from srft_ray.config.checks import engine_bounds, learner_bounds
 from srft_ray.config.evaluation import EvaluationSetSection, evaluation_sets
@@ -203,11 +203,24 @@ def _check_stages(config: Config, algorithm: Algorithm) -> None:
             f"{name} trains on buffered demonstrations with terms that need more than the gradient of "
             "entropies: leave these terms out of `buffered`.",
         )
-        require(
-            stage.start == 0
-            or not stage.algorithm.uses_reference
-            or stage.algorithm.reference_rate(0) == 1
-            or config.learner.reference is not None,
-            f"The second stage, {name}, uses a reference model, and it would be the model before the first "
-            "stage: set learner.reference.",
-        )
+    if stages[-1].start > 0:
+        _check_second_stage(config, *stages)
+
+
+def _check_second_stage(config: Config, first: Stage, second: Stage) -> None:
+    """Raises UserError for models beside the policy that would not begin as the one the first stage ends
+    with."""
+    name = second.algorithm.name
+    require(
+        not second.algorithm.uses_reference
+        or second.algorithm.reference_rate(0) == 1
+        or config.learner.reference is not None,
+        f"The second stage, {name}, uses a reference model, and it would be the model before the first "
+        "stage: set learner.reference.",
+    )
+    require(
+        not second.algorithm.uses_critic or first.algorithm.uses_critic or config.learner.critic is not None,
+        f"The second stage, {name}, uses a critic, and it would begin as the model before the first stage: set "
+        "learner.critic, or train the first stage as a run of its own and go on from its model (`after` in "
+        "`srft-ray compare`).",
+    )

@@ -5,6 +5,10 @@ import torch
 
 from algorithms import PPO, Batch, Completion, Group, PolicyOutput, TwoStage
 from algorithms.gae import generalized_advantages, token_rewards
+from srft_ray.config.load import make_config
+from srft_ray.config.resolve import resolve
+from srft_ray.errors import UserError
+from tests.conftest import base_config
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 
@@ -104,3 +108,15 @@ def test_advantages_are_standardized_over_the_step():
 
 def test_stages_have_a_critic_if_one_of_them_does():
     assert TwoStage(second=PPO()).uses_critic and not TwoStage().uses_critic
+
+
+def test_a_second_stage_names_the_critic_that_it_begins_with(tmp_path, tiny_model):
+    values = base_config(tmp_path, tiny_model)
+    with pytest.raises(
+        UserError, match="would begin as the model before the first stage: set learner.critic"
+    ):
+        resolve(make_config(values), TwoStage(second=PPO(), first_steps=1))
+    resolve(make_config(values), TwoStage(first=PPO(), second=PPO(), first_steps=1))
+    resolve(make_config(values), TwoStage(second=PPO(), first_steps=0))
+    values["learner"]["critic"] = str(tiny_model)
+    resolve(make_config(values), TwoStage(second=PPO(), first_steps=1))
