@@ -220,7 +220,6 @@ def _check_second_stage(config: Config, first: Stage, second: Stage) -> None:
     )
     require(
         not second.algorithm.uses_critic or first.algorithm.uses_critic or config.learner.critic is not None,
-        f"The second stage, {name}, uses a critic, and it would begin as the model before the first stage: set "
-        "learner.critic, or train the first stage as a run of its own and go on from its model (`after` in "
-        "`srft-ray compare`).",
+        f"The second stage, {name}, uses a critic, and it would begin as the model before the first stage: "
+        "set learner.critic, or train the first stage as a run of its own and go on from its model.",
     )

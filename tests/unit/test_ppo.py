@@ -113,7 +113,7 @@ def test_stages_have_a_critic_if_one_of_them_does():
 def test_a_second_stage_names_the_critic_that_it_begins_with(tmp_path, tiny_model):
     values = base_config(tmp_path, tiny_model)
     with pytest.raises(
-        UserError, match="would begin as the model before the first stage: set learner.critic"
+        UserError, match=r"would begin as the model before the first stage: set learner\.critic"
     ):
         resolve(make_config(values), TwoStage(second=PPO(), first_steps=1))
     resolve(make_config(values), TwoStage(first=PPO(), second=PPO(), first_steps=1))
