@@ -189,7 +189,7 @@ def test_calls_from_several_threads(user: Callable[..., VerifierPool]) -> None:
     [
         ("maths", None, "did you mean 'math'"),
         ("", "{dir}/absent.py:score", "absent.py' is not a file"),
-        ("", "{dir}/scorer.py", "file.py:function"),
+        ("", "{dir}/scorer.py", "name the function in the file too, as"),
         ("", "{dir}/scorer.py:absent", "has no function 'absent'"),
         ("", "{dir}/scorer.py:number", "has no function 'number'"),
         ("", "{dir}/scorer.py:one", "must take"),
