@@ -1,7 +1,8 @@
 """The critic: a second model that learns the values of states, and gives tokens their advantages."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class ValueModel(nn.Module):
     def __init__(self, layers: nn.ModuleDict) -> None:
         super().__init__()
         self.model = layers
+        self._gives_hidden_states = False
 
     def forward(
         self,
@@ -44,8 +46,19 @@ class ValueModel(nn.Module):
         positions = {} if position_ids_BL is None else {"position_ids": position_ids_BL}
         decoder, head = self.model["decoder"], self.model["head"]
         hidden_BLH = decoder(input_ids=input_ids_BL, use_cache=False, **positions).last_hidden_state
-        values_N1 = head(hidden_BLH[rows_N, positions_N - 1])
-        return (values_N1[:, 0].float(),)
+        hidden_NH = hidden_BLH[rows_N, positions_N - 1]
+        if self._gives_hidden_states:
+            return (hidden_NH.float(),)
+        return (head(hidden_NH)[:, 0].float(),)
+
+    @contextmanager
+    def hidden_states(self) -> Iterator[None]:
+        """Within it, the decoder's hidden states come instead of values; (N, H)."""
+        self._gives_hidden_states = True
+        try:
+            yield
+        finally:
+            self._gives_hidden_states = False
 
 
 class CriticEngine(DeepSpeedEngine):

@@ -16,20 +16,18 @@ from srft_ray.observe.timeline import Timeline
 from srft_ray.sync.versions import LearnerStart
 from srft_ray.train import parity
 from srft_ray.train.checkpoints import Checkpoints
-from srft_ray.train.critic import Critic, CriticEngine, value_layers
 from srft_ray.train.deepspeed_engine import DeepSpeedEngine
 from srft_ray.train.deepspeed_loading import load_for_learner
 from srft_ray.train.evaluations import Evaluations
 from srft_ray.train.history import HistoryKeeper
 from srft_ray.train.intake import Intake, any_rank
 from srft_ray.train.job import Batches, Job
-from srft_ray.train.learner import Learner
+from srft_ray.train.learner_models import make_learner
 from srft_ray.train.lora import Adapter
 from srft_ray.train.model_checks import check_model
 from srft_ray.train.nonfinite import NonFiniteError, dump
 from srft_ray.train.publisher import Publisher
 from srft_ray.train.recorder import Recorder
-from srft_ray.train.reference import ReferenceModel
 from srft_ray.train.replay import ReplayPool
 from srft_ray.train.retention import BestStep
 from srft_ray.train.saving import Saver
@@ -50,7 +48,7 @@ class LearnerWorker:
         self.engine = DeepSpeedEngine(model, job.learner, dtype, adapter)
         check_model(self.engine, "model.path", parity.THRESHOLDS[job.dtype], job.learner.packing)
         threshold = parity.threshold(job.learner.parity_threshold, job.dtype)
-        self.learner = self._make_learner(dtype, threshold)
+        self.learner = make_learner(job, self.engine, threshold)
         self.publisher = Publisher(job, start, self.engine, threshold)
         self.intake = Intake(job, batches, self.publisher, self.engine.device)
         self.recorder = Recorder(job.run_dir, job.loggers, self.engine.device, job.ledger_tokens)
@@ -66,22 +64,6 @@ class LearnerWorker:
         self.step = start.step
         self._resume()
         self.checkpoints = Checkpoints(job, self.saver, self.recorder, self.timeline, self.step)
-
-    def _make_learner(self, dtype: torch.dtype, parity_threshold: float) -> Learner:
-        job, settings = self.job, self.job.learner
-        reference = None
-        if job.algorithm.uses_reference:
-            path = settings.reference or job.model.path
-            frozen = load_for_learner(job.model, settings, dtype, path)
-            reference = ReferenceModel(frozen, settings, dtype, self.engine.device)
-            if settings.reference:
-                check_model(reference, "learner.reference", parity.THRESHOLDS[job.dtype], settings.packing)
-        critic = None
-        if job.algorithm.uses_critic:
-            path = settings.critic or job.model.path
-            layers = value_layers(load_for_learner(job.model, settings, dtype, path))
-            critic = Critic(CriticEngine(layers, settings, dtype), settings.critic_lr, self.engine)
-        return Learner(self.engine, settings, parity_threshold, reference, job.ledger_tokens, critic)
 
     def _resume(self) -> None:
         """Takes up the newest whole checkpoint, that of the step where the run begins."""

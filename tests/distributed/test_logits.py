@@ -6,8 +6,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 
-from algorithms import GRPO
+from algorithms import GRPO, PPO
 from srft_ray.config.schema import ModelSection
 from srft_ray.config.training import LearnerSection
 from srft_ray.errors import UserError
@@ -63,32 +64,64 @@ def test_only_what_is_unknown_is_refused(setting):
     assert mixing.startswith(f"learner.packing=true does not suit {setting}, a Gemma2ForCausalLM")
 
 
-def make_learner(rank, world, policy, reference):
-    """As a worker makes its learner, from the files of the reference; the message of its refusal or None."""
+def refusal(rank, world, policy, algorithm, sections):
+    """As a worker makes its learner, once for each section; the message of its refusal or None."""
     from srft_ray.train.deepspeed_engine import DeepSpeedEngine
-    from srft_ray.train.worker import LearnerWorker
+    from srft_ray.train.learner_models import make_learner
 
-    model, _ = load(policy)
-    settings = LearnerSection(reference=str(reference))
-    worker = object.__new__(LearnerWorker)
-    worker.engine = DeepSpeedEngine(model, settings, torch.float32)
-    worker.job = SimpleNamespace(
-        learner=settings,
-        model=ModelSection(path=str(policy)),
-        algorithm=GRPO(kl_coefficient=0.1),
-        dtype="float32",
-        ledger_tokens=False,
-    )
-    with patch.object(LogitForm, "of", lambda config: LogitForm()):
+    messages = []
+    for settings in sections:
+        engine = DeepSpeedEngine(load(policy)[0], settings, torch.float32)
+        job = SimpleNamespace(
+            learner=settings,
+            model=ModelSection(path=str(policy)),
+            algorithm=algorithm,
+            dtype="float32",
+            ledger_tokens=False,
+        )
         try:
-            worker._make_learner(torch.float32, 0.1)
+            make_learner(job, engine, 0.1)
+            assert all(value.isfinite().all() for _, value in engine.state())  # after an update of rate 0
+            messages.append(None)
         except UserError as error:
-            return str(error)
-    return None
+            messages.append(str(error))
+    return messages
 
 
-def test_learners_check_a_reference_of_another_architecture(tmp_path, tiny_model):
-    make_model("Gemma2", {"final_logit_softcapping": 3.0}).save_pretrained(tmp_path)
-    assert spawn(1, make_learner, tiny_model, tiny_model) is None
-    refused = spawn(1, make_learner, tiny_model, tmp_path)
+def refusal_of_unknown_logits(*inputs):
+    with patch.object(LogitForm, "of", lambda config: LogitForm()):
+        return refusal(*inputs)
+
+
+def refusal_of_mixed_sequences(*inputs):
+    with patch.object(Gemma2Model, "forward", mixed(Gemma2Model.forward)):
+        return refusal(*inputs)
+
+
+def mixed(forward):
+    return lambda self, position_ids=None, **inputs: forward(self, **inputs)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gemma")
+    make_model("Gemma2", {"final_logit_softcapping": 3.0}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_learners_check_a_reference_of_another_architecture(gemma, tiny_model):
+    sections = [LearnerSection(reference=str(path)) for path in (tiny_model, gemma)]
+    good, refused = spawn(1, refusal_of_unknown_logits, tiny_model, GRPO(kl_coefficient=0.1), sections)
+    assert good is None
     assert refused.startswith("learner.reference is a Gemma2ForCausalLM, which changes its logits")
+
+
+def test_learners_check_a_critic_of_another_architecture(gemma, tiny_model):
+    sections = [LearnerSection(critic=gemma, packing=True, zero_stage=stage) for stage in (0, 3)]
+    assert spawn(2, refusal, tiny_model, PPO(), sections) == [None, None]
+    padded = LearnerSection(critic=gemma, packing=False)
+    refused, refused_3, good = spawn(2, refusal_of_mixed_sequences, tiny_model, PPO(), [*sections, padded])
+    assert refused.startswith(
+        "learner.packing=true does not suit learner.critic, a Gemma2Model: hidden states"
+    )
+    assert refused_3.startswith("learner.packing=true does not suit learner.critic") and good is None
