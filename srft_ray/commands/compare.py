@@ -16,7 +16,7 @@ from srft_ray.commands.variants import folder_of
 from srft_ray.config.load import as_config
 from srft_ray.config.schema import Config
 from srft_ray.errors import require
-from srft_ray.models import count_parameters
+from srft_ray.models import count_parameters, is_local
 from srft_ray.observe.report import evaluations_of_model
 
 BEFORE = "(before)"  # the row of the config's model
@@ -62,19 +62,18 @@ def compare(
     comparisons = planned_runs(config, algorithms, seeds, variants)
     tuning = _tuning_runs(config, algorithms, seeds, variants, sweep) if sweep else []
     check_all(tuning or comparisons)
-    parameters = count_parameters(config.model)
     tried = try_rates([(one.label, one.run) for one in tuning], sweep, parallel) if sweep else []
     if tried:
         comparisons = _with_rates(comparisons, best_rates(tried))
         check_all(comparisons)
     train_in_order(comparisons, parallel)
-    outcomes = [outcome for comparison in comparisons for outcome in _outcomes(comparison, parameters)]
+    outcomes = [outcome for one in comparisons for outcome in _outcomes(one, config.model.path)]
     outcomes.sort(key=lambda outcome: outcome.algorithm != BEFORE)
     found: dict[str, dict[int, Path]] = {comparison.label: {} for comparison in comparisons}
     for comparison in comparisons:
         run = comparison.run.config
         found[comparison.label][run.run.seed] = run.run_dir
-    extra = [_equal_operations(comparisons, parameters, budgets), tuning_table(tried)]
+    extra = [_equal_operations(comparisons, budgets), tuning_table(tried)]
     return _write(outcomes, found, folder_of(config, "compare"), extra)
 
 
@@ -97,9 +96,10 @@ def _tuning_runs(
     return tuning
 
 
-def _equal_operations(comparisons: Sequence[Comparison], parameters: int, budgets: Sequence[float]) -> str:
+def _equal_operations(comparisons: Sequence[Comparison], budgets: Sequence[float]) -> str:
     curves: dict[str, list[list[Reached]]] = {comparison.label: [] for comparison in comparisons}
     for comparison in comparisons:
+        parameters = count_parameters(comparison.run.config.model)
         curves[comparison.label].append(curve(comparison.folders, parameters))
     return budget_table(curves, budgets)
 
@@ -109,16 +109,24 @@ def _with_rates(comparisons: Sequence[Comparison], rates: Mapping[str, float]) -
     return [Comparison(one.label, tuned(one.run, rates[one.label])) for one in comparisons]
 
 
-def _outcomes(comparison: Comparison, parameters: int) -> list[Outcome]:
-    """The outcomes before and after a run, which is finished."""
+def _outcomes(comparison: Comparison, model: str) -> list[Outcome]:
+    """The outcomes of a run, which is finished, and of the config's model if it began with this `model`."""
     config = comparison.run.config
+    parameters = count_parameters(config.model)
     summary = json.loads((config.run_dir / "summary.json").read_text())
     after = quality(config, evaluations_of_model(summary))
     outcomes = [Outcome(comparison.label, config.run.seed, after | cost(comparison.folders, parameters))]
-    if comparison.after:  # it begins with a model that is trained
+    if comparison.after or not _is_same(config.model.path, model):
         return outcomes
     first = [record for record in summary["evaluations"] if record["step"] == 0]
     return [Outcome(BEFORE, config.run.seed, quality(config, first)), *outcomes]
+
+
+def _is_same(model: str, other: str) -> bool:
+    """Whether two paths name one model: a run's config holds the absolute path of a directory."""
+    if not is_local(other):
+        return model == other
+    return Path(model).expanduser().absolute() == Path(other).expanduser().absolute()
 
 
 def _write(outcomes: Sequence[Outcome], runs: Runs, folder: Path, extra: Sequence[str]) -> str:

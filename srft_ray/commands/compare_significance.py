@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from srft_ray.observe import evaluation_ledger, stats
-from srft_ray.observe.page_comparisons import averages_of, steps_of_model
+from srft_ray.observe.page_comparisons import paired_averages, steps_of_model
 
 Runs = Mapping[str, Mapping[int, Path]]  # run directories by label and seed
 
@@ -16,7 +16,8 @@ def differences(runs: Runs) -> list[dict[str, Any]]:
     """One row for each set and each method after the first: its model's average minus that of the first."""
     baseline, *others = runs
     names = _sets(runs)
-    rows = [_row(runs, baseline, other, name) for other in others for name in names]
+    found = [_row(runs, baseline, other, name) for other in others for name in names]
+    rows = [row for row in found if row is not None]
     for p, adjusted in (("p", "holm"), ("p over prompts", "holm over prompts")):
         for row, value in zip(rows, stats.holm([row[p] for row in rows]), strict=True):
             row[adjusted] = value
@@ -38,9 +39,13 @@ def _row(
     baseline: str,
     other: str,
     name: str,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """None if no seed's runs have a prompt in common."""
     seeds = sorted(runs[baseline].keys() & runs[other].keys())
     by_seed = [prompt_differences(runs[baseline][seed], runs[other][seed], name) for seed in seeds]
+    by_seed = [of_seed for of_seed in by_seed if len(of_seed)]
+    if not by_seed:
+        return None
     found = stats.over_seeds(by_seed)
     # Where each seed has prompts of its own, these vary with the seed, and its interval is of both.
     wide = found
@@ -52,7 +57,7 @@ def _row(
         "method": other,
         "against": baseline,
         "set": name,
-        "seeds": len(seeds),
+        "seeds": len(by_seed),
         "prompts": sum(map(len, by_seed)),
         "mean": found.mean,
         "low": found.interval.low,
@@ -66,10 +71,8 @@ def _row(
 
 def prompt_differences(first: Path, second: Path, name: str) -> np.ndarray:
     """Of each prompt that both have, the average of the second run's model minus the first's."""
-    before = averages_of(first, name, steps_of_model(first)[name])
-    after = averages_of(second, name, steps_of_model(second)[name])
-    common = sorted(before.keys() & after.keys())
-    return np.array([after[prompt] - before[prompt] for prompt in common])
+    before, after = paired_averages(first, second, name)
+    return after - before
 
 
 def _same_prompts(run_dirs: Sequence[Path], name: str) -> bool:

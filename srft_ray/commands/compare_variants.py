@@ -32,7 +32,7 @@ def read_variants(path: str | Path) -> dict[str, Sections]:
     require(file.is_file(), f"--variants {file} does not exist; pass a YAML file with one section a variant.")
     try:
         given = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--variants {file} is not valid YAML: {first_line(error)}.") from error
     is_mapping = isinstance(given, dict) and bool(given)
     require(is_mapping, f"--variants {file} must hold variants by name, such as srft: {{algorithm: …}}.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from srft_ray.config.formats import data_format
 from srft_ray.config.resolve import Resolved
+from srft_ray.config.rollout import RolloutSection
 from srft_ray.data.prepare import file_stamps
 from srft_ray.errors import require
 from srft_ray.observe.journal import write_whole
@@ -60,7 +61,18 @@ def evaluation_identity(resolved: Resolved) -> dict[str, Any]:
         "verifier_files": _verifier_stamps(resolved),
         "seed": config.run.seed,
         "dtype": config.rollout.dtype,
+        **_unusual_sampling(config.rollout),
     }
+
+
+def _unusual_sampling(rollout: RolloutSection) -> dict[str, Any]:
+    """Those settings of all sets that are no default, with the state of the environment's file."""
+    usual = RolloutSection()
+    keys = ("stop", "environment", "max_turns", "engine", "tensor_parallel")
+    changed = {key: getattr(rollout, key) for key in keys if getattr(rollout, key) != getattr(usual, key)}
+    if rollout.environment:
+        changed["environment_files"] = file_stamps(Path(rollout.environment.rpartition(":")[0]))
+    return changed
 
 
 def model_name(resolved: Resolved) -> str:

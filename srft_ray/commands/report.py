@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from srft_ray.commands.arguments import add_command
+from srft_ray.config.load import read_record
 from srft_ray.config.schema import ModelSection
 from srft_ray.errors import UserError, require
 
@@ -51,8 +50,7 @@ def token_pieces_of(folder: Path) -> Any:
     """What gives the texts of a run's tokens; None, and a note, if its tokenizer cannot be loaded."""
     from srft_ray.data.tokenize import load_tokenizer, token_pieces
 
-    sections = yaml.safe_load((folder / "config.yaml").read_text())
-    given = (sections or {}).get("model") or {}
+    given = read_record(folder / "config.yaml").get("model") or {}
     section = ModelSection(
         path=str(given.get("path", "")), trust_remote_code=bool(given.get("trust_remote_code", False))
     )

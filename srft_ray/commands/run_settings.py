@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from srft_ray.config.load import read_record
 from srft_ray.config.schema import Config
-from srft_ray.errors import UserError, first_line
+from srft_ray.errors import UserError
 from srft_ray.run.directory import RECORD
 
 # Not model.trust_remote_code: code in a model directory is executed only where the user says so.
@@ -48,18 +49,16 @@ def settings_of_run(model: str, given: Collection[str]) -> dict[str, Any]:
     if record is None:
         return {}
     try:
-        written = OmegaConf.load(record)
-    except Exception as error:
-        raise UserError(
-            f"{record}, the config of the model's run, cannot be read: {first_line(error)}."
-        ) from error
+        written = read_record(record)
+    except UserError as error:
+        raise UserError(f"The config of the model's run: {error}") from error
     left_out = {*given, *(VERIFIER if VERIFIER & {*given} else ())}
     usual = OmegaConf.structured(Config)
     found = {}
     for key in TAKEN:
-        value = OmegaConf.select(written, key)
+        value = _select(written, key)
         if key not in left_out and value is not None and value != OmegaConf.select(usual, key):
-            found[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            found[key] = value
     judge = str(found.get("verifier.name", ""))
     if judge in CHOSEN_BY_DATA:
         del found["verifier.name"]
@@ -69,6 +68,13 @@ def settings_of_run(model: str, given: Collection[str]) -> dict[str, Any]:
             "verifier.name or verifier.path, or evaluate from Python."
         )
     return found
+
+
+def _select(sections: Any, key: str) -> Any:
+    """The value of a dotted key; None if there is none."""
+    for name in key.split("."):
+        sections = sections.get(name) if isinstance(sections, dict) else None
+    return sections
 
 
 def record_of_run(model: str) -> Path | None:

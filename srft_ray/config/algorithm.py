@@ -27,6 +27,8 @@ def make_algorithm(section: Mapping[str, Any], key: str = "algorithm") -> Algori
     settings = dict(section)
     name = settings.pop("name", None)
     path = settings.pop("path", None)
+    for named, value in (("name", name), ("path", path)):
+        require(value is None or isinstance(value, str), f"{key}.{named} must be a text, not {value!r}.")
     if path is None:
         require(name in REGISTRY, f"Unknown {key}.name {name!r}: {nearest(name, REGISTRY)}")
         return _make_algorithm(REGISTRY[name], settings, key)

@@ -77,6 +77,9 @@ def _evaluation_set(config: Config, name: str) -> EvaluationSetSection:
         raise UserError(f"Wrong value for '{where}.{error.full_key}': {first_line(error)}.") from error
     except UserError as error:
         raise UserError(f"In {where}: {error}") from error
+    for key in ("samples", "temperature", "top_p", "max_new_tokens"):
+        if getattr(section, key) is None:
+            setattr(section, key, getattr(_defaults(config, given), key))
     require(
         section.max_new_tokens < config.model.max_length,
         f"{where}.max_new_tokens={section.max_new_tokens} leaves no room for a prompt in "

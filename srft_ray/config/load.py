@@ -53,8 +53,31 @@ def as_config(given: Config | str | Path) -> Config:
     return given if isinstance(given, Config) else load_config(given)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The sections of the config that a run or an evaluation has written.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        sections = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}.") from error
+    require(isinstance(sections, dict) and bool(sections), f"{path} holds no sections of a config.")
+    return sections
+
+
 def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dataclasses.asdict(config))))
+
+
+def _escaped(value: Any) -> Any:
+    """With `${` in texts as OmegaConf wants it where it is no reference to another key."""
+    if isinstance(value, dict):
+        return {key: _escaped(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(one) for one in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _override(text: str) -> tuple[str, DictConfig]:

@@ -143,7 +143,7 @@ def _make_paths_absolute(config: Config) -> None:
         config.rollout.environment = _absolute(config.rollout.environment)
     if ":" in config.rollout.transport:
         config.rollout.transport = _absolute(config.rollout.transport)
-    if config.algorithm.get("path"):
+    if isinstance(config.algorithm.get("path"), str):
         config.algorithm["path"] = _absolute(config.algorithm["path"])
 
 

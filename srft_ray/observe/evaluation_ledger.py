@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from algorithms import Completion, Group
@@ -93,7 +94,11 @@ def join(
     step: int,
     parts: Iterable[int],
 ) -> pa.Table:
-    """Makes one table of the parts, ordered by prompt and sample, and removes them; returns it."""
+    """Makes one table of the parts, ordered by prompt and sample, and removes them; returns it.
+
+    Rows of a table that is there already stay, of groups that no part has: a process that died while it
+    removed the parts leaves some of them beside the whole table.
+    """
     files = [
         part_file(
             run_dir,
@@ -103,9 +108,14 @@ def join(
         )
         for part in parts
     ]
-    tables = [pq.read_table(file, schema=SCHEMA) for file in files]
-    table = pa.concat_tables(tables).sort_by(ORDER)
-    _write(table, table_file(run_dir, name, step))
+    target = table_file(run_dir, name, step)
+    table = pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+    if target.exists():
+        whole = pq.read_table(target, schema=SCHEMA)
+        others = pc.invert(pc.is_in(whole["group_id"], table["group_id"].combine_chunks()))
+        table = pa.concat_tables([table, whole.filter(others)])
+    table = table.sort_by(ORDER)
+    _write(table, target)
     for file in files:
         file.unlink()
     return table

@@ -14,7 +14,7 @@ from srft_ray.observe.ledger_windows import FOLDER, step_of
 def files_by_step(run_dir: Path) -> dict[int, list[Path]]:
     """The files that hold rows of each step. Of merged files the column `step` is read."""
     found: dict[int, list[Path]] = {}
-    for file in sorted((run_dir / FOLDER).glob("*.parquet")):
+    for file in sorted((run_dir / FOLDER).glob("[!.]*.parquet")):  # not one that a merge is writing
         step = step_of(file)
         steps = [step] if step is not None else _steps_in(file)
         for one in steps:

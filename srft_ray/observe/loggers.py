@@ -4,6 +4,7 @@ A logger is called with (step, values), and with (-1, {}) at the end.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -118,7 +119,9 @@ def _mlflow(run: LoggerSettings) -> Logger:
 
     def log(step: int, values: Mapping[str, float]) -> None:
         if values:
-            mlflow.log_metrics(_numbers(values), step=step)
+            # It takes no other character in a name, such as the one of avg@k.
+            named = {re.sub(r"[^\w\-. :/]", "_", key): value for key, value in _numbers(values).items()}
+            mlflow.log_metrics(named, step=step)
         else:
             mlflow.end_run()
 

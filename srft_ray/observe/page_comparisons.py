@@ -34,6 +34,7 @@ def comparisons(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
         for other in run_dirs[1:]
         for name in sorted(steps_of_model(run_dirs[0]).keys() & steps_of_model(other).keys())
     ]
+    found = [one for one in found if one is not None]
     adjusted = stats.holm([one["p"] for one in found])
     return [{**one, "holm": p} for one, p in zip(found, adjusted, strict=True)]
 
@@ -51,24 +52,40 @@ def steps_of_model(run_dir: Path) -> dict[str, int]:
     return {name: chosen if (name, chosen) in tables else last for name, last in dict(tables).items()}
 
 
+def paired_averages(first: Path, second: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the models of two runs have on average, prompt by prompt, of the prompts that both have evaluated;
+    each (P,). A prompt is known by its number and its text: built-in tasks have others for each seed."""
+    was, now = _model_averages(first, name), _model_averages(second, name)
+    common = sorted(was.keys() & now.keys())
+    return np.array([was[prompt] for prompt in common]), np.array([now[prompt] for prompt in common])
+
+
+def _model_averages(run_dir: Path, name: str) -> dict[tuple[int, str], float]:
+    step = steps_of_model(run_dir)[name]
+    table = evaluation_ledger.read(run_dir, name, step, ["prompt_id", "prompt"])
+    texts = dict(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+    return {(prompt, texts[prompt]): mean for prompt, mean in averages_of(run_dir, name, step).items()}
+
+
 def _comparison(
     first: Path,
     second: Path,
     name: str,
-) -> dict[str, Any]:
-    was = averages_of(first, name, steps_of_model(first)[name])
-    now = averages_of(second, name, steps_of_model(second)[name])
-    common = sorted(was.keys() & now.keys())
-    paired = stats.paired([was[prompt] for prompt in common], [now[prompt] for prompt in common])
+) -> dict[str, Any] | None:
+    """None if the runs have no prompt in common."""
+    was, now = paired_averages(first, second, name)
+    if len(was) == 0:
+        return None
+    paired = stats.paired(was, now)
     return {
         "first": first.name,
         "second": second.name,
         "set": name,
-        "prompts": len(common),
+        "prompts": len(was),
         "mean": paired.mean,
         "low": paired.interval.low,
         "high": paired.interval.high,
         "p": paired.p,
-        "better": sum(now[prompt] > 0.5 >= was[prompt] for prompt in common),
-        "worse": sum(was[prompt] > 0.5 >= now[prompt] for prompt in common),
+        "better": int(((now > 0.5) & (was <= 0.5)).sum()),
+        "worse": int(((was > 0.5) & (now <= 0.5)).sum()),
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
+from srft_ray.config.load import read_record
 from srft_ray.observe import evaluation_ledger
 from srft_ray.observe.evaluation import CORRECT_ABOVE
 from srft_ray.observe.journal import EVALUATIONS, EVENTS, METRICS, read_json_lines
@@ -106,7 +106,7 @@ def _about(name: str, config: Path) -> dict[str, Any]:
     """
     if not config.exists():
         return {}
-    sections = yaml.safe_load(config.read_text())
+    sections = read_record(config)
     algorithm = dict(sections.get("algorithm") or {})
     seed = (sections.get("run") or {}).get("seed")
     label = name.removesuffix(f"-seed{seed}")

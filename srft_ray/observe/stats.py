@@ -13,6 +13,7 @@ import numpy as np
 from srft_ray.observe.intervals import CHUNK, LEVEL, Interval, normal_quantile, t_quantile, t_tails
 
 FLIPS = 4999
+ROUNDING = 1e-12  # of averages that are equal
 
 
 class Paired(NamedTuple):
@@ -110,23 +111,28 @@ def over_seeds(differences: Sequence[np.ndarray]) -> Paired:
     """The difference of two methods that were each trained with the same seeds.
 
     The seed is the unit: the interval is Student's over the means of the seeds, which vary by seed and by
-    prompt, and p is of Student's test. With one seed it is the paired test over its prompts, which knows
-    nothing of what differs between seeds.
+    prompt, and p is of Student's test. With one seed, or where the means of all seeds are equal, it is the
+    paired test over all prompts, which knows nothing of what differs between seeds.
 
     Args:
         differences: of each seed the differences of its prompts.
     """
-    if len(differences) == 1:
-        only = differences[0]
-        return paired(np.zeros(len(only)), only)
     means = np.array([of_seed.mean() for of_seed in differences])
+    # Few samples of few prompts often give two seeds the same mean: that is no proof of a difference.
+    if np.ptp(means) <= ROUNDING:
+        return _over_prompts(np.concatenate(list(differences)))
     mean = float(means.mean())
     deviation = float(means.std(ddof=1))
     error = deviation / np.sqrt(len(means))
     freedom = len(means) - 1
     half = t_quantile(freedom) * error
-    p = t_tails(mean / error, freedom) if error > 0 else float(mean == 0)
-    return Paired(mean, Interval(mean - half, mean + half), p, deviation)
+    return Paired(mean, Interval(mean - half, mean + half), t_tails(mean / error, freedom), deviation)
+
+
+def _over_prompts(differences: np.ndarray) -> Paired:
+    if not differences.any():
+        return Paired(0.0, Interval(0.0, 0.0), 1.0, 0.0)
+    return paired(np.zeros(len(differences)), differences)
 
 
 def sign_flip_p(differences_EP: np.ndarray) -> np.ndarray:
@@ -166,7 +172,8 @@ def crossed(values_SP: np.ndarray) -> Paired:
     Seeds and prompts are crossed random effects: the variance of the mean has a part of the seeds, one of the
     prompts and one of both together. It is estimated by mean squares, (MS_S + MS_P - MS_SP) / (S P), with
     the degrees of freedom of F. E. Satterthwaite (1946); a part that is estimated to be negative is left
-    out. Interval and p are those of Student's test; without an interval with fewer than two seeds or prompts.
+    out. Interval and p are those of Student's test, or, where nothing varies by seed or prompt, those of the
+    paired test over all differences; without an interval with fewer than two seeds or prompts.
     """
     seeds, prompts = values_SP.shape
     mean = float(values_SP.mean())
@@ -189,8 +196,8 @@ def crossed(values_SP: np.ndarray) -> Paired:
     if min(by_seed, by_prompt) < by_both:
         parts = np.where(np.arange(3) == np.argmax([by_seed, by_prompt]), parts, 0.0)
     variance = parts.sum() / (seeds * prompts)
-    if variance == 0:
-        return Paired(mean, Interval(mean, mean), float(mean == 0), 0.0)
+    if variance <= ROUNDING**2:
+        return _over_prompts(values_SP.ravel())
     freedom = max(1, int(parts.sum() ** 2 / (parts**2 / freedom_SPI).sum()))
     error = float(np.sqrt(variance))
     half = t_quantile(freedom) * error

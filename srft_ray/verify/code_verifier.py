@@ -77,7 +77,7 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
     tests = _checked(metadata.get("tests") or json.loads(reference))
     # From here on, nothing that the program starts may read the tests from this process.
     sandbox.hide_memory()
-    failure = _failed_call(program, tests) if "fn_name" in tests else _failed_text(program, tests)
+    failure = _failed_call(program, tests) if tests.get("fn_name") else _failed_text(program, tests)
     if failure is None:
         return Verdict("match", 1.0, program, f"{len(tests['inputs'])} tests passed")
     return Verdict("mismatch", 0.0, program, failure)
@@ -117,6 +117,11 @@ def _checked(tests: Any) -> dict[str, Any]:
         raise ValueError("the tests of a program must have the lists inputs and outputs, of equal length")
     if not lists[0]:
         raise ValueError("a program must have a test")
+    if tests.get("fn_name"):
+        if not all(isinstance(arguments, list) for arguments in lists[0]):
+            raise ValueError("each of the inputs of fn_name must be the list of its arguments")
+    elif not all(isinstance(text, str) for items in lists for text in items):
+        raise ValueError("without fn_name, inputs and outputs must be texts")
     return tests
 
 

@@ -16,7 +16,7 @@ REPLACEMENTS = (
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\^\s*\{?\\circ\}?"), ""),
     (re.compile(r"\\?%|\\?\$"), ""),
-    (re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*[^{}]*\}\s*$"), ""),  # a unit at the end
+    (re.compile(r"(?<=\S)\s*\\(?:text|mbox|mathrm)\s*\{\s*[^{}]*\}\s*$"), ""),  # a unit behind a number
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\sqrt\s*(\w)"), r"\\sqrt{\1}"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
@@ -35,7 +35,8 @@ def verify(response: str, reference: str, metadata: dict) -> Verdict:
     strict = math_verifier.verify(response, reference, metadata)
     if strict.verdict != "mismatch" or strict.answer is None:
         return strict
-    if normalised(strict.answer) != normalised(last_boxed(reference) or reference):
+    wanted = normalised(last_boxed(reference) or reference)
+    if not wanted or normalised(strict.answer) != wanted:
         return strict
     return Verdict("match", 1.0, strict.answer, "the normalised texts are equal")
 

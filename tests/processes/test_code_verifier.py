@@ -40,6 +40,8 @@ def test_correct_programs_match(pool):
     printing = "import math\nprint('loading')\n" + CORRECT.replace("return", "print(values)\n    return")
     assert verdicts(pool, [CORRECT, as_method, printing]) == [("match", 1.0)] * 3
     in_metadata = Item(fenced(CORRECT), "", {"tests": TESTS})
+    absent = Item(fenced("print(int(input()) + int(input()))\n"), "", {"tests": {**ECHO, "fn_name": None}})
+    assert pool.verify([absent])[0].verdict == "match", "as a column of Parquet has it in rows without one"
     assert pool.verify([in_metadata])[0].verdict == "match"
 
 
@@ -205,7 +207,16 @@ def test_values_are_compared_strictly(found, expected, same):
 
 @pytest.mark.parametrize(
     "tests",
-    [{}, [], {"inputs": [1], "outputs": []}, {"inputs": [], "outputs": []}, {"inputs": "a", "outputs": "a"}],
+    [
+        {},
+        [],
+        {"inputs": [1], "outputs": []},
+        {"inputs": [], "outputs": []},
+        {"inputs": "a", "outputs": "a"},
+        {"inputs": [["1", "2"]], "outputs": ["3"]},
+        {"inputs": ["1"], "outputs": [1]},
+        {"fn_name": "solve", "inputs": [1], "outputs": [0]},
+    ],
     ids=str,
 )
 def test_tests_that_are_none_are_an_error(pool, tests):

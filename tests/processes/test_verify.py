@@ -97,6 +97,9 @@ def test_the_lenient_grader_accepts_what_either_of_two_does() -> None:
         assert either_verifier.normalised(first) == either_verifier.normalised(second)
     assert either_verifier.normalised("10") != either_verifier.normalised("1")
     assert either_verifier.verify(response, reference, {}).verdict == "match"
+    for answer, other in ((r"\text{Monday}", r"\text{Friday}"), (r"\%", r"\$"), (r"\text{No}", "Yes")):
+        found = either_verifier.verify(rf"\boxed{{{answer}}}", other, {})
+        assert found.verdict == "mismatch", "a text is no unit, and nothing is equal to nothing"
     strict = math_verifier.verify(r"\boxed{7}", "8", {})
     assert either_verifier.verify(r"\boxed{7}", "8", {}) == strict and strict.verdict == "mismatch"
 

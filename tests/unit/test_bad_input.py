@@ -103,6 +103,8 @@ def copy_model(tiny_model: Path, folder: Path, without: str = "") -> Path:
             "Wrong value for 'algorithm' in override 'algorithm=grpo': it is a section; set its keys, "
             "such as algorithm.name=grpo.",
         ),
+        ("algorithm.name=[a]", "algorithm.name must be a text, not ['a']."),
+        ("algorithm.path=3", "algorithm.path must be a text, not 3."),
         ("algorithm.name=srf", "Unknown algorithm.name 'srf': did you mean 'srft'?"),
         (
             "algorithm.sft_scal=1",

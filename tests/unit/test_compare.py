@@ -280,6 +280,23 @@ def test_differences_are_paired_by_seed_and_prompt(tmp_path: Path):
     assert sentences([]) == ""
 
 
+def test_a_variant_with_another_model_is_not_before_the_others(
+    values: dict[str, Any], trained: list[tuple[str, str]], tmp_path: Path, tiny_model: Path
+):
+    """Its row has the operations of its own model; the first row is of the config's model alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    larger = tmp_path / "larger"
+    shutil.copytree(tiny_model, larger)
+    settings = AutoConfig.from_pretrained(tiny_model, intermediate_size=1024)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(larger)
+    text = compare(make_config(values), ["sft"], [0], {"larger": {"model": {"path": str(larger)}}})
+    outcomes = json.loads((Path(values["run"]["dir"]) / "run-compare/compare.json").read_text())
+    assert [one["algorithm"] for one in outcomes] == ["(before)", "sft", "larger"], text
+    figures = {one["algorithm"]: one["figures"] for one in outcomes}
+    assert figures["larger"]["TFLOPs"] > 1.2 * figures["sft"]["TFLOPs"]
+
+
 CHAIN = {
     "rl": {"after": "warm", "algorithm": {"name": "grpo"}, "trainer": {"steps": 3}},
     "warm": {"algorithm": {"name": "sft"}},

@@ -226,7 +226,11 @@ def test_an_interval_over_seeds_alone_does_not_cover_new_prompts():
 
 def test_intervals_without_spread_or_seeds():
     same = crossed(np.full((3, 4), 0.25))
-    assert same.interval == (0.25, 0.25) and same.p == 0.0
+    assert same.interval == (0.25, 0.25) and 0 < same.p < 0.01
+    # Equal means of seeds and of prompts are no proof: one prompt more is right in each of two seeds.
+    for by_seed in (np.eye(2), np.eye(2, 30)):
+        assert crossed(by_seed).p > 0.1 and over_seeds(list(by_seed)).p > 0.1
+    assert over_seeds([np.ones(30), np.ones(30)]).p < 0.001
     single = crossed(np.zeros((1, 4)))
     assert np.isnan(single.interval).all() and single.p == 1.0
 

@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 
 from srft_ray.config.checks import check_values
-from srft_ray.config.load import all_keys, load_config, make_config, to_yaml
+from srft_ray.config.load import all_keys, load_config, make_config, read_record, to_yaml
 from srft_ray.config.schema import Config
 from srft_ray.config.settings import Bounds
 from srft_ray.errors import UserError
 
 MINIMAL = "model: {path: m}\ndata: {path: d}\n"
+
+
+def test_what_is_written_is_read_back(tmp_path: Path):
+    config = make_config({"model": {"path": "m"}, "data": {"path": "d", "system_prompt": r"Write \${n}$."}})
+    assert config.data.system_prompt == "Write ${n}$."
+    (tmp_path / "written.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "written.yaml") == config
+    assert read_record(tmp_path / "written.yaml")["data"]["system_prompt"] == "Write ${n}$."
 
 
 @pytest.fixture

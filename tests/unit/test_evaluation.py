@@ -1,6 +1,7 @@
 """The evaluation ledger, the figures that are computed from it, and the settings of each set."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +9,8 @@ import pytest
 
 from algorithms import GRPO, Completion, Group
 from srft_ray import UserError
-from srft_ray.commands.evaluation_folder import evaluation_folder, model_name
-from srft_ray.commands.evaluation_sampling import first_missing
+from srft_ray.commands.evaluation_folder import evaluation_folder, evaluation_identity, model_name
+from srft_ray.commands.evaluation_sampling import first_missing, write_records
 from srft_ray.config.load import make_config
 from srft_ray.config.resolve import resolve
 from srft_ray.data.plan import Segment, StepSize, StreamPlan
@@ -82,6 +83,28 @@ def test_parts_are_joined_in_the_order_of_prompts_and_samples(tmp_path):
         "finish_reason": "stop",
         "seconds": 2.5,
     }
+
+
+def test_a_crash_while_parts_are_removed_loses_no_row(tmp_path, monkeypatch):
+    plan = StreamPlan(0, (StepSize(0, 1),), 4, 1, {"held": 3}, 1)
+    for number in range(3):
+        ledger.write_part(tmp_path, "held", 0, number, [dataclasses.replace(group(number), step=0)])
+    unlink, removed = Path.unlink, []
+
+    def crash(path, **options):
+        if path.suffix == ".part":
+            removed.append(path)
+            if len(removed) == 2:
+                raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", crash)
+        write_records(tmp_path, plan)
+    assert ledger.parts_of(tmp_path, "held", 0) == [1, 2] and first_missing(tmp_path, plan) is None
+    (record,) = write_records(tmp_path, plan)
+    assert record["prompts"] == 3 and record["avg"] == 50.0
+    assert ledger.read(tmp_path, "held", 0).num_rows == 6 and ledger.parts_of(tmp_path, "held", 0) == []
 
 
 def test_a_sample_with_a_row_of_its_own_says_which_it_is(tmp_path):
@@ -166,6 +189,7 @@ def test_a_set_has_its_own_sampling_and_the_run_s_where_it_says_nothing(tmp_path
         ({"samples": 0}, "In evaluation.data.a: data.samples must be at least 1"),
         ({"top_p": 1.5}, "In evaluation.data.a: data.top_p must be at most 1"),
         ({"max_new_tokens": 128}, "evaluation.data.a.max_new_tokens=128 leaves no room for a prompt"),
+        ({"max_new_tokens": None, "samples": 0}, "In evaluation.data.a: data.samples must be at least 1"),
         ({"temperature": "hot"}, "Wrong value for 'evaluation.data.a.temperature'"),
     ],
 )
@@ -173,6 +197,12 @@ def test_wrong_settings_of_a_set_are_refused(tmp_path, tiny_model, settings, mes
     with pytest.raises(UserError) as refused:
         resolve(config_of(tmp_path, tiny_model, a=settings), GRPO())
     assert message in str(refused.value)
+
+
+def test_null_stands_for_the_run_s_own(tmp_path, tiny_model):
+    keys = dict.fromkeys(("samples", "temperature", "top_p", "max_new_tokens"))
+    section = resolve(config_of(tmp_path, tiny_model, a=keys), GRPO()).evaluation["a"]
+    assert [getattr(section, key) for key in keys] == [3, 0.6, 0.9, 32]
 
 
 def test_a_verifier_of_a_set_must_exist(tmp_path, tiny_model, tokenizer):
@@ -218,6 +248,19 @@ def test_the_folder_of_an_evaluation_depends_on_all_that_its_result_does(tmp_pat
     folder = evaluation_folder(resolve(config, GRPO()))
     assert folder.parent == tmp_path / "runs/evaluations" and folder.name.startswith(f"{tiny_model.name}-")
     assert evaluation_folder(resolve(config, GRPO())) == folder
+    environment = tmp_path / "world.py"
+    environment.write_text("def act(text, state):\n    return None\n")
+    changes = {
+        "stop": ["</a>"],
+        "max_turns": 2,
+        "engine": {"block_size": 32},
+        "environment": f"{environment}:act",
+    }
+    found = []
+    for changed in ({}, *({key: value} for key, value in changes.items())):
+        settings = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **changed))
+        found.append(evaluation_identity(dataclasses.replace(resolve(config, GRPO()), config=settings)))
+    assert len({str(identity) for identity in found}) == 1 + len(changes)
     config.evaluation.temperature = 0.7
     other = resolve(config, GRPO())
     assert evaluation_folder(other) != folder

@@ -7,7 +7,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from srft_ray.observe import ledger, ledger_windows
+from srft_ray.observe import ledger, ledger_reading, ledger_windows
 
 WINDOW = 10
 RANKS = 2
@@ -104,6 +104,13 @@ def test_a_crash_while_the_merged_file_is_written(run_dir: Path):
     ledger_windows.merge(run_dir, 12)
     check_rows(run_dir, 12)
     assert len(files(run_dir)) == 1 + 2 * RANKS
+
+
+def test_readers_do_not_see_a_merged_file_before_its_time(run_dir: Path):
+    write(run_dir, range(2))
+    whole = pyarrow.dataset.dataset(run_dir / "groups", format="parquet").to_table()
+    pq.write_table(whole, run_dir / "groups/.steps-000000-000009.parquet")
+    assert ledger_reading.read_step(ledger_reading.files_by_step(run_dir)[1], 1).num_rows == RANKS
 
 
 def test_large_windows_and_other_columns_are_left_as_they_are(run_dir: Path, monkeypatch: pytest.MonkeyPatch):

@@ -198,6 +198,14 @@ def test_evaluations_show_what_changed_and_runs_are_compared(tmp_path):
     (found,) = data["comparisons"]
     assert (found["first"], found["second"], found["prompts"], found["mean"]) == ("a", "b", 3, 0)
     assert data["runs"][0]["about"] == {"method": "srft", "seed": 3, "model": "nowhere"}
+    others = [write_run(tmp_path / name, texts) for name, texts in (("c", ["p", "x", "r"]), ("d", ["y"] * 3))]
+    data = json.loads(parsed(report([first, *others], tmp_path / "all.html").read_text()).data)
+    (found,) = data["comparisons"]  # none with d, whose prompts of the same numbers are others
+    assert (found["second"], found["prompts"]) == ("c", 2)
+    for text in ("", "- a\n", "a: [1\n", "\ud800"):
+        (second / "config.yaml").write_bytes(text.encode(errors="surrogatepass"))
+        with pytest.raises(UserError, match=r"config\.yaml"):
+            report([second], tmp_path / "bad.html")
 
 
 def test_an_event_is_shown_at_the_step_that_was_recorded_next(tmp_path):

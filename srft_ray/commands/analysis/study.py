@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from srft_ray.commands.analysis import plots, records, scoring, token_shift
 from srft_ray.commands.analysis.dynamics import dynamics
@@ -15,7 +14,7 @@ from srft_ray.commands.analysis.gradients import term_gradients
 from srft_ray.commands.analysis.texts import first_texts, sampled_texts
 from srft_ray.commands.analysis.weights import weight_changes
 from srft_ray.commands.benchmark_scores import table
-from srft_ray.config.load import make_config
+from srft_ray.config.load import load_config, read_record
 from srft_ray.config.schema import ModelSection
 from srft_ray.errors import UserError, require
 from srft_ray.models import count_parameters, is_local
@@ -103,6 +102,10 @@ def _from_models(
         settings.steps,
         settings.longest,
     )
+    require(
+        len(texts) > 0,
+        f"{run_dir} holds no sampled text of at most {settings.longest} tokens: there is nothing to analyze.",
+    )
     tokens = token_shift.token_table(before, after, texts)
     pq.write_table(tokens, target / "tokens.parquet")
     references = {
@@ -125,7 +128,7 @@ def _from_models(
 def _gradients(run_dir: Path, settings: Settings, checkpoints: Mapping[int, Path | str]) -> Rows:
     """Empty, with a note, where the run's algorithm cannot be made from its config."""
     try:
-        config = make_config(yaml.safe_load((run_dir / "config.yaml").read_text()))
+        config = load_config(run_dir / "config.yaml")
         return term_gradients(run_dir, config, checkpoints, settings.gradients)
     except UserError as error:
         print(f"analyze: gradients of terms are not measured: {error}")
@@ -137,8 +140,7 @@ def _base_model(run_dir: Path) -> str | None:
     config = run_dir / "config.yaml"
     if not config.is_file():
         return None
-    sections = yaml.safe_load(config.read_text())
-    return sections["model"]["path"]
+    return read_record(config).get("model", {}).get("path")
 
 
 def _checkpoints(run_dir: Path) -> dict[int, Path]:

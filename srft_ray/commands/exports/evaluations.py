@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
 from srft_ray.config.evaluation import EvaluationSetSection, evaluation_sets
-from srft_ray.config.load import make_config
+from srft_ray.config.load import load_config
 from srft_ray.config.schema import Config
 from srft_ray.errors import require
 from srft_ray.observe import evaluation_ledger
@@ -74,7 +73,7 @@ def stored_evaluations(folder: Path) -> list[StoredEvaluation]:
     """
     record = folder / RECORD
     require(record.is_file(), f"{folder} holds no {RECORD}: pass a run directory, or an evaluation's folder.")
-    config = make_config(yaml.safe_load(record.read_text()))
+    config = load_config(record)
     found = list(_stored(folder, config))
     require(
         len(found) > 0,
